@@ -1,0 +1,114 @@
+// The CPU half of causal_conv1d: checks, allocates, cuts the work into items and hands them to the kernels.
+#include "ops/causal_conv1d.h"
+
+#include "cpu/causal_conv1d_plan.h"
+#include "cpu/dispatch.h"
+#include "cpu/sum_partials.h"
+
+namespace mamba_aot::cpu {
+
+MAMBA_AOT_PER_ISA(int64_t, causal_conv1d_forward,
+                  (const ConvPlan& plan, int64_t begin, int64_t end, void* scratch))
+MAMBA_AOT_PER_ISA(int64_t, causal_conv1d_backward,
+                  (const ConvPlan& plan, int64_t begin, int64_t end, void* scratch))
+MAMBA_AOT_PER_ISA(int64_t, causal_conv1d_step,
+                  (const ConvUpdatePlan& plan, int64_t begin, int64_t end, void* scratch))
+
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+ConvPlan make_plan(const CausalConv1dSizes& s, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                   const OptionalTensor& initial_states, bool silu) {
+  ConvPlan plan{};
+  plan.batch = s.batch;
+  plan.channels = s.channels;
+  plan.length = s.length;
+  plan.width = s.width;
+  plan.segment_length = 1024;
+  plan.segments = s.length > 0 ? ceil_div(s.length, plan.segment_length) : 1;
+  plan.split_channels = 64;
+  plan.splits = ceil_div(s.channels, plan.split_channels);
+  plan.silu = silu;
+  plan.float64 = x.scalar_type() == ScalarType::Double;
+  plan.x = view(x);
+  plan.initial_states = view(initial_states);
+  plan.weight = weight.data_ptr();
+  plan.bias = bias ? bias->data_ptr() : nullptr;
+  return plan;
+}
+
+// Items worth a thread of their own.
+int64_t item_grain(int64_t steps) { return steps > 0 && steps < 256 ? 256 / steps : 1; }
+
+}  // namespace
+
+Tensor causal_conv1d_fwd(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor initial_states, bool silu) {
+  const CausalConv1dSizes s = check_causal_conv1d(x, weight, bias, initial_states);
+  const ScalarType type = state_dtype(x.scalar_type());
+  const Tensor filter = to_state_dtype(weight, type);
+  const OptionalTensor offset = to_state_dtype(bias, type);
+  ConvPlan plan = make_plan(s, x, filter, offset, initial_states, silu);
+  Tensor out = layout_like(x);
+  plan.out = view(out);
+  run_items(plan, s.batch * plan.segments * plan.splits, item_grain(s.length), pick_causal_conv1d_forward());
+  return out;
+}
+
+CausalConv1dGradients causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, OptionalTensor bias,
+                                        OptionalTensor initial_states, bool silu) {
+  const CausalConv1dSizes s = check_causal_conv1d_backward(dout, x, weight, bias, initial_states);
+  const ScalarType type = state_dtype(x.scalar_type());
+  const Tensor filter = to_state_dtype(weight, type);
+  const OptionalTensor offset = to_state_dtype(bias, type);
+  ConvPlan plan = make_plan(s, x, filter, offset, initial_states, silu);
+  Tensor dx = layout_like(x);
+  Tensor dinitial = initial_states ? empty_on(x, {s.batch, s.channels, s.width - 1}, x.scalar_type()) : absent_on(x);
+  const int64_t sums = s.batch * plan.segments;
+  Tensor dweight = empty_on(x, {sums, s.channels, s.width}, type);
+  Tensor dbias = bias ? empty_on(x, {sums, s.channels}, type) : absent_on(x);
+  plan.dout = view(dout);
+  plan.dx = view(dx);
+  plan.dinitial_states = view(dinitial);
+  plan.dweight = dweight.data_ptr();
+  plan.dbias = bias ? dbias.data_ptr() : nullptr;
+  run_items(plan, sums * plan.splits, item_grain(s.length), pick_causal_conv1d_backward());
+  dweight = to_input_dtype(sum_over_items(dweight, 1, sums, {s.channels, s.width}), weight);
+  if (bias) dbias = to_input_dtype(sum_over_items(dbias, 1, sums, {s.channels}), *bias);
+  return {dx, dweight, dbias, dinitial};
+}
+
+Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, OptionalTensor bias,
+                            OptionalTensor conv_state_indices, bool silu) {
+  const CausalConv1dUpdateSizes s = check_causal_conv1d_update(x, conv_state, weight, bias, conv_state_indices);
+  check_slots("causal_conv1d_update", "conv_state_indices", conv_state_indices, s.slots);
+  const ScalarType type = state_dtype(x.scalar_type());
+  const Tensor filter = to_state_dtype(weight, type);
+  const OptionalTensor offset = to_state_dtype(bias, type);
+  Tensor out = s.single ? empty_on(x, {s.batch, s.channels}, x.scalar_type())
+                        : empty_on(x, {s.batch, s.channels, s.length}, x.scalar_type());
+  ConvUpdatePlan plan{};
+  plan.batch = s.batch;
+  plan.channels = s.channels;
+  plan.length = s.length;
+  plan.width = s.width;
+  plan.state_length = s.state_length;
+  plan.split_channels = 64;
+  plan.silu = silu;
+  plan.float64 = type == ScalarType::Double;
+  plan.x = view(x);
+  plan.out = view(out);
+  plan.conv_state = view(conv_state);
+  plan.weight = filter.data_ptr();
+  plan.bias = offset ? offset->data_ptr() : nullptr;
+  if (conv_state_indices) {
+    plan.indices = static_cast<const int32_t*>(conv_state_indices->data_ptr());
+    plan.indices_stride = conv_state_indices->stride(0);
+  }
+  // Sequences of one slot stay on one thread, so that even a repeated slot is updated in order.
+  const int64_t splits = ceil_div(s.channels, plan.split_channels);
+  run_items(plan, s.empty() ? 0 : splits, item_grain(s.batch * s.length), pick_causal_conv1d_step());
+  return out;
+}
+
+}  // namespace mamba_aot::cpu

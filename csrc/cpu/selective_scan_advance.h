@@ -1,0 +1,101 @@
+// The recurrence over one chunk, for one block of channels and kStates states: states stay in registers.
+#pragma once
+
+#include "cpu/selective_scan_discrete.h"
+#include "cpu/selective_scan_item.h"
+
+namespace mamba_aot::cpu::MAMBA_AOT_ISA {
+
+// What the backward sweep needs of the forward one, per step and state: h has one more row, the start state.
+template <class S>
+struct Tape {
+  Vec<S> *h, *e, *phi;
+};
+
+// Rows of one step of the packed chunk.
+template <class S>
+struct StepRows {
+  const S *B, *C, *gate;
+
+  MAMBA_AOT_INLINE StepRows(const ScanItem<S>& item, int64_t t, int64_t first_state)
+      : B(reinterpret_cast<const S*>(item.B + t * item.row_vectors) + first_state),
+        C(reinterpret_cast<const S*>(item.C + t * item.row_vectors) + first_state),
+        gate(reinterpret_cast<const S*>(item.gate + t * item.part_vectors) + first_state) {}
+};
+
+// Advances h (kStates states from first_state on) through the chunk and adds C h to y.
+template <class S, bool kComplex, bool kZoh, bool kGate, int kStates, bool kKeep>
+void advance(const ScanItem<S>& item, const Vec<S>* A, int64_t first_state, const Vec<S>* dt_tile,
+             const Vec<S>* x_tile, Vec<S>* state, Vec<S>* y_tile, const Tape<S>& tape) {
+  constexpr int kParts = kComplex ? 2 : 1;
+  const int64_t part_stride = item.part_stride();
+  Vec<S> a_re[kStates], a_im[kStates], h_re[kStates], h_im[kStates];
+  Inverse<S, kComplex> inverse[kStates];
+#pragma GCC unroll 8
+  for (int j = 0; j < kStates; ++j) {
+    a_re[j] = A[j * kParts];
+    a_im[j] = kComplex ? A[j * kParts + kParts - 1] : Vec<S>{};
+    h_re[j] = state[j * kParts];
+    h_im[j] = kComplex ? state[j * kParts + kParts - 1] : Vec<S>{};
+    if constexpr (kZoh) inverse[j].set(a_re[j], a_im[j]);
+  }
+  for (int64_t t = 0; t < item.steps; ++t) {
+    const StepRows<S> rows(item, t, first_state);
+    const Vec<S> dt = dt_tile[t], x = x_tile[t];
+    const Vec<S> dt_log2e = dt * splat<S>(kLog2E), dt_two_over_pi = dt * splat<S>(kTwoOverPi);
+    const Vec<S> dt_x = dt * x;
+    // Summed apart from the tile: short chains of additions lose less.
+    Vec<S> y{};
+#pragma GCC unroll 8
+    for (int j = 0; j < kStates; ++j) {
+      const Discrete<S, kComplex, kZoh> d(dt, dt_log2e, dt_two_over_pi, a_re[j], a_im[j], inverse[j]);
+      if constexpr (kComplex) {
+        const Vec<S> B_re = splat<S>(rows.B[j]), B_im = splat<S>(rows.B[part_stride + j]);
+        Vec<S> in_re, in_im;
+        if constexpr (kZoh) {
+          const Vec<S> p_re = d.phi_re * x, p_im = d.phi_im * x;
+          in_re = fma(p_re, B_re, -(p_im * B_im));
+          in_im = fma(p_re, B_im, p_im * B_re);
+        } else {
+          in_re = dt_x * B_re;
+          in_im = dt_x * B_im;
+        }
+        Vec<S> decay_re = d.e_re, decay_im = d.e_im;
+        if constexpr (kGate) {
+          decay_re = decay_re * splat<S>(rows.gate[j]);
+          decay_im = decay_im * splat<S>(rows.gate[j]);
+        }
+        const Vec<S> re = h_re[j], im = h_im[j];
+        h_re[j] = fma(decay_re, re, fma(-decay_im, im, in_re));
+        h_im[j] = fma(decay_re, im, fma(decay_im, re, in_im));
+        y = fma(splat<S>(rows.C[j]), h_re[j], y);
+        y = fma(splat<S>(-rows.C[part_stride + j]), h_im[j], y);
+      } else {
+        const Vec<S> in = (kZoh ? d.phi_re * x : dt_x) * splat<S>(rows.B[j]);
+        Vec<S> decay = d.e_re;
+        if constexpr (kGate) decay = decay * splat<S>(rows.gate[j]);
+        h_re[j] = fma(decay, h_re[j], in);
+        y = fma(splat<S>(rows.C[j]), h_re[j], y);
+      }
+      if constexpr (kKeep) {
+        const int64_t at = (t * kStates + j) * kParts, next = at + kStates * kParts;
+        tape.h[next] = h_re[j];
+        tape.e[at] = d.e_re;
+        if constexpr (kZoh) tape.phi[at] = d.phi_re;
+        if constexpr (kComplex) {
+          tape.h[next + 1] = h_im[j];
+          tape.e[at + 1] = d.e_im;
+          if constexpr (kZoh) tape.phi[at + 1] = d.phi_im;
+        }
+      }
+    }
+    y_tile[t] = y_tile[t] + y;
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < kStates; ++j) {
+    state[j * kParts] = h_re[j];
+    if constexpr (kComplex) state[j * kParts + kParts - 1] = h_im[j];
+  }
+}
+
+}  // namespace mamba_aot::cpu::MAMBA_AOT_ISA

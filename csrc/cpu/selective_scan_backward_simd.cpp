@@ -1,0 +1,189 @@
+// The backward sweep of the selective scan. Compiled once per instruction set.
+// Chunks are visited last to first; in each one the states are recomputed from the saved start of the chunk onto
+// a tape that stays in the cache, a few states at a time, and then walked back.
+#include "cpu/selective_scan_retreat.h"
+
+namespace mamba_aot::cpu::MAMBA_AOT_ISA {
+namespace {
+
+// States per pass; one in double, as in the forward sweep.
+template <class S, bool kComplex>
+constexpr int kBackwardStates = sizeof(S) == 8 ? 1 : kComplex ? 2 : 4;
+
+template <class S, bool kComplex, bool kZoh, bool kGate>
+struct Backward {
+  static constexpr int kLanes = Simd<S>::kLanes;
+  static constexpr int kParts = kComplex ? 2 : 1;
+  static constexpr int kStates = kBackwardStates<S, kComplex>;
+  ScanItem<S> item;
+  // Per block of channels: the tiles of the chunk, and sums over the sequence.
+  Vec<S> *dt, *x, *dy, *y, *dout_slope, *du, *ddt;
+  Vec<S> *dA, *dD, *dbias;
+  Vec<S>* start;
+  Tape<S> tape;
+  ChannelSums<S> sums;
+
+  Backward(const ScanPlan& plan, Arena<S>& arena) : item(plan, arena) {
+    const int64_t tiles = item.max_blocks * kScanChunk, tape_rows = kScanChunk * kStates * kParts;
+    dt = arena.take(tiles);
+    x = arena.take(tiles);
+    dy = arena.take(tiles);
+    y = arena.take(tiles);
+    dout_slope = arena.take(tiles);
+    du = arena.take(tiles);
+    ddt = arena.take(tiles);
+    dA = arena.take(item.max_blocks * item.state_parts);
+    dD = arena.take(item.max_blocks);
+    dbias = arena.take(item.max_blocks);
+    start = arena.take(item.state_parts * item.max_blocks);
+    tape = {arena.take(tape_rows + kStates * kParts), arena.take(tape_rows), arena.take(tape_rows)};
+    sums = {arena.take(tape_rows), arena.take(tape_rows), arena.take(kScanChunk * kStates)};
+  }
+
+  void run(int64_t index) {
+    const ScanPlan& plan = item.plan;
+    item.start(index);
+    for (int64_t b = 0; b < item.blocks; ++b) {
+      item.load_state(plan.dlast_state, b, item.h + b * item.state_parts);
+      for (int64_t i = 0; i < item.state_parts; ++i) dA[b * item.state_parts + i] = Vec<S>{};
+      dD[b] = dbias[b] = Vec<S>{};
+    }
+    for (int64_t k = ceil_div(plan.length, kScanChunk) - 1; k >= 0; --k) run_chunk(k);
+    for (int64_t b = 0; b < item.blocks; ++b) {
+      const int64_t channel = item.batch * plan.channels + item.channel(b);
+      item.store_state(plan.dinitial_state, b, item.h + b * item.state_parts);
+      store_tile<S>(flat_view<S>(plan.dA), channel * item.state_parts, item.state_parts, 1, item.lanes(b), item.state_parts,
+                    dA + b * item.state_parts);
+      if (plan.dD) store_tile<S>(flat_view<S>(plan.dD), channel, 1, 0, item.lanes(b), 1, dD + b);
+      if (plan.ddelta_bias) store_tile<S>(flat_view<S>(plan.ddelta_bias), channel, 1, 0, item.lanes(b), 1, dbias + b);
+    }
+  }
+
+  void run_chunk(int64_t k) {
+    item.start_chunk(k);
+    item.pack_inputs();
+    for (int64_t b = 0; b < item.blocks; ++b) {
+      load_chunk(b);
+      item.load_chunk_state(k, b, start + b * item.state_parts);
+    }
+    int64_t n = 0;
+    for (; n + kStates <= item.state; n += kStates) pass<kStates>(n);
+    for (; n < item.state; ++n) pass<1>(n);
+    for (int64_t b = 0; b < item.blocks; ++b) store_chunk(b);
+  }
+
+  void load_chunk(int64_t block) {
+    const ScanPlan& plan = item.plan;
+    const int64_t at = block * kScanChunk;
+    item.load_step_sizes(block, dt + at);
+    item.load_block(plan.u, block, x + at);
+    item.load_block(plan.dout, block, dy + at);
+    const Vec<S> skip = item.per_channel(plan.D, block);
+    if (plan.z.data) {
+      item.load_block(plan.z, block, dout_slope + at);
+      for (int64_t t = at; t < at + item.steps; ++t) {
+        const Silu<S> gate(dout_slope[t]);
+        dout_slope[t] = dy[t] * gate.slope;
+        dy[t] = dy[t] * gate.value;
+      }
+    }
+    StepSum<S> sum;
+    for (int64_t t = at; t < at + item.steps; ++t) {
+      sum.add(t, dy[t] * x[t]);
+      y[t] = skip * x[t];
+      du[t] = skip * dy[t];
+      ddt[t] = Vec<S>{};
+    }
+    dD[block] = dD[block] + sum.total();
+  }
+
+  template <int kPassStates>
+  void pass(int64_t n) {
+    sums.template clear<kParts, kPassStates>(item.steps);
+    for (int64_t b = 0; b < item.blocks; ++b) {
+      const int64_t row = b * item.state_parts + n * kParts, at = b * kScanChunk;
+      for (int j = 0; j < kPassStates * kParts; ++j) tape.h[j] = start[row + j];
+      advance<S, kComplex, kZoh, kGate, kPassStates, true>(item, item.A + row, n, dt + at, x + at, start + row,
+                                                           y + at, tape);
+      const RetreatTiles<S> tiles{dt + at, x + at, dy + at, du + at, ddt + at};
+      retreat<S, kComplex, kZoh, kGate, kPassStates>(item, item.A + row, n, tiles, tape, item.h + row, dA + row,
+                                                     sums);
+    }
+    store_sums<kPassStates>(sums.dB, static_cast<S*>(item.plan.dB), n, kParts);
+    store_sums<kPassStates>(sums.dC, static_cast<S*>(item.plan.dC), n, kParts);
+    if constexpr (kGate) store_sums<kPassStates>(sums.dgate, static_cast<S*>(item.plan.dgate), n, 1);
+  }
+
+  // Adds up the channels of sums[steps, states, parts] and writes them to this item's [state, length, parts].
+  template <int kPassStates>
+  void store_sums(const Vec<S>* sums, S* out, int64_t first_state, int count) {
+    const int64_t length = item.plan.length;
+    for (int column = 0; column < kPassStates * count; ++column) {
+      const int64_t n = first_state + column / count;
+      S* row = out + ((item.index * item.state + n) * length + item.step) * count + column % count;
+      for (int64_t t = 0; t < item.steps; t += kLanes) {
+        Vec<S> rows[kLanes];
+        for (int i = 0; i < kLanes; ++i) {
+          rows[i] = t + i < item.steps ? sums[(t + i) * kPassStates * count + column] : Vec<S>{};
+        }
+        const Vec<S> total = sum_lanes<S>(rows);
+        for (int i = 0; i < kLanes && t + i < item.steps; ++i) row[(t + i) * count] = total[i];
+      }
+    }
+  }
+
+  void store_chunk(int64_t block) {
+    const ScanPlan& plan = item.plan;
+    const int64_t at = block * kScanChunk;
+    StepSum<S> sum;
+    for (int64_t t = at; t < at + item.steps; ++t) {
+      if (plan.softplus) ddt[t] = ddt[t] * softplus_slope<S>(dt[t]);
+      sum.add(t, ddt[t]);
+    }
+    dbias[block] = dbias[block] + sum.total();
+    item.store_block(plan.du, block, du + at);
+    item.store_block(plan.ddelta, block, ddt + at);
+    if (plan.z.data) {
+      for (int64_t t = at; t < at + item.steps; ++t) y[t] = y[t] * dout_slope[t];
+      item.store_block(plan.dz, block, y + at);
+    }
+  }
+};
+
+// Runs the items [begin, end) in `scratch`; without scratch, returns the bytes it needs.
+template <class S, bool kComplex, bool kZoh, bool kGate>
+int64_t run(const ScanPlan& plan, int64_t begin, int64_t end, void* scratch) {
+  Arena<S> arena{static_cast<Vec<S>*>(scratch)};
+  Backward<S, kComplex, kZoh, kGate> sweep(plan, arena);
+  if (scratch) {
+    for (int64_t i = begin; i < end; ++i) sweep.run(i);
+  }
+  return arena.used * static_cast<int64_t>(sizeof(Vec<S>));
+}
+
+template <class S, bool kComplex, bool kZoh>
+int64_t pick_gate(const ScanPlan& p, int64_t begin, int64_t end, void* scratch) {
+  return p.gate.data ? run<S, kComplex, kZoh, true>(p, begin, end, scratch)
+                     : run<S, kComplex, kZoh, false>(p, begin, end, scratch);
+}
+
+template <class S, bool kComplex>
+int64_t pick_rule(const ScanPlan& p, int64_t begin, int64_t end, void* scratch) {
+  return p.zoh ? pick_gate<S, kComplex, true>(p, begin, end, scratch)
+               : pick_gate<S, kComplex, false>(p, begin, end, scratch);
+}
+
+template <class S>
+int64_t pick_field(const ScanPlan& p, int64_t begin, int64_t end, void* scratch) {
+  return p.parts == 2 ? pick_rule<S, true>(p, begin, end, scratch)
+                      : pick_rule<S, false>(p, begin, end, scratch);
+}
+
+}  // namespace
+
+int64_t selective_scan_backward(const ScanPlan& plan, int64_t begin, int64_t end, void* scratch) {
+  return plan.float64 ? pick_field<double>(plan, begin, end, scratch)
+                      : pick_field<float>(plan, begin, end, scratch);
+}
+
+}  // namespace mamba_aot::cpu::MAMBA_AOT_ISA

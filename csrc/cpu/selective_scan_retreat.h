@@ -1,0 +1,176 @@
+// One chunk walked back, for one block of channels and kStates states.
+// lam is the adjoint of h: lam_t = conj(C_t) dy_t + conj(a_{t+1}) lam_{t+1}; gradients follow PyTorch's convention
+// for complex numbers, dL/dRe + i dL/dIm.
+#pragma once
+
+#include "cpu/selective_scan_advance.h"
+
+namespace mamba_aot::cpu::MAMBA_AOT_ISA {
+
+// Tiles of the chunk, one vector per step; du and ddt are added to.
+template <class S>
+struct RetreatTiles {
+  const Vec<S> *dt, *x, *dy;
+  Vec<S> *du, *ddt;
+};
+
+// What is summed over channels, kept per lane until all blocks of the item are done: [steps, states, parts].
+template <class S>
+struct ChannelSums {
+  Vec<S> *dB, *dC, *dgate;
+
+  template <int kParts, int kStates>
+  void clear(int64_t steps) const {
+    for (int64_t i = 0; i < steps * kStates * kParts; ++i) dB[i] = dC[i] = Vec<S>{};
+    for (int64_t i = 0; i < steps * kStates; ++i) dgate[i] = Vec<S>{};
+  }
+};
+
+// d phi / d A of the zero-order hold: (dt e - phi) / A, which cancels where |dt A| is small: there its series.
+template <class S, bool kComplex>
+MAMBA_AOT_INLINE void phi_slope(Vec<S> dt, Vec<S> A_re, Vec<S> A_im, const Inverse<S, kComplex>& inverse,
+                                Vec<S> e_re, Vec<S> e_im, Vec<S> phi_re, Vec<S> phi_im, Vec<S>& re, Vec<S>& im) {
+  const auto& terms = Constants<S>::kSlope;
+  constexpr int kTerms = sizeof(terms) / sizeof(terms[0]);
+  const Vec<S> w_re = dt * A_re, limit = splat<S>(0.0625);
+  const Vec<S> top_re = fma(dt, e_re, -phi_re);
+  if constexpr (kComplex) {
+    const Vec<S> w_im = dt * A_im, top_im = fma(dt, e_im, -phi_im);
+    re = fma(top_re, inverse.re, -(top_im * inverse.im));
+    im = fma(top_re, inverse.im, top_im * inverse.re);
+    const IntVec<S> small = fma(w_re, w_re, w_im * w_im) < limit;
+    if (!any<S>(small)) return;
+    Vec<S> sum_re = splat<S>(terms[0]), sum_im{};
+#pragma GCC unroll 16
+    for (int i = 1; i < kTerms; ++i) {
+      const Vec<S> old = sum_re;
+      sum_re = fma(sum_re, w_re, fma(-sum_im, w_im, splat<S>(terms[i])));
+      sum_im = fma(old, w_im, sum_im * w_re);
+    }
+    re = small ? dt * dt * sum_re : re;
+    im = small ? dt * dt * sum_im : im;
+  } else {
+    re = top_re * inverse.re;
+    const IntVec<S> small = w_re * w_re < limit;
+    if (!any<S>(small)) return;
+    re = small ? dt * dt * polynomial<S>(w_re, terms) : re;
+  }
+}
+
+// Walks back from the end of the chunk. `carry` is conj(a_{t+1}) lam_{t+1} at the end of the chunk on entry, and at
+// its start on return.
+template <class S, bool kComplex, bool kZoh, bool kGate, int kStates>
+void retreat(const ScanItem<S>& item, const Vec<S>* A, int64_t first_state, const RetreatTiles<S>& tiles,
+             const Tape<S>& tape, Vec<S>* carry, Vec<S>* dA, const ChannelSums<S>& sums) {
+  constexpr int kParts = kComplex ? 2 : 1, kIm = kParts - 1;
+  const int64_t part_stride = item.part_stride();
+  const Vec<S> zero{};
+  Vec<S> a_re[kStates], a_im[kStates], c_re[kStates], c_im[kStates], dA_re[kStates], dA_im[kStates];
+  Vec<S> chunk_dA[kStates * kParts] = {};
+  Inverse<S, kComplex> inverse[kStates];
+#pragma GCC unroll 8
+  for (int j = 0; j < kStates; ++j) {
+    a_re[j] = A[j * kParts];
+    a_im[j] = kComplex ? A[j * kParts + kIm] : zero;
+    c_re[j] = carry[j * kParts];
+    c_im[j] = kComplex ? carry[j * kParts + kIm] : zero;
+    dA_re[j] = dA_im[j] = zero;
+    if constexpr (kZoh) inverse[j].set(a_re[j], a_im[j]);
+  }
+  for (int64_t t = item.steps - 1; t >= 0; --t) {
+    const StepRows<S> rows(item, t, first_state);
+    const Vec<S> dt = tiles.dt[t], x = tiles.x[t], dy = tiles.dy[t];
+    // C in `rows` carries the factor 2 of a complex scan, its gradient takes it from here.
+    const Vec<S> dy_scaled = kComplex ? dy + dy : dy, dt_x = dt * x;
+    Vec<S> ddt = zero, du = zero, lam_B = zero;
+#pragma GCC unroll 8
+    for (int j = 0; j < kStates; ++j) {
+      const int64_t at = (t * kStates + j) * kParts, next = at + kStates * kParts;
+      const Vec<S> e_re = tape.e[at], e_im = kComplex ? tape.e[at + kIm] : zero;
+      const Vec<S> phi_re = kZoh ? tape.phi[at] : zero, phi_im = kZoh && kComplex ? tape.phi[at + kIm] : zero;
+      const Vec<S> B_re = splat<S>(rows.B[j]), C_re = splat<S>(rows.C[j]);
+      const Vec<S> gate = kGate ? splat<S>(rows.gate[j]) : splat<S>(1);
+      if constexpr (kComplex) {
+        const Vec<S> B_im = splat<S>(rows.B[part_stride + j]), C_im = splat<S>(rows.C[part_stride + j]);
+        const Vec<S> lam_re = fma(C_re, dy, c_re[j]), lam_im = fma(-C_im, dy, c_im[j]);
+        sums.dC[at] = fma(dy_scaled, tape.h[next], sums.dC[at]);
+        sums.dC[at + 1] = fma(-dy_scaled, tape.h[next + 1], sums.dC[at + 1]);
+        // conj(B) lam
+        const Vec<S> bl_re = fma(B_re, lam_re, B_im * lam_im), bl_im = fma(B_re, lam_im, -(B_im * lam_re));
+        if constexpr (kZoh) {
+          const Vec<S> p_re = fma(phi_re, lam_re, phi_im * lam_im), p_im = fma(phi_re, lam_im, -(phi_im * lam_re));
+          sums.dB[at] = fma(x, p_re, sums.dB[at]);
+          sums.dB[at + 1] = fma(x, p_im, sums.dB[at + 1]);
+          du = fma(phi_re, bl_re, fma(phi_im, bl_im, du));
+          const Vec<S> dphi_re = x * bl_re, dphi_im = x * bl_im;
+          ddt = fma(e_re, dphi_re, fma(e_im, dphi_im, ddt));
+          Vec<S> s_re, s_im;
+          phi_slope<S, true>(dt, a_re[j], a_im[j], inverse[j], e_re, e_im, phi_re, phi_im, s_re, s_im);
+          dA_re[j] = fma(s_re, dphi_re, fma(s_im, dphi_im, dA_re[j]));
+          dA_im[j] = fma(s_re, dphi_im, fma(-s_im, dphi_re, dA_im[j]));
+        } else {
+          sums.dB[at] = fma(dt_x, lam_re, sums.dB[at]);
+          sums.dB[at + 1] = fma(dt_x, lam_im, sums.dB[at + 1]);
+          lam_B = lam_B + bl_re;
+        }
+        // conj(e) lam, and with the previous state conj(e) lam conj(h): the gradient of the gate, dt and A.
+        const Vec<S> el_re = fma(e_re, lam_re, e_im * lam_im), el_im = fma(e_re, lam_im, -(e_im * lam_re));
+        const Vec<S> p_re = tape.h[at], p_im = tape.h[at + 1];
+        const Vec<S> q_re = fma(el_re, p_re, el_im * p_im), q_im = fma(el_im, p_re, -(el_re * p_im));
+        const int64_t state_at = t * kStates + j;
+        if constexpr (kGate) sums.dgate[state_at] = sums.dgate[state_at] + q_re;
+        const Vec<S> w_re = gate * q_re, w_im = gate * q_im;
+        ddt = fma(a_re[j], w_re, fma(a_im[j], w_im, ddt));
+        dA_re[j] = fma(dt, w_re, dA_re[j]);
+        dA_im[j] = fma(dt, w_im, dA_im[j]);
+        c_re[j] = gate * el_re;
+        c_im[j] = gate * el_im;
+      } else {
+        const Vec<S> lam = fma(C_re, dy, c_re[j]);
+        sums.dC[at] = fma(dy, tape.h[next], sums.dC[at]);
+        const Vec<S> bl = B_re * lam;
+        if constexpr (kZoh) {
+          sums.dB[at] = fma(x * phi_re, lam, sums.dB[at]);
+          du = fma(phi_re, bl, du);
+          const Vec<S> dphi = x * bl;
+          ddt = fma(e_re, dphi, ddt);
+          Vec<S> s_re, s_im;
+          phi_slope<S, false>(dt, a_re[j], zero, inverse[j], e_re, zero, phi_re, zero, s_re, s_im);
+          dA_re[j] = fma(s_re, dphi, dA_re[j]);
+        } else {
+          sums.dB[at] = fma(dt_x, lam, sums.dB[at]);
+          lam_B = lam_B + bl;
+        }
+        const Vec<S> el = e_re * lam, q = el * tape.h[at];
+        if constexpr (kGate) sums.dgate[at] = sums.dgate[at] + q;
+        const Vec<S> w = gate * q;
+        ddt = fma(a_re[j], w, ddt);
+        dA_re[j] = fma(dt, w, dA_re[j]);
+        c_re[j] = gate * el;
+      }
+    }
+    if constexpr (!kZoh) {
+      du = fma(dt, lam_B, du);
+      ddt = fma(x, lam_B, ddt);
+    }
+    tiles.du[t] = tiles.du[t] + du;
+    tiles.ddt[t] = tiles.ddt[t] + ddt;
+    // Long sums are cut into short ones: this one every 16 steps, then per chunk, then over the sequence.
+    if (t % 16 == 0) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kStates; ++j) {
+        chunk_dA[j * kParts] = chunk_dA[j * kParts] + dA_re[j];
+        if constexpr (kComplex) chunk_dA[j * kParts + kIm] = chunk_dA[j * kParts + kIm] + dA_im[j];
+        dA_re[j] = dA_im[j] = zero;
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < kStates; ++j) {
+    carry[j * kParts] = c_re[j];
+    if constexpr (kComplex) carry[j * kParts + kIm] = c_im[j];
+  }
+  for (int i = 0; i < kStates * kParts; ++i) dA[i] = dA[i] + chunk_dA[i];
+}
+
+}  // namespace mamba_aot::cpu::MAMBA_AOT_ISA

@@ -1,0 +1,248 @@
+// One way to say what must hold, what was got and what to do; and the few tensor helpers that every op needs.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <array>
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <ostream>
+#include <sstream>
+#include <stdexcept>
+#include <tuple>
+
+namespace mamba_aot {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Dims = std::initializer_list<int64_t>;
+
+// A shape as the user sees it: the first `count` dimensions, without `skip` (-1: none).
+struct Shape {
+  const int64_t* sizes;
+  int64_t count;
+  int64_t skip = -1;
+  const char* kind = "";
+};
+
+inline Shape shape(const Tensor& t) { return {t.sizes().data(), t.dim()}; }
+inline Shape shape(Dims dims) { return {dims.begin(), static_cast<int64_t>(dims.size())}; }
+
+// The shape of something whose complex elements, if any, are pairs in a last dimension of 2 beyond `real_rank`.
+inline Shape complex_shape(const Tensor& t, int64_t real_rank) {
+  const bool pairs = t.dim() == real_rank + 1 && t.size(real_rank) == 2;
+  return {t.sizes().data(), pairs ? real_rank : t.dim(), -1, pairs ? "complex " : t.dim() == real_rank ? "real " : ""};
+}
+
+inline std::ostream& operator<<(std::ostream& out, const Shape& s) {
+  out << s.kind << "[";
+  const char* separator = "";
+  for (int64_t i = 0; i < s.count; ++i) {
+    if (i == s.skip) continue;
+    out << separator << s.sizes[i];
+    separator = ", ";
+  }
+  return out << "]";
+}
+
+// A dtype by its Python name.
+struct DTypeName {
+  ScalarType type;
+};
+
+inline std::ostream& operator<<(std::ostream& out, const DTypeName& name) {
+  switch (name.type) {
+    case ScalarType::Float: return out << "float32";
+    case ScalarType::Double: return out << "float64";
+    case ScalarType::Half: return out << "float16";
+    case ScalarType::BFloat16: return out << "bfloat16";
+    case ScalarType::Byte: return out << "uint8";
+    case ScalarType::Char: return out << "int8";
+    case ScalarType::Short: return out << "int16";
+    case ScalarType::Int: return out << "int32";
+    case ScalarType::Long: return out << "int64";
+    case ScalarType::Bool: return out << "bool";
+    case ScalarType::ComplexFloat: return out << "complex64";
+    case ScalarType::ComplexDouble: return out << "complex128";
+    default: return out << torch::headeronly::toString(name.type);
+  }
+}
+
+inline DTypeName dtype(const Tensor& t) { return {t.scalar_type()}; }
+
+// A device by its Python name.
+struct DeviceName {
+  bool cpu, cuda;
+  int32_t index;
+};
+
+inline std::ostream& operator<<(std::ostream& out, const DeviceName& name) {
+  if (name.cpu) return out << "cpu";
+  return out << (name.cuda ? "cuda:" : "device ") << name.index;
+}
+
+inline DeviceName device(const Tensor& t) { return {t.is_cpu(), t.is_cuda(), t.get_device_index()}; }
+
+// Throws std::invalid_argument (Python: ValueError) with the parts joined into one sentence.
+template <class... Parts>
+[[noreturn, gnu::cold, gnu::noinline]] void fail(const Parts&... parts) {
+  std::ostringstream sentence;
+  (sentence << ... << parts);
+  throw std::invalid_argument(sentence.str());
+}
+
+// Parts are only formatted when the check fails, so keep them cheap to make (names, numbers, shape(t)).
+template <class... Parts>
+inline void check(bool holds, const Parts&... parts) {
+  if (!holds) fail(parts...);
+}
+
+inline bool is_floating(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16 ||
+         type == ScalarType::Double;
+}
+
+// One named argument of one public function: every check on it starts with "<fn>: <name> must ...".
+struct Arg {
+  const char* fn;
+  const char* name;
+  const Tensor& tensor;
+  // Complex tensors arrive as real views with a last dimension of 2, which the sentences leave out again.
+  bool complex = false;
+  // A dimension the user did not write (the group of [batch, state, length]); -1 for none.
+  int64_t hidden = -1;
+
+  // A real tensor where a complex one belongs is one dimension short, and is shown as it is.
+  Shape seen(const int64_t* sizes, size_t count, size_t rank) const {
+    const int64_t shown = static_cast<int64_t>(complex && count == rank ? count - 1 : count);
+    return {sizes, shown, count == rank ? hidden : -1};
+  }
+
+  const Arg& on_device_of(const Tensor& other, const char* other_name) const {
+    DeviceName want = device(other), got = device(tensor);
+    check(want.cpu == got.cpu && want.cuda == got.cuda && want.index == got.index, fn, ": ", name, " must be on ",
+          want, " like ", other_name, ", got ", got, ". Move it with .to(", other_name, ".device).");
+    return *this;
+  }
+
+  // `dims` names the dimensions ("[batch, state, length]"); `want` holds their sizes, with the last 2 if complex.
+  const Arg& has_shape(const char* dims, Dims want) const {
+    auto got = tensor.sizes();
+    bool equal = got.size() == want.size();
+    for (size_t i = 0; equal && i < want.size(); ++i) equal = got[i] == want.begin()[i];
+    check(equal, fn, ": ", name, " must be ", complex ? "complex " : "", dims, " = ",
+          seen(want.begin(), want.size(), want.size()), ", got ",
+          complex && got.size() + 1 == want.size() ? "real " : "", seen(got.data(), got.size(), want.size()));
+    return *this;
+  }
+
+  const Arg& has_rank(const char* dims, int64_t rank) const {
+    check(tensor.dim() == rank, fn, ": ", name, " must be ", dims, " (", rank, " dimensions), got ",
+          shape(tensor));
+    return *this;
+  }
+
+  const Arg& is_float() const {
+    check(is_floating(tensor.scalar_type()), fn, ": ", name,
+          " must be float32, float16, bfloat16 or float64, got ", dtype(tensor), ". Convert it with .float().");
+    return *this;
+  }
+
+  // The dtype of the large tensors: float64 only where there is a kernel for it.
+  const Arg& is_data_dtype() const {
+    ScalarType type = tensor.scalar_type();
+    check(is_floating(type), fn, ": ", name, " must be float32, float16, bfloat16 or (on the CPU) float64, got ",
+          dtype(tensor), ". Convert it with .float().");
+    check(type != ScalarType::Double || tensor.is_cpu(), fn, ": ", name,
+          " must be float32, float16 or bfloat16 on ", device(tensor),
+          ", got float64. Convert it with .float(), or run on the CPU.");
+    return *this;
+  }
+
+  const Arg& has_dtype(ScalarType want, const char* reason) const {
+    check(tensor.scalar_type() == want, fn, ": ", name, " must be ", DTypeName{want}, " ", reason, ", got ",
+          dtype(tensor), ". Convert it with .to(torch.", DTypeName{want}, ").");
+    return *this;
+  }
+
+  // What a kernel writes in place must not alias itself, or the result would depend on the order of writes.
+  const Arg& is_writable() const {
+    auto sizes = tensor.sizes();
+    auto strides = tensor.strides();
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      check(sizes[i] <= 1 || strides[i] != 0, fn, ": ", name,
+            " is updated in place, so its elements must not share memory; got stride 0 in dimension ", i,
+            ". Pass ", name, ".contiguous() and keep it.");
+    }
+    return *this;
+  }
+};
+
+// The dtype that states are kept in and sums are computed in.
+inline ScalarType state_dtype(ScalarType data) {
+  return data == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline Tensor empty_strided_like(const Tensor& device_of, Dims sizes, Dims strides, ScalarType type) {
+  int32_t device_type;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &device_type));
+  // The C shim numbers dtypes as ScalarType does for the four floating types used here.
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(),
+                                                  strides.begin(), static_cast<int32_t>(type), device_type,
+                                                  device_of.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+// A contiguous uninitialised tensor on the device of `device_of`.
+inline Tensor empty_on(const Tensor& device_of, Dims sizes, ScalarType type) {
+  std::array<int64_t, 8> strides{};
+  int64_t step = 1;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = step;
+    step *= sizes.begin()[i] > 0 ? sizes.begin()[i] : 1;
+  }
+  int32_t device_type;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &device_type));
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(),
+                                                  strides.data(), static_cast<int32_t>(type), device_type,
+                                                  device_of.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+// What stands for the gradient of an argument that was not given: an empty tensor [0] of the data's dtype.
+inline Tensor absent_on(const Tensor& like) { return empty_on(like, {0}, like.scalar_type()); }
+
+// An uninitialised tensor of x's shape [batch, channels, length] and dtype: channel-last memory
+// ([batch, length, channels] transposed) if x has it, else contiguous.
+inline Tensor layout_like(const Tensor& x) {
+  const int64_t b = x.size(0), d = x.size(1), l = x.size(2);
+  if (x.stride(2) == 1 || x.stride(1) != 1) return empty_on(x, {b, d, l}, x.scalar_type());
+  const int64_t row = d > 0 ? d : 1, sequence = (l > 0 ? l : 1) * row;
+  return empty_strided_like(x, {b, d, l}, {sequence, 1, row}, x.scalar_type());
+}
+
+// A contiguous `type` copy of a small tensor (A, D, bias, weight); the tensor itself if it is one already.
+inline Tensor to_state_dtype(const Tensor& t, ScalarType type) {
+  Tensor same = t.scalar_type() == type ? t : torch::stable::to(t, type);
+  return same.is_contiguous() ? same : torch::stable::contiguous(same);
+}
+
+inline OptionalTensor to_state_dtype(const OptionalTensor& t, ScalarType type) {
+  if (!t.has_value()) return std::nullopt;
+  return to_state_dtype(*t, type);
+}
+
+// The other direction, for a gradient computed in the state dtype.
+inline Tensor to_input_dtype(const Tensor& gradient, const Tensor& input) {
+  return gradient.scalar_type() == input.scalar_type() ? gradient
+                                                       : torch::stable::to(gradient, input.scalar_type());
+}
+
+}  // namespace mamba_aot

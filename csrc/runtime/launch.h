@@ -1,0 +1,23 @@
+// Loads images and launches them. Safe from any thread; what was loaded is kept until the process ends.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "runtime/variant.h"
+
+namespace mamba_aot::runtime {
+
+// Runs `grid_x` programs of a variant on torch's current stream of `device`; 0 programs are none.
+// `parameters` are the addresses of the kernel's arguments, in order, the two unused scratch pointers at the
+// end. Throws std::runtime_error: no driver, torch without CUDA, no image for this GPU, an error of the
+// driver.
+void launch(Variant& variant, int32_t device, uint64_t grid_x, void** parameters);
+
+// Loads a variant for a device ahead of its first launch. Throws like launch.
+void preload(Variant& variant, int32_t device);
+
+// For generated launchers: the table has no such combination.
+[[noreturn]] void refuse(const char* stem, const char* op, const std::string& key, const char* config);
+
+}  // namespace mamba_aot::runtime

@@ -1,0 +1,40 @@
+"""Mamba for PyTorch whose GPU kernels were compiled when the package was built."""
+
+from typing import TYPE_CHECKING
+
+__all__ = [
+    "Block",
+    "GeneratedToken",
+    "Mamba",
+    "MambaLM",
+    "MambaLMConfig",
+    "MambaState",
+    "RMSNorm",
+    "SSMConfig",
+    "causal_conv1d_fn",
+    "causal_conv1d_update",
+    "from_pretrained",
+    "generate",
+    "save_pretrained",
+    "selective_scan_fn",
+    "selective_state_update",
+    "stream",
+]
+
+try:
+    from mamba_aot.checkpoint import from_pretrained, save_pretrained
+    from mamba_aot.generation import GeneratedToken, generate, stream
+    from mamba_aot.model import MambaLM, MambaLMConfig
+    from mamba_aot.modules import Block, Mamba, MambaState, RMSNorm, SSMConfig
+    from mamba_aot.ops.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+    from mamba_aot.ops.selective_scan import selective_scan_fn
+    from mamba_aot.ops.state_update import selective_state_update
+except ImportError as error:
+    if not TYPE_CHECKING:
+        # Raised again by every public name, not here: `mamba-aot doctor` must start to say what is wrong.
+        _reason = str(error)
+
+        def __getattr__(name: str) -> None:
+            if name in __all__:
+                raise ImportError(_reason)
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,5 @@
+"""`python -m mamba_aot` is the command `mamba-aot`."""
+
+from mamba_aot.cli import main
+
+main()

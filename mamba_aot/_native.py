@@ -1,0 +1,158 @@
+"""Loads the op library once, and says in one sentence what to do when that can't be."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_API_VERSION = 1
+_OLDEST_TORCH = (2, 10)
+
+
+class _Image(ctypes.Structure):
+    """`mamba_aot_image` of csrc/runtime/c_api.h."""
+
+    _fields_ = [
+        ("id", ctypes.c_char_p),
+        ("variant", ctypes.c_char_p),
+        ("stem", ctypes.c_char_p),
+        ("entry", ctypes.c_char_p),
+        ("sha256", ctypes.c_char_p),
+        ("data", ctypes.POINTER(ctypes.c_ubyte)),
+        ("size", ctypes.c_uint64),
+        ("arch", ctypes.c_int32),
+        ("ptx", ctypes.c_int32),
+        ("num_warps", ctypes.c_int32),
+        ("shared_bytes", ctypes.c_int32),
+        ("registers", ctypes.c_int32),
+        ("spill_bytes", ctypes.c_int32),
+    ]
+
+
+def library_path() -> Path:
+    """Where the op library lies: beside this file, or where `MAMBA_AOT_LIBRARY` says."""
+    chosen = os.environ.get("MAMBA_AOT_LIBRARY")
+    return Path(chosen) if chosen else Path(__file__).with_name("libmamba_aot.so")
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """Loads the op library; this registers `torch.ops.mamba_aot`.
+
+    Raises:
+        ImportError: torch is too old, or the file is missing, broken, from another version, or a second copy.
+    """
+    path = library_path()
+    _require_torch()
+    if not path.is_file():
+        raise ImportError(
+            f"mamba_aot: the op library must be at {path}, but there is no such file; "
+            "build it with `pip install .` or `python -m tools.aot build`, or let MAMBA_AOT_LIBRARY name one"
+        )
+    if hasattr(torch.ops.mamba_aot, "selective_scan_fwd"):
+        raise ImportError(
+            "mamba_aot: another copy of the op library is registered in this process already; "
+            f"keep one of the two installations (this one is at {path})"
+        )
+    if not _is_complete(path):
+        raise ImportError(
+            f"mamba_aot: the op library at {path} is incomplete ({path.stat().st_size} bytes); "
+            "reinstall mamba-aot"
+        )
+    try:
+        native = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise ImportError(
+            f"mamba_aot: the op library at {path} could not be loaded ({error}); "
+            "it was built for another machine or another torch: reinstall mamba-aot"
+        ) from error
+    version = getattr(native, "mamba_aot_api_version", None)
+    if version is None or version() != _API_VERSION:
+        got = "none" if version is None else str(version())
+        raise ImportError(
+            f"mamba_aot: the library at {path} must have C interface version {_API_VERSION}, got {got}; "
+            "it belongs to another version of the package: reinstall mamba-aot"
+        )
+    native.mamba_aot_build_info.restype = ctypes.c_char_p
+    return native
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether an ELF file reaches to the end of its section table; the loader dies of SIGBUS otherwise."""
+    with path.open("rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or header[:4] != b"\x7fELF":
+        return False
+    (table,) = struct.unpack_from("<Q", header, 0x28)
+    entry_size, count = struct.unpack_from("<HH", header, 0x3A)
+    return path.stat().st_size >= table + entry_size * count
+
+
+def _require_torch() -> None:
+    numbers = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if numbers < _OLDEST_TORCH:
+        oldest = ".".join(map(str, _OLDEST_TORCH))
+        raise ImportError(
+            f"mamba_aot: needs torch {oldest} or newer, got {torch.__version__}; run: pip install "
+            f"'torch>={oldest}'"
+        )
+
+
+def _rows() -> list[_Image]:
+    native = library()
+    rows = [_Image() for _ in range(native.mamba_aot_image_count())]
+    for index, row in enumerate(rows):
+        native.mamba_aot_get_image(index, ctypes.byref(row))
+    return rows
+
+
+def variants() -> list[dict[str, Any]]:
+    """A row for every kernel image in the library.
+
+    Keys: `id` (`selective_scan_fwd-sm90-bf16-few`), `variant` (the id without the architecture), `stem` (of
+        the kernel
+    file), `entry` (symbol), `arch` (90 for compute capability 9.0), `ptx` (text that the driver compiles),
+    `num_warps`, `shared_bytes` a program, `registers` and `spill_bytes` a thread (0 for PTX), `size` in
+    bytes, `sha256`.
+    """
+    names = [field[0] for field in _Image._fields_ if field[0] != "data"]
+    rows = [{name: getattr(row, name) for name in names} for row in _rows()]
+    for row in rows:
+        row.update({name: value.decode() for name, value in row.items() if isinstance(value, bytes)})
+        row["ptx"] = bool(row["ptx"])
+    return rows
+
+
+def image(id: str) -> bytes:
+    """The bytes of an image: a cubin, or PTX with a closing zero byte.
+
+    Raises:
+        KeyError: no image has this id.
+    """
+    for row in _rows():
+        if row.id.decode() == id:
+            return ctypes.string_at(row.data, row.size)
+    raise KeyError(f"image: id must be one of variants()'s, got {id}")
+
+
+def build_info() -> dict[str, Any]:
+    """What the library was built from: version, architectures, triton, ptxas, torch headers, compiler."""
+    return json.loads(library().mamba_aot_build_info())
+
+
+def preload(device: int) -> None:
+    """Loads every kernel for a CUDA device, so that no later call waits for it.
+
+    Raises:
+        RuntimeError: no driver, torch without CUDA, or no image for this GPU.
+    """
+    message = ctypes.create_string_buffer(4096)
+    if library().mamba_aot_preload(ctypes.c_int32(device), message, ctypes.c_uint64(len(message))):
+        raise RuntimeError(message.value.decode())

@@ -1,0 +1,83 @@
+"""The command `mamba-aot`: parses, calls, prints. What the commands do lives in the modules they call."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    help="Mamba for PyTorch whose GPU kernels were compiled when the package was built.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def demo(
+    device: Annotated[str, typer.Option(help='Where to train: "cpu" or "cuda".')] = "cpu",
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps.", min=1, show_default="as documented")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of start, order of the text and sample.", min=0)] = 0,
+    text: Annotated[
+        Path | None, typer.Option(help="Text to train on; default: Python's own reference.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Directory for checkpoint, loss curve and metrics.")] = Path(
+        "demo-out"
+    ),
+) -> None:
+    """Train a byte-level language model on real text, let it write, save model, curve and figures."""
+    console = Console(stderr=True)
+    try:
+        from mamba_aot import demo as job
+
+        target, source = job.require_device(device), job.read_text(text)
+        job.require_directory(out)
+        job.run(source, target, job.STEPS if steps is None else steps, seed, out, console)
+    except ValueError as error:
+        _fail(error, 2)
+    except (ImportError, RuntimeError, OSError) as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        _fail("demo: stopped; nothing was written", 130)
+
+
+@app.command()
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print what is installed: versions, library, GPU, and the kernels built for each architecture."""
+    from mamba_aot import doctor
+
+    facts = doctor.collect_facts()
+    typer.echo(json.dumps(facts, indent=2) if as_json else doctor.format_facts(facts))
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Run every op on every device against the reference; exit code 1 and the fix if something fails."""
+    from mamba_aot import doctor as job
+
+    facts, checks = job.collect_facts(), job.run_checks()
+    if as_json:
+        typer.echo(json.dumps({"facts": facts, "checks": [vars(check) for check in checks]}, indent=2))
+    else:
+        typer.echo(job.format_facts(facts))
+        typer.echo(job.format_checks(checks))
+    if not all(check.passed for check in checks):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app(prog_name="mamba-aot")
+
+
+def _fail(message: object, code: int) -> None:
+    typer.echo(str(message), err=True)
+    raise typer.Exit(code)

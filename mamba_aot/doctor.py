@@ -1,0 +1,201 @@
+"""What is installed, and whether it works: the facts behind `mamba-aot info` and the checks of `mamba-aot doctor`.
+
+Importing this needs nothing that can be broken: whatever touches the op library or a GPU is looked up inside a
+function, and a probe that fails becomes a sentence.
+"""
+
+import hashlib
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from mamba_aot import _native
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that must work: what it is, whether it does, and if not, what was got and what to do."""
+
+    name: str
+    passed: bool
+    detail: str = ""
+
+
+def collect_facts() -> dict[str, Any]:
+    """Versions, the op library, the kernel images in it and the GPUs, as JSON-ready values; never raises."""
+    return {
+        "mamba_aot": own_version(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "library": _guarded(_library_facts),
+        "images": _guarded(_image_facts),
+        "gpus": _guarded(_gpu_facts),
+    }
+
+
+def own_version() -> str:
+    """The version of the installed package."""
+    try:
+        return version("mamba-aot")
+    except PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+def run_checks() -> list[Check]:
+    """Loads the library and runs every op, forward and backward, on every device against the reference."""
+    try:
+        _native.library()
+    except Exception as error:
+        return [Check("the op library loads", False, str(error))]
+    checks = [Check("the op library loads", True)]
+    devices = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    for device in devices:
+        for name, run in _op_runs(device):
+            checks.append(_check(f"{name} matches the reference on {device}", run))
+    return checks
+
+
+def format_facts(facts: dict[str, Any]) -> str:
+    """The facts as a few lines of text, for people and bug reports."""
+    lines = [f"mamba-aot {facts['mamba_aot']}   torch {facts['torch']}   python {facts['python']}"]
+    library, images, gpus = facts["library"], facts["images"], facts["gpus"]
+    if "error" in library:
+        lines.append(f"library   {library['error']}")
+    else:
+        lines.append(f"library   {library['path']}   {library['bytes'] / 2**20:.1f} MiB")
+        lines.append(f"          sha256 {library['sha256']}")
+        lines += [f"          {name} {_brief(value)}" for name, value in library["build"].items()]
+    if "error" not in images:
+        lines.append(f"images    {images['count']}, {images['bytes'] / 2**20:.1f} MiB")
+        lines += [
+            f"  {kernel:<28} " + "  ".join(f"{arch}: {count}" for arch, count in sorted(archs.items()))
+            for kernel, archs in images["kernels"].items()
+        ]
+    if isinstance(gpus, list):
+        lines += [f"gpu       {gpu['name']}   sm_{gpu['arch']}   {gpu['memory_gib']:.0f} GiB" for gpu in gpus]
+        if not gpus:
+            lines.append(f"gpu       none that torch can use ({_cuda_build()}); everything runs on the CPU")
+    else:
+        lines.append(f"gpu       {gpus['error']}")
+    return "\n".join(lines)
+
+
+def format_checks(checks: list[Check]) -> str:
+    """A line per check, and under a failed one what was got and what to do."""
+    lines = []
+    for check in checks:
+        lines.append(f"{'ok  ' if check.passed else 'FAIL'}  {check.name}")
+        if check.detail:
+            lines += [f"      {line}" for line in check.detail.splitlines()]
+    failed = sum(not check.passed for check in checks)
+    lines.append("everything works" if not failed else f"{failed} of {len(checks)} checks failed")
+    return "\n".join(lines)
+
+
+def _library_facts() -> dict[str, Any]:
+    path = _native.library_path()
+    build = _native.build_info()
+    data = path.read_bytes()
+    return {"path": str(path), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "build": build}
+
+
+def _image_facts() -> dict[str, Any]:
+    rows = _native.variants()
+    kernels: dict[str, Counter[str]] = {}
+    for row in rows:
+        kernel = row["variant"].split("-")[0]
+        kernels.setdefault(kernel, Counter())["ptx" if row["ptx"] else f"sm_{row['arch']}"] += 1
+    return {
+        "count": len(rows),
+        "bytes": sum(row["size"] for row in rows),
+        "kernels": {kernel: dict(archs) for kernel, archs in sorted(kernels.items())},
+    }
+
+
+def _gpu_facts() -> list[dict[str, Any]]:
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        arch = 10 * properties.major + properties.minor
+        gpus.append({"name": properties.name, "arch": arch, "memory_gib": properties.total_memory / 2**30})
+    return gpus
+
+
+def _cuda_build() -> str:
+    return f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is a CPU build"
+
+
+def _op_runs(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Name and run of every op in the forms that a Mamba block uses it in."""
+    from mamba_aot import reference, testing
+    from mamba_aot.ops.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+    from mamba_aot.ops.selective_scan import selective_scan_fn
+    from mamba_aot.ops.state_update import selective_state_update
+
+    def run(function: Callable, truth: Callable, make: Callable, **options: Any) -> Callable[[], None]:
+        backward = options.pop("backward", True)
+        return lambda: testing.assert_matches_reference(function, truth, make(**options), backward=backward)
+
+    forms = {
+        "real, float32": {"dtype": torch.float32},
+        "real, bfloat16": {"dtype": torch.bfloat16, "layout": "channel"},
+        "complex, zoh, gated": {
+            "is_complex": True,
+            "decay_gate": True,
+            "discretization": "zoh",
+            "layout": "channel",
+        },
+    }
+    scan, scan_ref, make_scan = selective_scan_fn, reference.selective_scan_ref, testing.make_scan_inputs
+    step, step_ref, make_step = (
+        selective_state_update,
+        reference.selective_state_update_ref,
+        testing.make_state_update_inputs,
+    )
+    for form, options in forms.items():
+        yield (
+            f"selective_scan_fn ({form})",
+            run(scan, scan_ref, make_scan, device=device, length=130, **options),
+        )
+        options = {**options, "layout": "seq"}
+        yield (
+            f"selective_state_update ({form})",
+            run(step, step_ref, make_step, device=device, backward=False, **options),
+        )
+    conv, conv_ref, make_conv = causal_conv1d_fn, reference.causal_conv1d_ref, testing.make_conv_inputs
+    yield "causal_conv1d_fn", run(conv, conv_ref, make_conv, device=device, layout="channel")
+    update, update_ref, make_update = (
+        causal_conv1d_update,
+        reference.causal_conv1d_update_ref,
+        testing.make_conv_update_inputs,
+    )
+    yield "causal_conv1d_update", run(update, update_ref, make_update, device=device, backward=False)
+
+
+def _check(name: str, run: Callable[[], None]) -> Check:
+    try:
+        run()
+    except AssertionError as error:
+        fix = "the result is wrong: reinstall mamba-aot, and report it with the output of `mamba-aot info` if that is no help"
+        return Check(name, False, f"{error}\n{fix}")
+    except Exception as error:
+        return Check(name, False, str(error))
+    return Check(name, True)
+
+
+def _guarded(probe: Callable[[], Any]) -> Any:
+    try:
+        return probe()
+    except Exception as error:
+        return {"error": str(error)}
+
+
+def _brief(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

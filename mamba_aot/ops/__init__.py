@@ -1,0 +1,6 @@
+"""The ops: in each file, in reading order, the public function, its fake and its autograd formula."""
+
+from mamba_aot import _native
+
+# The compiled library defines the ops that the files here add fakes and formulas to.
+_native.library()

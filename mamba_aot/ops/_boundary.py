@@ -1,0 +1,46 @@
+"""What every op does at its boundary: argument types, complex tensors as real pairs, memory order."""
+
+import torch
+from torch import Tensor
+
+
+def require_tensors(function: str, optional: dict[str, object], /, **required: object) -> None:
+    """Raises TypeError unless every required argument is a tensor and every optional one a tensor or None."""
+    for name, value in required.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    for name, value in optional.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{function}: {name} must be a torch.Tensor or None, got {type(value).__name__}")
+
+
+def is_zoh(function: str, discretization: str) -> bool:
+    """Reads the argument `discretization`; raises ValueError for anything but "euler" and "zoh"."""
+    if discretization not in ("euler", "zoh"):
+        raise ValueError(f'{function}: discretization must be "euler" or "zoh", got {discretization!r}')
+    return discretization == "zoh"
+
+
+def is_silu(function: str, activation: str | None) -> bool:
+    """Reads the argument `activation`; raises ValueError for anything but None, "silu" and "swish"."""
+    if activation not in (None, "silu", "swish"):
+        raise ValueError(f'{function}: activation must be None, "silu" or "swish", got {activation!r}')
+    return activation is not None
+
+
+def as_pairs(tensor: Tensor) -> Tensor:
+    """A complex tensor as a real one with a last dim (re, im); a view unless it is a lazy conjugate."""
+    return torch.view_as_real(tensor.resolve_conj())
+
+
+def state_dtype(sequence: Tensor) -> torch.dtype:
+    """The dtype states are kept in: float64 for a float64 sequence, else float32."""
+    return torch.float64 if sequence.dtype == torch.float64 else torch.float32
+
+
+def empty_layout_like(x: Tensor) -> Tensor:
+    """An empty [B, D, L] output in the memory order of `x`: channel-last if `x` is, else sequence-last."""
+    if x.stride(2) == 1 or x.stride(1) != 1:
+        return x.new_empty(x.shape)
+    batch, dim, length = x.shape
+    return x.new_empty(batch, length, dim).transpose(1, 2)

@@ -1,0 +1,207 @@
+"""Selective scan: the recurrence of Mamba over a whole sequence."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mamba_aot.ops._boundary import as_pairs, empty_layout_like, is_zoh, require_tensors, state_dtype
+
+# Steps between two states that the forward keeps for the backward; `kChunk` in csrc/ops/selective_scan.h.
+_CHUNK = 64
+
+
+def selective_scan_fn(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    *,
+    decay_gate: Tensor | None = None,
+    discretization: str = "euler",
+    initial_state: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Runs the selective scan h_t = g_t exp(dt_t A) h_{t-1} + phi_t B_t u_t, y_t = C_t h_t + D u_t.
+
+    dt is `delta + delta_bias`, through softplus if `delta_softplus`; phi is dt ("euler") or
+    (exp(dt A) - 1) / A ("zoh"). A complex A stands for itself and its conjugate: y_t = 2 Re(C_t h_t) + D u_t.
+    Runs on CPU and CUDA, in the memory order of its inputs (sequence-last or channel-last) without copying
+    them, is differentiable once in every tensor and deterministic. Between forward and backward it keeps its
+    inputs and one state in 64.
+
+    Args:
+        u: The sequence, [batch, channels, length], float32, float16 or bfloat16 (float64 too on a CPU).
+        delta: Step sizes, shape and dtype of `u`.
+        A: Diagonal state matrix, [channels, state], real or complex.
+        B: Input weights, [batch, state, length] or [batch, groups, state, length]; channel d belongs to group
+            d // (channels / groups). Any floating dtype; complex if `A` is, or then real with (re, im) pairs
+            along a last dim of 2 * length, as mamba_ssm has it.
+        C: Output weights, shaped like `B`.
+        D: Skip weight, [channels].
+        z: Output gate, shape and dtype of `u`; the result is multiplied by silu(z).
+        delta_bias: Added to `delta`, [channels].
+        delta_softplus: Whether dt goes through softplus.
+        return_last_state: Whether the state after the last step is returned too.
+        decay_gate: Factor g on the decay, [batch, state, length].
+        discretization: "euler" or "zoh".
+        initial_state: State before the first step, [batch, channels, state], float32 (float64 if `u` is),
+            complex if `A` is; zero when absent.
+
+    Returns:
+        The output, shape and dtype of `u`; with `return_last_state` a pair of it and the last state, which
+        has the shape and dtype of `initial_state` and is differentiable as well.
+
+    Raises:
+        TypeError: An argument is not a tensor.
+        ValueError: A shape, dtype, device or option is not as above; nothing has been computed.
+        RuntimeError: The GPU, its driver or a kernel image for it is missing.
+
+    Source: Gu & Dao, "Mamba", arXiv 2312.00752, eq. 2 and 4, Algorithm 2; symbols in `mamba_aot.reference`.
+    """
+    require_tensors(
+        "selective_scan_fn",
+        dict(D=D, z=z, delta_bias=delta_bias, decay_gate=decay_gate, initial_state=initial_state),
+        u=u,
+        delta=delta,
+        A=A,
+        B=B,
+        C=C,
+    )
+    zoh = is_zoh("selective_scan_fn", discretization)
+    if A.dim() != 2:
+        raise ValueError(f"selective_scan_fn: A must be [channels, state], got {list(A.shape)}")
+    is_complex = A.is_complex()
+    B, C = _op_weight("B", B, is_complex, u), _op_weight("C", C, is_complex, u)
+    if is_complex:
+        A = as_pairs(A)
+    if initial_state is not None and initial_state.is_complex():
+        initial_state = as_pairs(initial_state)
+
+    inputs = (u, delta, A, B, C, D, z, delta_bias, decay_gate, initial_state)
+    # An exported program runs forward only, and a number of chunks would bound the lengths it accepts.
+    save_states = torch.is_grad_enabled() and not torch.compiler.is_exporting()
+    save_states = save_states and any(t is not None and t.requires_grad for t in inputs)
+    out, last_state, _ = torch.ops.mamba_aot.selective_scan_fwd(*inputs, delta_softplus, zoh, save_states)
+    if not return_last_state:
+        return out
+    return out, torch.view_as_complex(last_state) if is_complex else last_state
+
+
+def _op_weight(name: str, weight: Tensor, is_complex: bool, u: Tensor) -> Tensor:
+    """B or C as the op takes it: [B, G, N, L], or [B, G, N, L, 2] beside a complex A."""
+    if weight.dim() == 3:
+        weight = weight.unsqueeze(1)
+    elif weight.dim() != 4:
+        raise ValueError(
+            f"selective_scan_fn: {name} must be [batch, state, length] or [batch, groups, state, length], "
+            f"got {list(weight.shape)}; for a constant [channels, state] pass "
+            f"{name}[None, :, :, None].expand(batch, -1, -1, length)"
+        )
+    if weight.is_complex():
+        if not is_complex:
+            raise ValueError(f"selective_scan_fn: {name} must be real because A is real, got {weight.dtype}")
+        return as_pairs(weight)
+    if not is_complex:
+        return weight
+    length = u.shape[-1]
+    if weight.shape[3] != 2 * length:
+        raise ValueError(
+            f"selective_scan_fn: {name} must be complex because A is complex, or real with (re, im) pairs "
+            f"along a last dim of 2 * length = {2 * length}, got {weight.dtype} of {list(weight.shape)}"
+        )
+    return weight.unflatten(3, (length, 2))
+
+
+@torch.library.register_fake("mamba_aot::selective_scan_fwd")
+def _(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    decay_gate: Tensor | None,
+    initial_state: Tensor | None,
+    delta_softplus: bool,
+    zoh: bool,
+    save_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, dim, length = u.shape
+    state, pair = A.shape[1], A.shape[2:]
+    rows = state * 2 if pair else state
+    chunks = (batch, (length + _CHUNK - 1) // _CHUNK, rows, dim) if save_states else (0,)
+    dtype = state_dtype(u)
+    last_state = u.new_empty((batch, dim, state, *pair), dtype=dtype)
+    return empty_layout_like(u), last_state, u.new_empty(chunks, dtype=dtype)
+
+
+@torch.library.register_fake("mamba_aot::selective_scan_bwd")
+def _(
+    dout: Tensor,
+    dlast_state: Tensor | None,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    decay_gate: Tensor | None,
+    chunk_states: Tensor,
+    delta_softplus: bool,
+    zoh: bool,
+) -> tuple[Tensor, ...]:
+    absent = u.new_empty(0, dtype=state_dtype(u))
+
+    def like(tensor: Tensor | None) -> Tensor:
+        return torch.empty_like(absent) if tensor is None else tensor.new_empty(tensor.shape)
+
+    dz = torch.empty_like(absent) if z is None else empty_layout_like(z)
+    dinitial_state = u.new_empty((*u.shape[:2], *A.shape[1:]), dtype=state_dtype(u))
+    return (
+        empty_layout_like(u),
+        empty_layout_like(delta),
+        like(A),
+        like(B),
+        like(C),
+        like(D),
+        dz,
+        like(delta_bias),
+        like(decay_gate),
+        dinitial_state,
+    )
+
+
+def _setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, _initial_state, ctx.delta_softplus, ctx.zoh, _save_states = inputs
+    chunk_states = output[2]
+    ctx.save_for_backward(*tensors, chunk_states)
+    ctx.mark_non_differentiable(chunk_states)
+    # A result that the loss does not use arrives in the backward as None, not as a tensor of zeros.
+    ctx.set_materialize_grads(False)
+
+
+@once_differentiable
+def _backward(ctx, dout: Tensor | None, dlast_state: Tensor | None, _dchunk_states: None) -> tuple:
+    if dout is None and dlast_state is None:
+        return (None,) * len(ctx.needs_input_grad)
+    # Read once: under activation checkpointing every reading recomputes the forward.
+    saved = ctx.saved_tensors
+    if dout is None:
+        dout = torch.zeros_like(saved[0])
+    if dlast_state is not None:
+        dlast_state = dlast_state.contiguous()
+    grads = torch.ops.mamba_aot.selective_scan_bwd(dout, dlast_state, *saved, ctx.delta_softplus, ctx.zoh)
+    wanted = [grad if need else None for grad, need in zip(grads, ctx.needs_input_grad, strict=False)]
+    return *wanted, None, None, None
+
+
+torch.library.register_autograd("mamba_aot::selective_scan_fwd", _backward, setup_context=_setup_context)

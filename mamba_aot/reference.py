@@ -1,0 +1,246 @@
+"""Eager PyTorch truth of every op: what the compiled kernels must compute, in plain tensor algebra.
+
+Nothing here is fast and nothing here calls the compiled library. Every function takes the arguments of the
+public function of the same name without `_ref`, any floating dtype, and is differentiable by autograd.
+Arithmetic runs in float64 when the sequence is float64 and in float32 otherwise; results are rounded to the
+dtype of the sequence once, at the end. Two uses follow: in float64 it is the truth, and in the dtype
+under test it is the independent implementation whose error a kernel's error is measured against.
+
+Glossary (sizes: B batch, D channels, L length, N state, G groups, W conv width)
+
+    symbol  argument        meaning
+    x_t     u, x            the sequence, one number per channel and step
+    Δ_t     delta, dt       step size of channel and step, after bias and softplus
+    A       A               diagonal of the state matrix, one number per channel and state, Re A < 0
+    B_t     B               input weights of step t, per state; all channels of a group share them
+    C_t     C               output weights of step t, per state; all channels of a group share them
+    g_t     decay_gate      factor in (0, 1) on the decay of step t, per state; 1 when absent
+    ā_t     a               decay of one step, g_t exp(Δ_t A)
+    φ_t     phi             input factor of one step: Δ_t (euler) or (exp(Δ_t A) - 1) / A (zoh)
+    h_t     h               state after step t
+    D       D               skip weight per channel
+    z_t     z               output gate, through SiLU
+
+    h_t = ā_t h_{t-1} + φ_t B_t x_t,    y_t = C_t h_t + D x_t,    out_t = y_t silu(z_t)
+
+Sources: Gu & Dao, "Mamba" (arXiv 2312.00752), eq. 2 (recurrence), eq. 4 (zero-order hold), Algorithm 2 (input
+dependent Δ, B, C); the published code takes φ = Δ for B, which is "euler" here. Gu, Gupta, Goel & Ré, "S4D"
+(arXiv 2206.11893): diagonal A, zero-order hold, and the output 2 Re(C h) of a complex state that stands for
+itself and its conjugate. The decay gate is this package's addition.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# At |w| ≤ 1 the first term left out, w^19 / 20!, is below 1e-18: less than float64's rounding.
+_SERIES_TERMS = 19
+
+
+def selective_scan_ref(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    *,
+    decay_gate: Tensor | None = None,
+    discretization: str = "euler",
+    initial_state: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Runs the recurrence one step after the other. Shapes and source: `mamba_aot.selective_scan_fn`."""
+    dtype, length = u.dtype, u.shape[2]
+    u, dt, A = _wide(u, dtype), _wide(delta, dtype), _wide(A, dtype)
+    dt = _step_size(dt, None if delta_bias is None else _wide(delta_bias, dtype)[:, None], delta_softplus)
+    B = _per_channel(_as_sequence(B, A, length, dtype), u.shape[1])  # [B, D, L, N]
+    C = _per_channel(_as_sequence(C, A, length, dtype), u.shape[1])  # [B, D, L, N]
+
+    a, phi = _discretize(dt.unsqueeze(-1), A.unsqueeze(1), discretization)  # [B, D, L, N]
+    if decay_gate is not None:
+        a = a * _wide(decay_gate, dtype).transpose(1, 2).unsqueeze(1)
+    inflow = phi * B * u.unsqueeze(-1)
+
+    h = (
+        a.new_zeros(a.shape[0], a.shape[1], a.shape[3])
+        if initial_state is None
+        else _wide(initial_state, dtype)
+    )
+    states = []
+    for a_t, inflow_t in zip(a.unbind(2), inflow.unbind(2), strict=True):
+        h = a_t * h + inflow_t
+        states.append(h)
+    y = _read_out(torch.stack(states, dim=2) if states else inflow, C)  # [B, D, L]
+
+    if D is not None:
+        y = y + _wide(D, dtype)[:, None] * u
+    if z is not None:
+        y = y * F.silu(_wide(z, dtype))
+    out = y.to(dtype)
+    return (out, h) if return_last_state else out
+
+
+def selective_state_update_ref(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    state_batch_indices: Tensor | None = None,
+    *,
+    decay_gate: Tensor | None = None,
+    discretization: str = "euler",
+) -> Tensor:
+    """Runs one step and writes the new state into `state`. Shapes: `mamba_aot.selective_state_update`."""
+    dtype, channels = x.dtype, x.shape[1]
+    slots, live = _slots(state_batch_indices, x)
+    x, dt, A = _wide(x[live], dtype), _wide(dt[live], dtype), _wide(A, dtype)
+    dt = _step_size(dt, None if dt_bias is None else _wide(dt_bias, dtype), dt_softplus)
+    B = _per_channel(_wide(_grouped(B[live], 3), dtype), channels)  # [B, D, N]
+    C = _per_channel(_wide(_grouped(C[live], 3), dtype), channels)  # [B, D, N]
+
+    a, phi = _discretize(dt.unsqueeze(-1), A, discretization)
+    if decay_gate is not None:
+        a = a * _wide(decay_gate[live], dtype).unsqueeze(1)
+    h = a * _wide(state[slots], dtype) + phi * B * x.unsqueeze(-1)
+    state[slots] = h.to(state.dtype)
+
+    y = _read_out(h, C)
+    if D is not None:
+        y = y + _wide(D, dtype) * x
+    if z is not None:
+        y = y * F.silu(_wide(z[live], dtype))
+    out = y.new_zeros(live.shape[0], channels)
+    out[live] = y
+    return out.to(dtype)
+
+
+def causal_conv1d_ref(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    initial_states: Tensor | None = None,
+    return_final_states: bool = False,
+    final_states_out: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Sums the shifted sequence, one term per tap. Shapes and source: `mamba_aot.causal_conv1d_fn`."""
+    if seq_idx is not None:
+        raise ValueError("causal_conv1d_ref: seq_idx must be None, packed sequences are not supported")
+    batch, channels, _ = x.shape
+    before = x.new_zeros(batch, channels, weight.shape[1] - 1) if initial_states is None else initial_states
+    padded = torch.cat([before.to(x.dtype), x], dim=2)
+    out = _convolve(padded, weight, bias, activation)
+    final_states = padded[..., x.shape[2] :].clone()
+    if final_states_out is not None:
+        final_states = final_states_out.copy_(final_states)
+    return (out, final_states) if return_final_states else out
+
+
+def causal_conv1d_update_ref(
+    x: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    cache_seqlens: Tensor | None = None,
+    conv_state_indices: Tensor | None = None,
+) -> Tensor:
+    """Convolves new steps and shifts them into `conv_state`. Shapes: `mamba_aot.causal_conv1d_update`."""
+    if cache_seqlens is not None:
+        raise ValueError(
+            "causal_conv1d_update_ref: cache_seqlens must be None, circular states are not supported"
+        )
+    slots, live = _slots(conv_state_indices, x)
+    steps = x if x.dim() == 3 else x.unsqueeze(2)
+    history = torch.cat([conv_state[slots], steps[live].to(conv_state.dtype)], dim=2)
+    conv_state[slots] = history[..., history.shape[2] - conv_state.shape[2] :]
+    window = steps.shape[2] + weight.shape[1] - 1
+    out = torch.zeros_like(steps)
+    out[live] = _convolve(history[..., history.shape[2] - window :], weight, bias, activation).to(x.dtype)
+    return out.reshape(x.shape)
+
+
+def expm1_ratio(w: Tensor) -> Tensor:
+    """(exp(w) - 1) / w, finite and smooth at w = 0, for real or complex w."""
+    near = w.abs() <= 1
+    w_near, w_far = torch.where(near, w, 0), torch.where(near, 1, w)
+    series = torch.ones_like(w)
+    for k in range(_SERIES_TERMS, 1, -1):
+        series = 1 + series * w_near / k
+    return torch.where(near, series, (torch.exp(w_far) - 1) / w_far)
+
+
+def _discretize(dt: Tensor, A: Tensor, discretization: str) -> tuple[Tensor, Tensor]:
+    w = dt * A
+    if discretization == "zoh":
+        return torch.exp(w), dt * expm1_ratio(w)
+    if discretization == "euler":
+        return torch.exp(w), dt
+    raise ValueError(f'discretization must be "euler" or "zoh", got {discretization!r}')
+
+
+def _step_size(dt: Tensor, bias: Tensor | None, softplus: bool) -> Tensor:
+    if bias is not None:
+        dt = dt + bias
+    return F.softplus(dt) if softplus else dt
+
+
+def _read_out(h: Tensor, C: Tensor) -> Tensor:
+    y = (h * C).sum(-1)
+    return 2 * y.real if y.is_complex() else y
+
+
+def _convolve(padded: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
+    if activation not in (None, "silu", "swish"):
+        raise ValueError(f'activation must be None, "silu" or "swish", got {activation!r}')
+    width = weight.shape[1]
+    length = padded.shape[2] - width + 1
+    wide, taps = _wide(padded, padded.dtype), _wide(weight, padded.dtype)
+    y = torch.zeros_like(wide[..., :length])
+    for k in range(width):
+        y = y + taps[:, k, None] * wide[..., k : k + length]
+    if bias is not None:
+        y = y + _wide(bias, padded.dtype)[:, None]
+    return (F.silu(y) if activation else y).to(padded.dtype)
+
+
+def _wide(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` in the arithmetic dtype of a sequence of `dtype`, complex if it is complex."""
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    return tensor.to(real.to_complex() if tensor.is_complex() else real)
+
+
+def _grouped(tensor: Tensor, dims: int) -> Tensor:
+    return tensor if tensor.dim() == dims else tensor.unsqueeze(1)
+
+
+def _as_sequence(tensor: Tensor, A: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    """B or C as [B, G, L, N]; real ones of a complex A hold (re, im) pairs along the last dim, 2L long."""
+    if A.is_complex() and not tensor.is_complex():
+        pairs = tensor.reshape(*tensor.shape[:-1], length, 2)
+        tensor = torch.view_as_complex(_wide(pairs, dtype).contiguous())
+    return _wide(_grouped(tensor, 4), dtype).transpose(2, 3)
+
+
+def _per_channel(tensor: Tensor, channels: int) -> Tensor:
+    """[B, G, ...] → [B, D, ...]: channel d belongs to group d // (D / G)."""
+    return tensor.repeat_interleave(channels // tensor.shape[1], dim=1)
+
+
+def _slots(indices: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+    """State slots of the live batch rows, and the mask of live rows; a negative index marks padding."""
+    if indices is None:
+        indices = torch.arange(x.shape[0], device=x.device)
+    live = indices >= 0
+    return indices[live].long(), live

@@ -1,0 +1,392 @@
+"""Inputs and comparisons for tests of the ops: the ones this package's own tests use.
+
+The rule of closeness has no constants to tune. Against the truth, which is the eager function in float64 on
+the same values, a result may be off by twice the error that the eager function makes in the result's own
+precision, and by a rounding band:
+
+    max|out - truth| ≤ 2 max|eager - truth| + eps(result) max|truth| + max|nudged - truth|
+
+Twice, because two right orders of one sum differ by that much. The band, because eager's error can be small
+by luck: one rounding step of the result's dtype where it is largest, and what becomes of the truth when every
+input moves up or down by one rounding step of the arithmetic (float32, or float64 for float64 inputs), which
+shows how much of the result is cancellation.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Directions that inputs are nudged in: enough that a sum is not left where it was in all of them by chance.
+_NUDGES = 4
+
+LAYOUTS = ("seq", "channel", "sliced", "strided")
+
+
+def make_scan_inputs(
+    batch: int = 2,
+    dim: int = 8,
+    length: int = 63,
+    state: int = 16,
+    *,
+    dtype: torch.dtype = torch.float32,
+    weight_dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    layout: str = "seq",
+    is_complex: bool = False,
+    interleaved: bool = False,
+    groups: int | None = None,
+    D: bool = True,
+    z: bool = True,
+    delta_bias: bool = True,
+    delta_softplus: bool = True,
+    decay_gate: bool = False,
+    initial_state: bool = False,
+    discretization: str = "euler",
+) -> dict[str, Any]:
+    """Arguments of `selective_scan_fn` as a trained model has them: step sizes from 1e-3 to 1, Re A < 0.
+
+    Args:
+        batch: Size B; `dim`, `length`, `state` and `groups` are D, L, N and G. Without G, B and C are 3-D.
+        dtype: Of the sequences u, delta, z.
+        weight_dtype: Of real A, B, C, D, delta_bias, decay_gate; when None float64 beside float64 sequences,
+            else float32, which is also the dtype of the state and of complex pairs.
+        layout: Memory of everything with a length: "seq" and "channel" are dense, "sliced" is part of a wider
+            sequence-last tensor, "strided" every second step of one.
+        is_complex: Whether A, B, C and the state are complex; Im A is pi n (S4D-Lin).
+        interleaved: Whether complex B and C are passed as real ones with a last dim of 2L.
+    """
+    random = _Random(seed)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    weight = wide if weight_dtype is None else weight_dtype
+    state_like = wide.to_complex() if is_complex else wide
+    bc_dtype = weight if interleaved or not is_complex else state_like
+    bc_shape = (batch, state, length) if groups is None else (batch, groups, state, length)
+    if interleaved:
+        bc_shape = (*bc_shape[:-1], 2 * length)
+
+    bias = random.log_uniform(1e-3, 1e-1, dim)
+    delta = random.log_uniform(1e-3, 1, batch, dim, length)
+    if delta_softplus:
+        bias = _inverse_softplus(bias)
+        delta = _inverse_softplus(delta) - (bias[:, None] if delta_bias else 0)
+    A = -random.log_uniform(0.5, max(1, state), dim, state)
+    if is_complex:
+        A = torch.complex(A, math.pi * torch.arange(state, dtype=torch.float64).expand(dim, state))
+
+    def sequence(values: Tensor, of: torch.dtype) -> Tensor:
+        return place(values.to(of).to(device), layout)
+
+    inputs: dict[str, Any] = {
+        "u": sequence(random.normal(batch, dim, length), dtype),
+        "delta": sequence(delta, dtype),
+        "A": A.to(state_like if is_complex else weight).to(device),
+        "B": sequence(random.normal(*bc_shape, of=bc_dtype), bc_dtype),
+        "C": sequence(random.normal(*bc_shape, of=bc_dtype), bc_dtype),
+        "D": random.normal(dim).to(weight).to(device) if D else None,
+        "z": sequence(random.normal(batch, dim, length), dtype) if z else None,
+        "delta_bias": bias.to(weight).to(device) if delta_bias else None,
+        "delta_softplus": delta_softplus,
+        "discretization": discretization,
+    }
+    gate = torch.sigmoid(random.normal(batch, state, length) + 2)
+    inputs["decay_gate"] = sequence(gate, weight) if decay_gate else None
+    h = random.normal(batch, dim, state, of=state_like).to(state_like).to(device)
+    inputs["initial_state"] = h if initial_state else None
+    return inputs
+
+
+def make_state_update_inputs(
+    batch: int = 2,
+    dim: int = 8,
+    state: int = 16,
+    *,
+    state_dtype: torch.dtype | None = None,
+    slots: int | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Arguments of `selective_state_update`: the first step of `make_scan_inputs(..., **options)`.
+
+    Args:
+        state_dtype: Of the state when it is not that of a scan.
+        slots: Number of states kept; batch rows then use distinct slots, drawn from `options["seed"]`.
+    """
+    scan = make_scan_inputs(batch, dim, 2, state, initial_state=True, **options)
+    h = scan["initial_state"]
+    indices = None
+    if slots is not None:
+        random = _Random(options.get("seed", 0))
+        indices = torch.randperm(slots, generator=random.generator)[:batch].to(torch.int32).to(h.device)
+        h = random.normal(slots, dim, state, of=h.dtype).to(h)
+
+    def step(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[..., 0]
+
+    return {
+        "state": h.clone() if state_dtype is None else h.to(state_dtype),
+        "x": step(scan["u"]),
+        "dt": step(scan["delta"]),
+        "A": scan["A"],
+        "B": step(scan["B"]),
+        "C": step(scan["C"]),
+        "D": scan["D"],
+        "z": step(scan["z"]),
+        "dt_bias": scan["delta_bias"],
+        "dt_softplus": scan["delta_softplus"],
+        "state_batch_indices": indices,
+        "decay_gate": step(scan["decay_gate"]),
+        "discretization": scan["discretization"],
+    }
+
+
+def make_conv_inputs(
+    batch: int = 2,
+    dim: int = 8,
+    length: int = 63,
+    width: int = 4,
+    *,
+    dtype: torch.dtype = torch.float32,
+    weight_dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    layout: str = "seq",
+    bias: bool = True,
+    initial_states: bool = False,
+    activation: str | None = "silu",
+) -> dict[str, Any]:
+    """Arguments of `causal_conv1d_fn`; dtypes and layouts as in `make_scan_inputs`."""
+    random = _Random(seed)
+    weight = dtype if weight_dtype is None else weight_dtype
+    before = place(random.normal(batch, dim, width - 1).to(dtype).to(device), layout)
+    return {
+        "x": place(random.normal(batch, dim, length).to(dtype).to(device), layout),
+        "weight": random.normal(dim, width).to(weight).to(device),
+        "bias": random.normal(dim).to(weight).to(device) if bias else None,
+        "initial_states": before if initial_states else None,
+        "activation": activation,
+    }
+
+
+def make_conv_update_inputs(
+    batch: int = 2,
+    dim: int = 8,
+    width: int = 4,
+    *,
+    steps: int | None = None,
+    kept: int | None = None,
+    slots: int | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Arguments of `causal_conv1d_update`.
+
+    Args:
+        steps: Length of x, or None for a two-dimensional x.
+        kept: Steps the state holds, width - 1 when None.
+        slots: Number of states kept; batch rows then use distinct slots, drawn from `options["seed"]`.
+        options: Those of `make_conv_inputs`.
+    """
+    kept = width - 1 if kept is None else kept
+    conv = make_conv_inputs(batch, dim, 1 if steps is None else steps, width, **options)
+    states = make_conv_inputs(batch if slots is None else slots, dim, kept, width, **options)
+    indices = None
+    if slots is not None:
+        generator = _Random(options.get("seed", 0)).generator
+        indices = torch.randperm(slots, generator=generator)[:batch].to(torch.int32).to(conv["x"].device)
+    return {
+        "x": conv["x"] if steps is not None else conv["x"][..., 0],
+        "conv_state": states["x"].flip(0),
+        "weight": conv["weight"],
+        "bias": conv["bias"],
+        "activation": conv["activation"],
+        "conv_state_indices": indices,
+    }
+
+
+def place(tensor: Tensor, layout: str) -> Tensor:
+    """The values of `tensor` [batch, ..., length] in one of the `LAYOUTS`; see `make_scan_inputs`."""
+    if layout == "seq":
+        return tensor.contiguous()
+    if layout == "channel":
+        return tensor.movedim(-1, 1).contiguous().movedim(1, -1)
+    if layout == "sliced":
+        wide = tensor.new_zeros(*tensor.shape[:-2], tensor.shape[-2] + 2, tensor.shape[-1] + 3)
+        view = wide[..., 1 : tensor.shape[-2] + 1, 1 : tensor.shape[-1] + 1]
+        return view.copy_(tensor)
+    if layout == "strided":
+        wide = tensor.new_zeros(*tensor.shape[:-1], 2 * tensor.shape[-1])
+        return wide[..., ::2].copy_(tensor)
+    raise ValueError(f"place: layout must be one of {LAYOUTS}, got {layout!r}")
+
+
+def assert_close_to_fp64(
+    out: Tensor,
+    ref_same_precision: Tensor,
+    ref_fp64: Tensor,
+    name: str,
+    ref_nudged: Sequence[Tensor] = (),
+) -> None:
+    """Holds `out` to the rule at the top of this file.
+
+    Args:
+        out: The result under test.
+        ref_same_precision: What an independent eager implementation gives in the same dtypes.
+        ref_fp64: The truth: the same computation on the same values, widened to float64.
+        name: What the message calls the result.
+        ref_nudged: The truth for inputs nudged in different directions; the largest change counts.
+
+    Raises:
+        AssertionError: Shape or dtype differ from the reference's, or the error is over the limit.
+    """
+    got, wanted = (tuple(out.shape), out.dtype), (tuple(ref_same_precision.shape), ref_same_precision.dtype)
+    if got != wanted:
+        raise AssertionError(f"{name}: shape and dtype must be {wanted}, got {got}")
+    if out.numel() == 0:
+        return
+    wide, truth = out.detach().to(ref_fp64.dtype), ref_fp64.detach()
+    errors = (wide - truth).abs()
+    eager = _largest(ref_same_precision.detach().to(ref_fp64.dtype) - truth)
+    rounding = torch.finfo(out.dtype).eps * _largest(truth)
+    nudge = max((_largest(nudged.detach() - truth) for nudged in ref_nudged), default=0.0)
+    limit = 2 * eager + rounding + nudge
+    if _largest(errors) <= limit:
+        return
+    worst = int(torch.where(errors.isnan(), math.inf, errors).argmax())
+    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), out.shape))
+    over = int((~(errors <= limit)).sum())
+    raise AssertionError(
+        f"{name}: error against float64 must be at most 2 x eager's + rounding + nudge = 2 x {eager:.3g} + "
+        f"{rounding:.3g} + {nudge:.3g} = {limit:.3g}, got {errors[index].item():.3g} at {index}: "
+        f"{wide[index].item():.8g} instead of {truth[index].item():.8g}; {over} of {out.numel()} elements "
+        f"are over, dtype {out.dtype}"
+    )
+
+
+def assert_matches_reference(
+    function: Callable[..., Any],
+    reference: Callable[..., Any],
+    inputs: Mapping[str, Any],
+    *,
+    backward: bool = True,
+    written: Sequence[str] = (),
+    seed: int = 0,
+) -> None:
+    """Holds every result, and every gradient of a random weighting of them, to the rule above.
+
+    Args:
+        function: The function under test, returning a tensor or a tuple of tensors.
+        reference: The eager function with the same arguments, as in `mamba_aot.reference`.
+        inputs: Keyword arguments, which stay as they are.
+        backward: Whether every floating or complex tensor gets a gradient, and the gradients are compared.
+        written: Names of arguments the functions write into; what is written is compared as well.
+        seed: Of the weighting.
+    """
+    got = results_of(function, inputs, backward=backward, written=written, seed=seed)
+    eager = results_of(reference, inputs, backward=backward, written=written, seed=seed)
+    wide = {name: _widened(value) for name, value in inputs.items()}
+    truth = results_of(reference, wide, backward=backward, written=written, seed=seed)
+    random, step = _Random(seed), torch.finfo(_arithmetic(inputs)).eps
+    nudged = []
+    for _ in range(_NUDGES):
+        moved = {name: random.nudged(value, step) for name, value in wide.items()}
+        nudged.append(results_of(reference, moved, backward=backward, written=written, seed=seed))
+    if got.keys() != eager.keys():
+        raise AssertionError(f"the results must be {list(eager)}, got {list(got)}")
+    for name, value in got.items():
+        assert_close_to_fp64(value, eager[name], truth[name], name, [results[name] for results in nudged])
+
+
+def results_of(
+    function: Callable[..., Any],
+    inputs: Mapping[str, Any],
+    *,
+    backward: bool = True,
+    written: Sequence[str] = (),
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Calls `function(**inputs)` and names what comes out: "out 0", "grad u", "written state".
+
+    Arguments as in `assert_matches_reference`.
+    """
+    leaves = {name: _leaf(value, backward) for name, value in inputs.items()}
+    outputs = function(**leaves)
+    outputs = outputs if isinstance(outputs, Sequence) else (outputs,)
+    results = {f"out {i}": out for i, out in enumerate(outputs)}
+    results |= {f"written {name}": leaves[name] for name in written}
+    if backward:
+        random = _Random(seed)
+        weights = [random.coarse(*out.shape, of=out.dtype).to(out) for out in outputs]
+        paired = [(out, weight) for out, weight in zip(outputs, weights, strict=True) if out.requires_grad]
+        wanted = {name: leaf for name, leaf in leaves.items() if _is_numeric(leaf)}
+        grads = torch.autograd.grad(
+            [out for out, _ in paired],
+            list(wanted.values()),
+            [weight for _, weight in paired],
+            materialize_grads=True,
+        )
+        results |= {f"grad {name}": grad for name, grad in zip(wanted, grads, strict=True)}
+    return results
+
+
+def _is_numeric(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def _leaf(value: Any, backward: bool) -> Any:
+    if not _is_numeric(value):
+        return value
+    if backward:
+        return value.detach().requires_grad_()
+    # A copy with the same strides: the function may write into it.
+    copy = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+    return copy.copy_(value.detach())
+
+
+def _widened(value: Any) -> Any:
+    if not _is_numeric(value):
+        return value
+    return value.detach().to(torch.complex128 if value.is_complex() else torch.float64)
+
+
+def _arithmetic(inputs: Mapping[str, Any]) -> torch.dtype:
+    wide = any(_is_numeric(v) and v.dtype in (torch.float64, torch.complex128) for v in inputs.values())
+    return torch.float64 if wide else torch.float32
+
+
+def _largest(tensor: Tensor) -> float:
+    return tensor.abs().max().item()
+
+
+def _inverse_softplus(y: Tensor) -> Tensor:
+    return y + torch.log(-torch.expm1(-y))
+
+
+class _Random:
+    """Draws on the CPU in float64, so that a seed means the same numbers on every device and dtype."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int, of: torch.dtype = torch.float64) -> Tensor:
+        dtype = torch.complex128 if of.is_complex else torch.float64
+        return torch.randn(shape, generator=self.generator, dtype=dtype)
+
+    def coarse(self, *shape: int, of: torch.dtype = torch.float64) -> Tensor:
+        """Normal numbers in steps of 1/32, which every dtype holds exactly."""
+        values = 32 * self.normal(*shape, of=of)
+        pairs = torch.view_as_real(values) if of.is_complex else values
+        pairs = pairs.round() / 32
+        return torch.view_as_complex(pairs) if of.is_complex else pairs
+
+    def nudged(self, value: Any, step: float) -> Any:
+        """`value` with every element made larger or smaller by a factor of 1 ± `step`."""
+        if not _is_numeric(value):
+            return value
+        signs = 2 * torch.randint(0, 2, value.shape, generator=self.generator) - 1
+        return value * (1 + step * signs.to(value.device))
+
+    def log_uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        uniform = torch.rand(shape, generator=self.generator, dtype=torch.float64)
+        return torch.exp(math.log(low) + (math.log(high) - math.log(low)) * uniform)

@@ -1,0 +1,140 @@
+"""The library that is installed: what it links, what it holds, and what it does not give away."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mamba_aot import _native
+from tools.aot import cubin, tree
+
+SYSTEM = {
+    "libtorch_cpu.so",
+    "libc.so.6",
+    "libm.so.6",
+    "libstdc++.so.6",
+    "libgcc_s.so.1",
+    "ld-linux-x86-64.so.2",
+}
+# What torch's stable interface consists of; anything else would tie the file to one torch.
+SHIM = re.compile(r"(aoti_)?torch_\w+|_ZN5torch\w+")
+
+
+def tool_output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def rows() -> list[dict]:
+    return _native.variants()
+
+
+def test_it_needs_libtorch_cpu_and_the_system_alone():
+    dynamic = tool_output("readelf", "-d", str(_native.library_path()))
+    needed = set(re.findall(r"NEEDED.*\[(.*)\]", dynamic))
+    assert "libtorch_cpu.so" in needed
+    assert needed <= SYSTEM
+    assert "RPATH" not in dynamic
+    assert "RUNPATH" not in dynamic
+
+
+def test_it_uses_only_the_stable_interface_of_torch():
+    symbols = tool_output("nm", "-D", "--undefined-only", str(_native.library_path()))
+    names = [line.split()[-1] for line in symbols.splitlines()]
+    foreign = [n for n in names if "@GLIBC" not in n and "@GCC" not in n and "@CXXABI" not in n]
+    weak = {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__gmon_start__", "__cxa_finalize"}
+    assert not [n for n in foreign if not re.fullmatch(r"(aoti_)?torch_\w+", n) and n not in weak]
+
+
+def test_it_exports_its_c_interface_alone():
+    symbols = tool_output("nm", "-D", "--defined-only", str(_native.library_path()))
+    assert {line.split()[-1] for line in symbols.splitlines()} == {
+        "mamba_aot_api_version",
+        "mamba_aot_build_info",
+        "mamba_aot_get_image",
+        "mamba_aot_image_count",
+        "mamba_aot_preload",
+    }
+
+
+def test_every_variant_has_an_image_for_every_target():
+    targets = _native.build_info()["architectures"]
+    names = {row["variant"] for row in rows()}
+    found = {row["id"] for row in rows()}
+    assert len(found) == len(rows()) == len(names) * len(targets)
+    for stem in tree.stems(tree.ROOT):
+        expected = {v.id(t) for k in tree.kernels(tree.ROOT, stem) for v in k.variants for t in targets}
+        assert expected == {row["id"] for row in rows() if row["stem"] == stem}
+
+
+def test_images_are_what_their_row_says():
+    for row in rows():
+        data = _native.image(row["id"])
+        assert len(data) == row["size"]
+        assert hashlib.sha256(data).hexdigest() == row["sha256"]
+        if row["ptx"]:
+            assert data.startswith(b".version 8.0\n.target sm_80\n")
+            assert data.endswith(b"\0")
+        else:
+            facts = cubin.facts(data)
+            assert (facts.arch, facts.registers, facts.spill_bytes) == (
+                row["arch"],
+                row["registers"],
+                row["spill_bytes"],
+            )
+            # ABI 8 wants a newer driver; Triton's assembler writes it from sm_100 on only.
+            assert (data[8] >= 8) == (row["arch"] >= 100)
+
+
+def test_the_python_module_sees_the_same():
+    from mamba_aot import _C  # pyright: ignore[reportAttributeAccessIssue]
+
+    assert _C.build_info() == _native.build_info()
+    assert _C.variants() == rows()
+    if rows():
+        assert _C.image(rows()[0]["id"]) == _native.image(rows()[0]["id"])
+    with pytest.raises(KeyError, match="must be one of"):
+        _C.image("nothing")
+
+
+def test_no_path_of_this_machine_is_inside():
+    data = _native.library_path().read_bytes()
+    places = {str(tree.ROOT), str(Path.home()), str(Path(sys.prefix)), "site-packages", "/tmp/"}
+    for place in places - {"/", "/root"}:
+        assert place.encode() not in data, place
+    for row in rows():
+        image = _native.image(row["id"])
+        found = [word for word in re.findall(rb"/[\w.-]+/[\w./-]+", image) if len(word) > 8]
+        assert not found, f"{row['id']}: {found[:3]}"
+
+
+def test_spills_are_known():
+    """Every cubin has its registers, and local memory is a number that `mamba-aot info` can show."""
+    for row in rows():
+        if not row["ptx"]:
+            assert 0 < row["registers"] <= 255
+            assert row["spill_bytes"] >= 0
+
+
+def test_build_facts_are_complete():
+    info = _native.build_info()
+    assert info["torch_minimum"] == "2.10"
+    assert re.match(r"\d+\.\d+", info["torch_headers"])
+    assert info["compiler"]
+    if rows():
+        assert set(info["ptxas"]) == {"ptxas", "ptxas-blackwell"}
+        assert info["triton"]
+
+
+def test_preload_without_a_driver_is_a_sentence():
+    import torch
+
+    if torch.cuda.is_available():
+        _native.preload(0)
+    else:
+        with pytest.raises(RuntimeError, match="CUDA ops need"):
+            _native.preload(0)

@@ -1,0 +1,28 @@
+"""An op has one stem, and every file about it bears it."""
+
+import pytest
+
+from tools.aot import tree
+
+# Where each op has a file, and what is added to its stem there.
+PLACES = {
+    "csrc/kernels": ("", ".py"),
+    "csrc/ops": ("", ".h"),
+    "csrc/ops/": ("", ".cpp"),
+    "csrc/cpu": ("", ".cpp"),
+    "mamba_aot/ops": ("", ".py"),
+    "tests/ops": ("test_", ".py"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_stem_has_its_file(place: str):
+    prefix, suffix = PLACES[place]
+    missing = [s for s in tree.stems(tree.ROOT) if not (tree.ROOT / place / f"{prefix}{s}{suffix}").is_file()]
+    assert not missing, f"{place} must have {prefix}<stem>{suffix} for {missing}"
+
+
+@pytest.mark.parametrize(("place", "suffix"), [("csrc/ops", ".cpp"), ("mamba_aot/ops", ".py")])
+def test_no_file_has_a_stem_of_its_own(place: str, suffix: str):
+    found = {p.stem for p in (tree.ROOT / place).glob(f"*{suffix}") if not p.stem.startswith("_")}
+    assert found == set(tree.stems(tree.ROOT))

@@ -1,0 +1,248 @@
+"""selective_scan against float64: every size, memory order, dtype and option, forward and every gradient."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from mamba_aot import selective_scan_fn
+from mamba_aot.reference import selective_scan_ref
+from mamba_aot.testing import assert_matches_reference, make_scan_inputs, place, results_of
+
+scan: Callable[..., Any] = functools.partial(selective_scan_fn, return_last_state=True)
+scan_ref: Callable[..., Any] = functools.partial(selective_scan_ref, return_last_state=True)
+
+HALF = {"dtype": torch.float16}
+BRAIN = {"dtype": torch.bfloat16}
+COMPLEX = {"is_complex": True}
+EVERYTHING = {"decay_gate": True, "initial_state": True, "discretization": "zoh", "groups": 2}
+NOTHING = {"D": False, "z": False, "delta_bias": False, "delta_softplus": False}
+
+# The base row, then rows that change one thing, then rows where two changes meet in one kernel.
+ROWS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "one step": {"length": 1},
+    "one chunk": {"length": 64},
+    "two chunks and a step": {"length": 129},
+    "long": {"length": 1000, "dim": 3},
+    "one sequence": {"batch": 1},
+    "one channel": {"dim": 1},
+    "24 channels": {"dim": 24},
+    "1000 channels": {"dim": 1000, "length": 20, "state": 4},
+    "state 1": {"state": 1},
+    "state 3": {"state": 3},
+    "state 24": {"state": 24},
+    "state 128": {"state": 128, "dim": 4},
+    "state 256": {"state": 256, "dim": 4},
+    "channel-last": {"layout": "channel"},
+    "sliced": {"layout": "sliced"},
+    "strided": {"layout": "strided"},
+    "channel-last, one step": {"layout": "channel", "length": 1},
+    "channel-last, 1000 channels": {"layout": "channel", "dim": 1000, "length": 20, "state": 4},
+    "no D": {"D": False},
+    "no z": {"z": False},
+    "no delta_bias": {"delta_bias": False},
+    "no softplus": {"delta_softplus": False},
+    "no options": NOTHING,
+    "gate": {"decay_gate": True},
+    "initial state": {"initial_state": True},
+    "zoh": {"discretization": "zoh"},
+    "1 group": {"groups": 1},
+    "2 groups": {"groups": 2},
+    "a group per channel": {"groups": 8},
+    "everything": EVERYTHING,
+    "everything, long": {**EVERYTHING, "length": 1000, "dim": 4},
+    "everything, channel-last": {**EVERYTHING, "layout": "channel"},
+    "everything, strided": {**EVERYTHING, "layout": "strided", "length": 130},
+    "complex": COMPLEX,
+    "complex, one step": {**COMPLEX, "length": 1},
+    "complex, long": {**COMPLEX, "length": 1000, "dim": 3},
+    "complex, state 3": {**COMPLEX, "state": 3},
+    "complex, state 128": {**COMPLEX, "state": 128, "dim": 4},
+    "complex, no options": {**COMPLEX, **NOTHING},
+    "complex, gate": {**COMPLEX, "decay_gate": True},
+    "complex, initial state": {**COMPLEX, "initial_state": True},
+    "complex, zoh": {**COMPLEX, "discretization": "zoh"},
+    "complex, channel-last": {**COMPLEX, "layout": "channel"},
+    "complex, sliced": {**COMPLEX, "layout": "sliced"},
+    "complex, everything": {**COMPLEX, **EVERYTHING, "length": 129},
+    "complex, everything, channel-last": {**COMPLEX, **EVERYTHING, "layout": "channel"},
+    "interleaved": {**COMPLEX, "interleaved": True},
+    "interleaved, everything": {**COMPLEX, **EVERYTHING, "interleaved": True, "layout": "sliced"},
+    "float16": HALF,
+    "float16, everything": {**HALF, **EVERYTHING},
+    "float16, channel-last": {**HALF, "layout": "channel"},
+    "float16, weights too": {**HALF, "weight_dtype": torch.float16},
+    "float16, complex": {**HALF, **COMPLEX},
+    "bfloat16": BRAIN,
+    "bfloat16, long": {**BRAIN, "length": 1000, "dim": 3},
+    "bfloat16, everything": {**BRAIN, **EVERYTHING},
+    "bfloat16, channel-last": {**BRAIN, "layout": "channel"},
+    "bfloat16, strided": {**BRAIN, "layout": "strided"},
+    "bfloat16, weights too": {**BRAIN, "weight_dtype": torch.bfloat16, "decay_gate": True},
+    "bfloat16, complex": {**BRAIN, **COMPLEX},
+    "bfloat16, complex, everything": {**BRAIN, **COMPLEX, **EVERYTHING, "layout": "channel"},
+    "bfloat16, interleaved": {**BRAIN, **COMPLEX, "interleaved": True, "weight_dtype": torch.bfloat16},
+    "no sequences": {"batch": 0},
+    "no channels": {"dim": 0},
+    "no states": {"state": 0},
+    "no steps": {"length": 0, "initial_state": True},
+    "no steps, complex": {**COMPLEX, "length": 0, "initial_state": True},
+    "no steps, no state": {"length": 0},
+}
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_matches_float64(row: dict[str, Any], device: str) -> None:
+    assert_matches_reference(scan, scan_ref, make_scan_inputs(**row, device=device))
+
+
+@pytest.mark.parametrize("b_dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("c_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_b_and_c_keep_their_own_dtypes(b_dtype: torch.dtype, c_dtype: torch.dtype, device: str) -> None:
+    inputs = make_scan_inputs(dtype=torch.bfloat16, device=device)
+    inputs |= {"B": inputs["B"].to(b_dtype), "C": inputs["C"].to(c_dtype)}
+    assert_matches_reference(scan, scan_ref, inputs)
+
+
+@pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-8, 1e-4, 1e-2, 0.3])
+def test_zoh_where_a_vanishes(size: float, is_complex: bool, device: str) -> None:
+    inputs = make_scan_inputs(is_complex=is_complex, discretization="zoh", device=device)
+    inputs["A"] = inputs["A"] / inputs["A"].abs().clamp(min=1e-6) * size
+    assert_matches_reference(scan, scan_ref, inputs)
+
+
+def test_softplus_of_large_and_small_steps(device: str) -> None:
+    inputs = make_scan_inputs(length=129, delta_bias=False, device=device)
+    # Past 20 softplus is the identity; far below, exp.
+    inputs["delta"] = torch.linspace(-30, 30, inputs["delta"].numel(), device=device).view_as(inputs["delta"])
+    assert_matches_reference(scan, scan_ref, inputs)
+
+
+@pytest.mark.parametrize("layout", ["channel", "sliced", "strided"])
+@pytest.mark.parametrize("name", ["u", "delta", "z", "B", "C", "decay_gate"])
+def test_each_sequence_has_its_own_memory_order(name: str, layout: str, device: str) -> None:
+    inputs = make_scan_inputs(**EVERYTHING, length=70, device=device)
+    assert_matches_reference(scan, scan_ref, inputs | {name: place(inputs[name], layout)})
+    others = make_scan_inputs(**EVERYTHING, length=70, layout=layout, device=device)
+    assert_matches_reference(scan, scan_ref, others | {name: inputs[name]})
+
+
+@pytest.mark.parametrize("layout", ["seq", "channel"])
+def test_gradients_arrive_in_any_memory_order(layout: str, device: str) -> None:
+    def transposed(function: Callable[..., Any], inputs: dict[str, Any]) -> torch.Tensor:
+        return function(**inputs)[0].transpose(1, 2)
+
+    def summed(function: Callable[..., Any], inputs: dict[str, Any]) -> torch.Tensor:
+        return function(**inputs)[0].sum() + function(**inputs)[1].sum()
+
+    inputs = make_scan_inputs(**EVERYTHING, length=70, layout=layout, device=device)
+    for form in (transposed, summed):
+        assert_matches_reference(
+            lambda form=form, **inputs: form(scan, inputs),
+            lambda form=form, **inputs: form(scan_ref, inputs),
+            inputs,
+        )
+
+
+def test_without_last_state(device: str) -> None:
+    inputs = make_scan_inputs(**EVERYTHING, device=device)
+    assert_matches_reference(selective_scan_fn, selective_scan_ref, inputs)
+    out = selective_scan_fn(**inputs)
+    assert isinstance(out, torch.Tensor)
+    assert torch.equal(out, scan(**inputs)[0])
+
+
+def test_loss_on_the_last_state_alone(device: str) -> None:
+    def last_state(**inputs: Any) -> torch.Tensor:
+        return scan(**inputs)[1]
+
+    def last_state_ref(**inputs: Any) -> torch.Tensor:
+        return scan_ref(**inputs)[1]
+
+    for is_complex in (False, True):
+        inputs = make_scan_inputs(is_complex=is_complex, **EVERYTHING, length=129, device=device)
+        assert_matches_reference(last_state, last_state_ref, inputs)
+
+
+@pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
+@pytest.mark.parametrize("discretization", ["euler", "zoh"])
+def test_gradcheck(is_complex: bool, discretization: str) -> None:
+    inputs = make_scan_inputs(
+        1, 2, 66, 2, dtype=torch.float64, is_complex=is_complex, decay_gate=True, initial_state=True, groups=2
+    )
+    inputs["discretization"] = discretization
+    names = [name for name, value in inputs.items() if isinstance(value, torch.Tensor)]
+
+    def call(*tensors: torch.Tensor) -> Any:
+        return scan(**inputs | dict(zip(names, tensors, strict=True)))
+
+    leaves = [inputs[name].requires_grad_() for name in names]
+    assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
+
+
+def test_float64_equals_the_reference() -> None:
+    inputs = make_scan_inputs(dtype=torch.float64, is_complex=True, **EVERYTHING)
+    got, wanted = results_of(scan, inputs), results_of(scan_ref, inputs)
+    torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "need", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias", "decay_gate", "initial_state"]
+)
+def test_gradient_of_one_input_alone(need: str, device: str) -> None:
+    inputs = make_scan_inputs(**EVERYTHING, device=device)
+    together = results_of(scan, inputs)[f"grad {need}"]
+
+    def call(**alone: Any) -> Any:
+        return scan(**inputs | alone)
+
+    assert torch.equal(results_of(call, {need: inputs[need]})[f"grad {need}"], together)
+
+
+def test_second_derivative_is_refused(device: str) -> None:
+    inputs = make_scan_inputs(device=device)
+    u = inputs["u"].requires_grad_()
+    (du,) = torch.autograd.grad(scan(**inputs)[0].square().sum(), u, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        du.sum().backward()
+
+
+# mamba_ssm tests/ops/test_selective_scan.py: (rtol, atol) of the outputs, multiples for gradients.
+PEER_TOLERANCE = {torch.float32: (6e-4, 2e-3), torch.float16: (3e-3, 5e-3), torch.bfloat16: (3e-2, 5e-2)}
+
+
+@pytest.mark.parametrize("length", [128, 1024, 4096])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("dtype", PEER_TOLERANCE, ids=str)
+def test_meets_the_tolerances_of_mamba_ssm(length: int, groups: int, dtype: torch.dtype, device: str) -> None:
+    if device == "cpu" and length == 4096 and (groups == 1 or dtype != torch.float32):
+        pytest.skip("one reference of this length is enough on a CPU")
+    rtol, atol = PEER_TOLERANCE[dtype]
+    rtol_weight, atol_weight = max(1e-3, rtol), max(1e-3, atol)
+    inputs = make_scan_inputs(2, 4, length, 8, dtype=dtype, groups=groups, device=device)
+    torch.manual_seed(0)
+    inputs["A"] = -0.5 * torch.rand(4, 8).to(device)
+    inputs["delta"] = (0.5 * torch.rand(2, 4, length)).to(inputs["u"])
+    inputs["delta_bias"] = 0.5 * torch.rand(4).to(device)
+    got, wanted = results_of(scan, inputs), results_of(scan_ref, inputs)
+    tolerance = {
+        "out 0": (rtol, atol),
+        "out 1": (rtol, atol),
+        "grad u": (2 * rtol, 2 * atol),
+        "grad delta": (5 * rtol, 10 * atol),
+        "grad A": (rtol_weight, 5 * atol_weight),
+        "grad B": (rtol, atol),
+        "grad C": (rtol, atol),
+        "grad D": (rtol_weight, atol_weight),
+        "grad z": (rtol_weight, atol_weight),
+        "grad delta_bias": (rtol_weight, atol_weight),
+    }
+    assert got.keys() == tolerance.keys()
+    for name, (rtol, atol) in tolerance.items():
+        torch.testing.assert_close(
+            got[name], wanted[name], rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
+        )

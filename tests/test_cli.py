@@ -1,0 +1,87 @@
+"""The command `mamba-aot`, run as people run it: in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: str, module: str = "mamba_aot", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_help_names_the_commands() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for command in ("demo", "info", "doctor"):
+        assert command in done.stdout
+
+
+def test_info_is_json_when_asked() -> None:
+    facts = json.loads(run("info", "--json").stdout)
+    assert len(facts["library"]["sha256"]) == 64
+    assert facts["images"]["count"] == sum(sum(archs.values()) for archs in facts["images"]["kernels"].values())
+    assert isinstance(facts["gpus"], list)
+
+
+def test_a_missing_library_is_a_sentence_and_not_a_traceback(tmp_path: Path) -> None:
+    missing = str(tmp_path / "libmamba_aot.so")
+    for command in (["doctor"], ["demo", "--out", str(tmp_path / "out")]):
+        done = run(*command, MAMBA_AOT_LIBRARY=missing)
+        assert done.returncode == 1
+        assert missing in done.stdout + done.stderr and "pip install" in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+    assert run("info", MAMBA_AOT_LIBRARY=missing).returncode == 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_library_is_a_sentence(tmp_path: Path) -> None:
+    broken = tmp_path / "libmamba_aot.so"
+    broken.write_bytes(b"not a library")
+    done = run("doctor", "--json", MAMBA_AOT_LIBRARY=str(broken))
+    assert done.returncode == 1
+    (check,) = json.loads(done.stdout)["checks"]
+    assert not check["passed"] and "reinstall mamba-aot" in check["detail"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--device", "tpu"], 'demo: --device must be "cpu" or "cuda", got "tpu"'),
+        (["--text", "/no/such/file"], "demo: --text must be a file that can be read, got /no/such/file"),
+        (["--steps", "0"], "--steps"),
+        (["--seed", "-1"], "--seed"),
+    ],
+)
+def test_bad_input_to_demo_is_a_sentence_and_writes_nothing(
+    tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    done = run("demo", "--out", str(tmp_path / "out"), *arguments, COLUMNS="200", NO_COLOR="1")
+    assert done.returncode == 2
+    assert sentence in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_text_that_is_too_short(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("word " * 20)
+    done = run("demo", "--text", str(tmp_path / "short.txt"), "--out", str(tmp_path / "out"))
+    assert done.returncode == 2 and "at least 10000 bytes, short.txt has 100" in done.stderr
+
+
+def test_out_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    done = run("demo", "--out", str(tmp_path / "out"))
+    assert done.returncode == 2 and "--out must be a directory" in done.stderr
+    assert (tmp_path / "out").read_text() == "mine"

@@ -1,0 +1,174 @@
+"""Compiles every variant of one kernel file for one architecture: `python -m tools.aot.compile --help`.
+
+Each call is a process of its own, started by ninja. It writes the images one after another into one file, a
+C++ file that embeds it with a table of facts, and a list of the sources it depends on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import traceback
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tools.aot import cubin as elf
+from tools.aot import tree
+from tools.aot.emit import images_source, write_if_changed
+from tools.aot.image import Image, pack
+from tools.aot.spec import Variant
+
+# A PTX of this version is understood by every driver since CUDA 12.0, the oldest one the library works with.
+_PTX_VERSION = 80
+
+
+class CompileError(Exception):
+    """A variant that can't be built; the text names it and says why."""
+
+
+def settle_environment(cache: Path) -> None:
+    """Leaves Triton nothing to inherit: same sources, same bytes. Call it before triton is imported."""
+    for name in [n for n in os.environ if n.startswith(("TRITON_", "PTXAS_")) or n == "LLVM_IR_ENABLE_DUMP"]:
+        del os.environ[name]
+    os.environ["TRITON_CACHE_DIR"] = str(cache)
+    # Line tables would put the directory of the checkout into every image.
+    os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
+
+
+def compile_variant(variant: Variant, arch: int) -> dict[tree.Target, Image]:
+    """Compiles a variant: its cubin for `sm_<arch>` and, for sm_80, the PTX that newer GPUs can take.
+
+    Raises:
+        CompileError: Triton refuses the kernel, or the launcher could not launch what came out.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    function = variant.kernel.function
+    source_type = GluonASTSource if function.is_gluon() else ASTSource
+    source = source_type(function, variant.signature, _constexprs(variant), variant.attributes)
+    # Contracting a * b + c is Triton's default only up to 3.9: say it, so that numbers don't drift with the
+    # compiler.
+    options: dict[str, Any] = {"enable_fp_fusion": True, **variant.config.options}
+    if arch == tree.PTX_ARCH:
+        options["ptx_version"] = _PTX_VERSION
+    name = variant.id(f"sm{arch}")
+    try:
+        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    except Exception as error:
+        raise CompileError(f"{name}: {type(error).__name__}: {error}\n{_where(error)}") from error
+    _check_launchable(variant, name, compiled)
+    facts = elf.facts(compiled.asm["cubin"])
+    if facts.arch != arch:
+        raise CompileError(f"{name}: the cubin must be for sm_{arch}, got one for sm_{facts.arch}")
+    meta = compiled.metadata
+    common = {
+        "variant": variant.name,
+        "entry": meta.name,
+        "num_warps": meta.num_warps,
+        "shared_bytes": meta.shared,
+    }
+    images = {}
+    for target in tree.targets([arch]):
+        data = plain_ptx(compiled.asm["ptx"]).encode() + b"\0" if target.ptx else compiled.asm["cubin"]
+        # The driver decides a PTX's registers when it compiles it.
+        registers, spill_bytes = (0, 0) if target.ptx else (facts.registers, facts.spill_bytes)
+        images[target] = Image(
+            id=variant.id(target.name), data=data, registers=registers, spill_bytes=spill_bytes, **common
+        )
+    return images
+
+
+def _constexprs(variant: Variant) -> dict[str, Any]:
+    import triton.language as tl
+
+    types = {"f32": tl.float32, "f16": tl.float16, "bf16": tl.bfloat16, "f64": tl.float64}
+    kernel = variant.kernel
+    return {
+        name: types[str(value)] if name in kernel.axes and kernel.axis_kind(name) == "dtype" else value
+        for name, value in variant.constexprs.items()
+    }
+
+
+def _where(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error)[-4:]) if os.environ.get("MAMBA_AOT_TRACEBACK") else ""
+
+
+def _check_launchable(variant: Variant, name: str, compiled: Any) -> None:
+    """The launcher passes the arguments and two null scratch pointers, and starts single-CTA programs."""
+    meta = compiled.metadata
+    for scratch in ("global_scratch_size", "profile_scratch_size"):
+        if getattr(meta, scratch, 0):
+            raise CompileError(
+                f"{name}: must not need scratch memory, got {scratch} = {getattr(meta, scratch)}"
+            )
+    if meta.num_ctas != 1:
+        raise CompileError(f"{name}: must run without clusters, got num_ctas = {meta.num_ctas}")
+    for flag in ("launch_cooperative_grid", "launch_pdl"):
+        if getattr(meta, flag, False):
+            raise CompileError(f"{name}: must start plainly, got {flag}")
+    head = compiled.asm["ptx"].split(".entry", 1)[1].split(")", 1)[0]
+    expected = len(variant.kernel.runtime_parameters) + 2
+    if head.count(".param ") != expected:
+        raise CompileError(f"{name}: must take {expected} parameters, got {head.count('.param ')}")
+
+
+def plain_ptx(text: str) -> str:
+    """PTX without comments and blank lines: a quarter shorter, and free of source positions."""
+    lines = (re.sub(r"\s*//.*$", "", line).strip() for line in text.splitlines())
+    return "\n".join(line for line in lines if line) + "\n"
+
+
+def compile_file(root: Path, stem: str, arch: int, folder: Path) -> None:
+    """Writes `<stem>-sm<arch>.bin` and `.cpp` under `folder`, and for sm_80 `<stem>-ptx80` too."""
+    made = []
+    problems = []
+    for variant in [v for kernel in tree.kernels(root, stem) for v in kernel.variants]:
+        try:
+            made.append(compile_variant(variant, arch))
+        except CompileError as error:
+            problems.append(str(error))
+    if problems:
+        raise CompileError("\n".join(problems))
+    for target in tree.targets([arch]):
+        images = [images_of[target] for images_of in made]
+        packed, starts = pack(images)
+        binary = folder / f"{stem}-{target.name}.bin"
+        write_if_changed(binary, packed)
+        text = images_source(stem, target, binary.as_posix(), list(zip(images, starts, strict=True)))
+        write_if_changed(binary.with_suffix(".cpp"), text.encode())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.aot.compile", description=compile_file.__doc__)
+    parser.add_argument("stem", help="a kernel file's name without .py")
+    parser.add_argument("--arch", type=int, required=True)
+    parser.add_argument("--triton", required=True, help="its version, so that another one compiles anew")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/images"), help="folder, below the current one"
+    )
+    arguments = parser.parse_args()
+    installed = metadata.version("triton")
+    if installed != arguments.triton:
+        parser.error(f"this step must run with triton {arguments.triton}, got {installed}; build again")
+    root = Path.cwd()
+    settle_environment(root / "build" / "triton")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    try:
+        compile_file(root, arguments.stem, arguments.arch, arguments.out)
+    except (CompileError, tree.TableError) as error:
+        print(f"tools.aot: {error}", file=sys.stderr)
+        return 1
+    target = arguments.out / f"{arguments.stem}-sm{arguments.arch}"
+    sources = " ".join(path.as_posix() for path in tree.kernel_sources(root))
+    target.with_suffix(".d").write_text(f"{target}.bin: {sources}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
