@@ -3,8 +3,9 @@
     pip install mambapy==1.2.0
     python benchmarks/cpu_block.py --out benchmarks/results/cpu/block.json
 
-The block is the published one: real A, Euler, no gate on the decay. `mambapy` runs its sequential scan forward and
-its parallel scan (pscan) for forward and backward, which is the faster of its two modes for each.
+The block is the published one: real A, Euler, no gate on the decay. `mambapy` runs its sequential scan
+forward and its parallel scan (pscan) for forward and backward, which is the faster of its two modes for
+each.
 """
 
 import argparse
@@ -25,7 +26,11 @@ def same_block(peer: MambaBlock) -> Mamba:
     """Our block with the peer's weights."""
     options = {"A_real": True, "discretization": "euler", "decay_gate": False}
     block = Mamba(SSMConfig(d_model=peer.config.d_model, d_state=peer.config.d_state, **options))
-    weights = {name: t for name, t in peer.state_dict().items() if not name.startswith(("A_log", "x_proj", "dt_proj"))}
+    weights = {
+        name: t
+        for name, t in peer.state_dict().items()
+        if not name.startswith(("A_log", "x_proj", "dt_proj"))
+    }
     weights |= {"A_log_real": peer.A_log, "s_proj.x_proj.weight": peer.x_proj.weight}
     weights |= {"s_proj.dt_proj.weight": peer.dt_proj.weight, "s_proj.dt_bias": peer.dt_proj.bias}
     weights |= {name: torch.zeros(peer.config.d_state) for name in ("B_base", "C_base")}
@@ -34,7 +39,7 @@ def same_block(peer: MambaBlock) -> Mamba:
 
 
 def in_turn(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each call; the calls take turns, so that a busy moment of the machine hits all alike."""
+    """Median milliseconds of each call; they take turns, so that a busy moment of the machine hits all."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
@@ -71,8 +76,20 @@ def main() -> None:
         ratio = row["mambapy"] / row["mamba_aot"]
         print(f"{name:20} mamba_aot {row['mamba_aot']:7.1f}   mambapy {row['mambapy']:7.1f}   {ratio:4.1f} x")
     if options.out:
-        result = {"batch": 2, "length": 512, "d_model": 512, "threads": 2, "torch": torch.__version__, "unit": "ms"}
-        result |= {"machine": platform.machine(), "forward": forward, "forward_backward": both, "max_difference": error}
+        result = {
+            "batch": 2,
+            "length": 512,
+            "d_model": 512,
+            "threads": 2,
+            "torch": torch.__version__,
+            "unit": "ms",
+        }
+        result |= {
+            "machine": platform.machine(),
+            "forward": forward,
+            "forward_backward": both,
+            "max_difference": error,
+        }
         options.out.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -14,14 +14,16 @@ constexpr const char* kSchemas[] = {
     "Tensor? delta_bias, Tensor? decay_gate, Tensor? initial_state, bool delta_softplus, bool zoh, "
     "bool save_states) -> (Tensor out, Tensor last_state, Tensor chunk_states)",
 
-    "selective_scan_bwd(Tensor dout, Tensor? dlast_state, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, "
+    "selective_scan_bwd(Tensor dout, Tensor? dlast_state, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor "
+    "C, "
     "Tensor? D, Tensor? z, Tensor? delta_bias, Tensor? decay_gate, Tensor chunk_states, bool delta_softplus, "
     "bool zoh) -> (Tensor du, Tensor ddelta, Tensor dA, Tensor dB, Tensor dC, Tensor dD, Tensor dz, "
     "Tensor ddelta_bias, Tensor ddecay_gate, Tensor dinitial_state)",
 
     "causal_conv1d_fwd(Tensor x, Tensor weight, Tensor? bias, Tensor? initial_states, bool silu) -> Tensor",
 
-    "causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, Tensor? bias, Tensor? initial_states, bool silu) "
+    "causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, Tensor? bias, Tensor? initial_states, bool "
+    "silu) "
     "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dinitial_states)",
 
     "causal_conv1d_update(Tensor x, Tensor(a!) conv_state, Tensor weight, Tensor? bias, "
@@ -50,10 +52,9 @@ constexpr Op kOps[] = {
 // What the dispatcher reports as the place of registration; __FILE__ would put a build path into the binary.
 constexpr const char* kFile = "csrc/library.cpp";
 
-void register_implementations(const char* dispatch_key, Boxed Op::*function) {
+void register_implementations(const char* dispatch_key, Boxed Op::* function) {
   TorchLibraryHandle library = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_library_init_impl("mamba_aot", dispatch_key, kFile, __LINE__, &library));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_library_init_impl("mamba_aot", dispatch_key, kFile, __LINE__, &library));
   for (const Op& op : kOps) {
     TORCH_ERROR_CODE_CHECK(torch_library_impl(library, op.name, op.*function, TORCH_ABI_VERSION));
   }

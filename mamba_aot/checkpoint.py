@@ -57,14 +57,15 @@ def from_pretrained(
 
     Raises:
         FileNotFoundError: One of the two files is missing.
-        ValueError: A key of the configuration or a weight is unknown, missing or of another shape; each is named.
+        ValueError: A key of the configuration or a weight is unknown, missing or of another shape; each is
+            named.
     """
     directory = Path(directory)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (directory / name).is_file():
             raise FileNotFoundError(
-                f"from_pretrained: {directory} must hold {CONFIG_FILE} and {WEIGHTS_FILE}, {name} is missing; "
-                "save_pretrained(model, directory) writes both"
+                f"from_pretrained: {directory} must hold {CONFIG_FILE} and {WEIGHTS_FILE}, "
+                f"{name} is missing; save_pretrained(model, directory) writes both"
             )
     config = _read_config(directory / CONFIG_FILE)
     weights = _read_weights(directory / WEIGHTS_FILE, device)

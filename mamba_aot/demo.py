@@ -1,7 +1,7 @@
 """The demo: trains a byte-level `MambaLM` on a text, lets it write, and records what happened.
 
-What it writes into its directory: `model.safetensors` and `config.json` (the model), `loss.png` (the loss curve) and
-`metrics.json` (the figures and everything needed to get them again).
+What it writes into its directory: `model.safetensors` and `config.json` (the model), `loss.png` (the loss
+curve) and `metrics.json` (the figures and everything needed to get them again).
 """
 
 import codecs
@@ -20,14 +20,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from mamba_aot.checkpoint import save_pretrained
 from mamba_aot import _native
+from mamba_aot.checkpoint import save_pretrained
 from mamba_aot.generation import stream
 from mamba_aot.model import MambaLM, MambaLMConfig
 from mamba_aot.modules import SSMConfig
 from mamba_aot.training import TrainingConfig, TrainingStep, bits_per_token, train
 
-MODEL = MambaLMConfig(n_layer=4, ssm=SSMConfig(d_model=192, d_state=16))
+MODEL = MambaLMConfig(n_layer=4, ssm=SSMConfig(d_model=192, d_state=8))
 STEPS = 1000
 HELD_OUT_SHARE = 0.05
 SAMPLE_BYTES = 400
@@ -59,7 +59,7 @@ def read_text(path: Path | None) -> Text:
             from pydoc_data.topics import topics
         except ImportError:
             raise ValueError(
-                "demo: this Python ships without pydoc_data.topics, the default text; pass a text with --text FILE"
+                "demo: this Python ships without pydoc_data.topics, the default text; pass --text FILE"
             ) from None
         text = Text("pydoc_data.topics", "\n".join(topics[name] for name in sorted(topics)).encode())
     else:
@@ -110,7 +110,8 @@ def run(text: Text, device: torch.device, steps: int, seed: int, out: Path, cons
     model = MambaLM(MODEL).to(device)
     console.print(
         f"{text.name}: {len(text.data):,} bytes, the last {text.held_out:,} held out. "
-        f"{model.num_parameters():,} parameters, {MODEL.n_layer} blocks of width {MODEL.ssm.d_model}, on {device.type}."
+        f"{model.num_parameters():,} parameters in {MODEL.n_layer} blocks of width {MODEL.ssm.d_model}, "
+        f"on {device.type}."
     )
     curve = _train(model, tokens[: -text.held_out], training, console)
     held_out_bits = bits_per_token(model, held_out)
@@ -162,7 +163,8 @@ def _train(model: MambaLM, tokens: Tensor, training: TrainingConfig, console: Co
         for point in train(model, tokens, training):
             if not math.isfinite(point.bits):
                 raise RuntimeError(
-                    f"demo: the loss of step {point.step} is {point.bits}, training cannot go on; try another --seed"
+                    f"demo: the loss of step {point.step} is {point.bits}, training cannot go on; "
+                    "try another --seed"
                 )
             if not curve:
                 console.print(f"first step after {perf_counter() - begin:.1f} s")

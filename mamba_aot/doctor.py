@@ -1,7 +1,7 @@
-"""What is installed, and whether it works: the facts behind `mamba-aot info` and the checks of `mamba-aot doctor`.
+"""What is installed and whether it works: the facts of `mamba-aot info`, the checks of `mamba-aot doctor`.
 
-Importing this needs nothing that can be broken: whatever touches the op library or a GPU is looked up inside a
-function, and a probe that fails becomes a sentence.
+Importing this needs nothing that can be broken: whatever touches the op library or a GPU is looked up
+inside a function, and a probe that fails becomes a sentence.
 """
 
 import hashlib
@@ -183,7 +183,9 @@ def _check(name: str, run: Callable[[], None]) -> Check:
     try:
         run()
     except AssertionError as error:
-        fix = "the result is wrong: reinstall mamba-aot, and report it with the output of `mamba-aot info` if that is no help"
+        fix = (
+            "the op computes wrong: reinstall mamba-aot; if that is no help, report it with `mamba-aot info`"
+        )
         return Check(name, False, f"{error}\n{fix}")
     except Exception as error:
         return Check(name, False, str(error))

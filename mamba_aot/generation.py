@@ -16,7 +16,8 @@ class GeneratedToken:
     Attributes:
         index: Position among the generated tokens, from 0.
         ids: The token of every sequence, int64 [B].
-        logprobs: Log-probability, in nats, of each under the model itself (temperature 1, nothing cut), float32 [B].
+        logprobs: Log-probability, in nats, of each under the model itself (temperature 1, nothing cut),
+            float32 [B].
     """
 
     index: int
@@ -50,7 +51,7 @@ def stream(
     """
     if prompt.dim() not in (1, 2) or prompt.shape[-1] == 0 or prompt.dtype not in (torch.int64, torch.int32):
         raise ValueError(
-            "stream: prompt must be [length] or [batch, length] of dtype int64 or int32 with at least one token, "
+            "stream: prompt must be [length] or [batch, length] of dtype int64 or int32 and not empty, "
             f"got {list(prompt.shape)} of {prompt.dtype}"
         )
     if max_new_tokens < 0:
@@ -66,7 +67,7 @@ def stream(
 
 
 def generate(model: MambaLM, prompt: Tensor, max_new_tokens: int, **options) -> Tensor:
-    """Continues a prompt; arguments as in `stream`. Returns prompt and new tokens, int64 [..., L + max_new_tokens]."""
+    """Continues a prompt as `stream` does; returns prompt and new tokens, int64 [..., L + max_new_tokens]."""
     steps = [token.ids for token in stream(model, prompt, max_new_tokens, **options)]
     new = torch.stack(steps, dim=-1) if steps else prompt.new_empty(*prompt.shape[:-1], 0)
     if prompt.dim() == 1 and steps:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,7 @@ class MambaLM(nn.Module):
         if not self.config.tie_embeddings:
             nn.init.normal_(self.lm_head.weight, std=0.02)
         # n_layer outputs add up in the residual: each starts small enough for the sum to keep its variance.
-        for layer in self.layers:
+        for layer in self._blocks():
             nn.init.xavier_normal_(layer.mixer.out_proj.weight, gain=1 / math.sqrt(self.config.n_layer))
 
     def forward(self, ids: Tensor, state: tuple[MambaState, ...] | None = None) -> Tensor:
@@ -80,14 +81,15 @@ class MambaLM(nn.Module):
 
         Args:
             ids: Token ids, integers, [B, L].
-            state: From `allocate_state`; what came before, overwritten with what has now come. See `Mamba.forward`.
+            state: From `allocate_state`; what came before, overwritten with what has now come. See
+                `Mamba.forward`.
 
         Returns:
             [B, L, vocab_size].
         """
         self._require(ids, 2, "[batch, length]", state)
         x = self.embedding(ids)
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self._blocks()):
             x = layer(x, None if state is None else state[index])
         return self.lm_head(self.norm_f(x))
 
@@ -96,12 +98,12 @@ class MambaLM(nn.Module):
         """Logits after one more token: ids [B] to [B, vocab_size]; moves `state` on, in place."""
         self._require(ids, 1, "[batch]", state)
         x = self.embedding(ids)
-        for layer, layer_state in zip(self.layers, state, strict=True):
+        for layer, layer_state in zip(self._blocks(), state, strict=True):
             x = layer.step(x, layer_state)
         return self.lm_head(self.norm_f(x))
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats of `targets` [B, L], the tokens that follow `ids` [B, L]; a scalar, float32."""
+        """Mean cross-entropy in nats of `targets`, what follows each of `ids`, both [B, L]; float32."""
         logits = self(ids)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
@@ -109,11 +111,14 @@ class MambaLM(nn.Module):
         self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> tuple[MambaState, ...]:
         """A zero state for `batch` sequences, one entry per layer; see `Mamba.allocate_state`."""
-        return tuple(layer.allocate_state(batch, device, dtype) for layer in self.layers)
+        return tuple(layer.allocate_state(batch, device, dtype) for layer in self._blocks())
 
     def num_parameters(self) -> int:
         """Number of trained numbers, a tied weight counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def _blocks(self) -> list[Block]:
+        return cast("list[Block]", list(self.layers))
 
     def _require(self, ids: Tensor, dims: int, shape: str, state: tuple[MambaState, ...] | None) -> None:
         if ids.dim() != dims or ids.dtype not in (torch.int64, torch.int32):

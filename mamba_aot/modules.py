@@ -1,83 +1,18 @@
-"""The Mamba block, its parts, and the state that it carries from token to token.
+"""The Mamba block and the state it carries from token to token: `forward` takes a sequence, `step` a token.
 
-Symbols are those of `mamba_aot.reference`; sizes: B batch, L length, D = expand * d_model inner channels, N state,
-R rank of Δ, W conv width. Every sequence is channel-last, [B, L, channels], as linear layers want it; the ops take
-strided views of it, so nothing is transposed in memory.
+Symbols and sizes are those of `mamba_aot.layers`.
 """
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba_aot.ops.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+from mamba_aot.layers import CausalConv1d, RMSNorm, SelectiveProjection, SSMConfig, wide
 from mamba_aot.ops.selective_scan import selective_scan_fn
 from mamba_aot.ops.state_update import selective_state_update
 from mamba_aot.reference import expm1_ratio
-
-
-@dataclass(frozen=True)
-class SSMConfig:
-    """What a `Mamba` block is made of.
-
-    Attributes:
-        d_model: Width of the sequence that goes in and out.
-        d_state: State size N of every inner channel.
-        d_conv: Width W of the causal convolution, 2 to 4.
-        expand: Inner channels per channel of `d_model`.
-        dt_rank: Rank R of the projection to Δ; "auto" is d_model / 16, rounded up.
-        dt_min: Smallest Δ at the start.
-        dt_max: Largest Δ at the start; Δ starts log-uniform between the two.
-        A_real: Whether the diagonal of A is real (S4D-Real start) instead of complex (S4D-Lin start).
-        conv_bias: Whether the convolution has a bias.
-        bias: Whether the projections in and out have a bias.
-        discretization: "zoh" or "euler".
-        decay_gate: Whether the decay of every step is multiplied by a learned gate.
-        gate_bias: Start of the bias inside the decay gate's sigmoid; at 0 a state would halve every step.
-    """
-
-    d_model: int = 512
-    d_state: int = 16
-    d_conv: int = 4
-    expand: int = 2
-    dt_rank: int | Literal["auto"] = "auto"
-    dt_min: float = 1e-3
-    dt_max: float = 1e-1
-    A_real: bool = False
-    conv_bias: bool = True
-    bias: bool = False
-    discretization: Literal["zoh", "euler"] = "zoh"
-    decay_gate: bool = True
-    gate_bias: float = 4.0
-
-    def __post_init__(self) -> None:
-        for name in ("d_model", "d_state", "expand"):
-            _require_count("SSMConfig", name, getattr(self, name))
-        if self.dt_rank != "auto":
-            _require_count("SSMConfig", "dt_rank", self.dt_rank)
-        if self.d_conv not in (2, 3, 4):
-            raise ValueError(f"SSMConfig: d_conv must be 2, 3 or 4, got {self.d_conv!r}")
-        if not 0 < self.dt_min <= self.dt_max:
-            raise ValueError(
-                f"SSMConfig: dt_min and dt_max must hold 0 < dt_min <= dt_max, got {self.dt_min!r} and {self.dt_max!r}"
-            )
-        if self.discretization not in ("zoh", "euler"):
-            raise ValueError(
-                f'SSMConfig: discretization must be "zoh" or "euler", got {self.discretization!r}'
-            )
-
-    @property
-    def d_inner(self) -> int:
-        """Inner channels D."""
-        return self.expand * self.d_model
-
-    @property
-    def rank(self) -> int:
-        """Rank R of the projection to Δ, with "auto" resolved."""
-        return math.ceil(self.d_model / 16) if self.dt_rank == "auto" else self.dt_rank
 
 
 @dataclass
@@ -86,118 +21,12 @@ class MambaState:
 
     Attributes:
         conv: The last W - 1 inputs of the convolution, oldest first, [B, D, W - 1], dtype of the activations.
-        ssm: State of the scan, [B, D, N], complex64, or float32 if `A_real` (complex128 or float64 in a float64 block).
+        ssm: State of the scan, [B, D, N], complex64, or float32 if `A_real` (complex128 or float64 in a
+            float64 block).
     """
 
     conv: Tensor
     ssm: Tensor
-
-
-class CausalConv1d(nn.Module):
-    """Depthwise causal convolution and SiLU on a channel-last sequence; weight [D, 1, W] as in `nn.Conv1d`."""
-
-    def __init__(
-        self,
-        channels: int,
-        width: int,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.channels, self.width = channels, width
-        self.weight = nn.Parameter(torch.empty(channels, 1, width, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(channels, device=device, dtype=dtype)) if bias else None
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Kaiming-normal taps, zero bias."""
-        nn.init.kaiming_normal_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    def forward(self, x: Tensor, state: Tensor | None = None) -> Tensor:
-        """Convolves [B, L, D]. A `state`, [B, D, W - 1], goes in front and receives the last W - 1 steps, in place."""
-        weight = self.weight.squeeze(1)
-        if state is None:
-            y = causal_conv1d_fn(x.transpose(1, 2), weight, self.bias, activation="silu")
-            return y.transpose(1, 2)
-        # A copy, because autograd keeps what the convolution read and `state` is overwritten below.
-        before = state.to(x.dtype, copy=True)
-        y, last = causal_conv1d_fn(
-            x.transpose(1, 2),
-            weight,
-            self.bias,
-            initial_states=before,
-            return_final_states=True,
-            activation="silu",
-        )
-        state.copy_(last.detach())
-        return y.transpose(1, 2)
-
-    def step(self, x: Tensor, state: Tensor) -> Tensor:
-        """Convolves one step, [B, D], with the steps in `state`, and shifts it into `state`, in place."""
-        y = causal_conv1d_update(
-            x.to(state.dtype), state, self.weight.squeeze(1), self.bias, activation="silu"
-        )
-        return y.to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"{self.channels}, width={self.width}, bias={self.bias is not None}"
-
-
-class SelectiveProjection(nn.Module):
-    """Makes Δ and the input-dependent parts of the gate, B and C from the convolved sequence."""
-
-    def __init__(
-        self, config: SSMConfig, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> None:
-        super().__init__()
-        self.config = config
-        n, weights = config.d_state, config.d_state if config.A_real else 2 * config.d_state
-        self.sizes = [config.rank, n if config.decay_gate else 0, weights, weights]
-        self.x_proj = nn.Linear(config.d_inner, sum(self.sizes), bias=False, device=device, dtype=dtype)
-        self.dt_proj = nn.Linear(config.rank, config.d_inner, bias=False, device=device, dtype=dtype)
-        # Added in float32 inside the scan, not by the linear layer: under autocast its small values would be rounded.
-        self.dt_bias = nn.Parameter(torch.empty(config.d_inner, device=device, dtype=dtype))
-        self.gate_bias = (
-            nn.Parameter(torch.empty(n, device=device, dtype=dtype)) if config.decay_gate else None
-        )
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Xavier-normal weights; softplus(dt_bias) log-uniform in [dt_min, dt_max]."""
-        nn.init.xavier_normal_(self.x_proj.weight)
-        nn.init.xavier_normal_(self.dt_proj.weight)
-        low, high = math.log(self.config.dt_min), math.log(self.config.dt_max)
-        with torch.no_grad():
-            dt = torch.empty_like(self.dt_bias, dtype=torch.float32).uniform_(low, high).exp()
-            # log(exp(dt) - 1), the inverse of softplus, written so that a small dt loses no digits.
-            self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
-        if self.gate_bias is not None:
-            nn.init.constant_(self.gate_bias, self.config.gate_bias)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Projects [..., D] to delta, A_mod, B_mod, C_mod.
-
-        Returns:
-            delta: Δ after bias and softplus, [..., D], positive.
-            A_mod: The decay gate before its sigmoid, [..., N], or None without a gate.
-            B_mod, C_mod: What is added to B0 and C0, [..., N], complex unless `A_real`.
-        """
-        delta, gate, B, C = self.raw(x)
-        if not self.config.A_real:
-            B, C = torch.view_as_complex(B.contiguous()), torch.view_as_complex(C.contiguous())
-        return F.softplus(_wide(delta) + _wide(self.dt_bias)), gate, B, C
-
-    def raw(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Like `forward`, for the fused ops: delta without bias and softplus, complex B and C as pairs [..., N, 2]."""
-        low, gate, B, C = self.x_proj(x).split(self.sizes, dim=-1)
-        delta = self.dt_proj(low)
-        B, C = _wide(B), _wide(C)
-        if not self.config.A_real:
-            B, C = B.unflatten(-1, (-1, 2)), C.unflatten(-1, (-1, 2))
-        return delta, None if self.gate_bias is None else _wide(gate) + _wide(self.gate_bias), B, C
 
 
 class Mamba(nn.Module):
@@ -209,11 +38,13 @@ class Mamba(nn.Module):
         h_t = g_t exp(Δ_t A) h_{t-1} + (exp(Δ_t A) - 1) / A B_t x_t
         y_t = 2 Re(sum_n C_t h_t) + D x_t,  output_t = out_proj(y_t silu(z_t))
 
-    A is -exp(A_log_real) + i A_imag, [D, N], and starts as S4D-Lin: -1/2 + i π n. With `A_real` everything is real,
-    y_t = sum_n C_t h_t + D x_t, and A starts as S4D-Real: -(n + 1). B0 and C0, [N], are shared by all channels.
+    A is -exp(A_log_real) + i A_imag, [D, N], and starts as S4D-Lin: -1/2 + i π n. With `A_real` everything
+    is real, y_t = sum_n C_t h_t + D x_t, and A starts as S4D-Real: -(n + 1). B0 and C0, [N], are shared by
+    all channels.
 
-    `forward` and `step` run the fused ops and never hold anything of size B L D N. The component calls `conv1d`,
-    `s_proj`, `discretization` and `selective_scan` do the same in pieces, to look at and to change:
+    `forward` and `step` run the fused ops and never hold anything of size B L D N. The component calls
+    `conv1d`, `s_proj`, `discretization` and `selective_scan` do the same in pieces, to look at and to
+    change:
 
         x, z = mamba.in_proj(inputs).chunk(2, dim=-1)
         x = mamba.conv1d(x)
@@ -222,15 +53,17 @@ class Mamba(nn.Module):
         y = mamba.selective_scan(x, delta, A_disc, B_disc, mamba.C0 + C_mod)
         output = mamba.out_proj(y * torch.nn.functional.silu(z))
 
-    Parameters are real: B_base and C_base hold B0 and C0 as (re, im) pairs, [N, 2], so that optimizers, `.half()` and
-    safetensors treat them as any other; `A`, `B0` and `C0` give the values they stand for, in float32 or wider.
+    Parameters are real: B_base and C_base hold B0 and C0 as (re, im) pairs, [N, 2], so that optimizers,
+    `.half()` and safetensors treat them as any other; `A`, `B0` and `C0` give the values they stand for, in
+    float32 or wider.
 
     Args:
         config: The sizes and options; or give its fields by keyword, `Mamba(d_model=256, d_state=8)`.
         device: Where the parameters live.
         dtype: Dtype of the parameters.
 
-    Source: Gu & Dao, "Mamba", arXiv 2312.00752, section 3.4; Gu, Gupta, Goel & Ré, "S4D", arXiv 2206.11893, for A.
+    Source: Gu & Dao, "Mamba", arXiv 2312.00752, section 3.4; Gu, Gupta, Goel & Ré, "S4D", arXiv 2206.11893,
+    for A.
     """
 
     def __init__(
@@ -244,7 +77,8 @@ class Mamba(nn.Module):
         super().__init__()
         if config is not None and not isinstance(config, SSMConfig):
             raise TypeError(
-                f"Mamba: config must be an SSMConfig, got {type(config).__name__}; write Mamba(SSMConfig(d_model=...))"
+                f"Mamba: config must be an SSMConfig, got {type(config).__name__}; "
+                "write Mamba(SSMConfig(d_model=...))"
             )
         config = SSMConfig(**{**(asdict(config) if config else {}), **fields})
         self.config = config
@@ -283,26 +117,27 @@ class Mamba(nn.Module):
     @property
     def A(self) -> Tensor:
         """The continuous diagonal state matrix, [D, N], complex unless `A_real`."""
-        real = -torch.exp(_wide(self.A_log_real))
-        return real if self.A_imag is None else torch.complex(real, _wide(self.A_imag))
+        real = -torch.exp(wide(self.A_log_real))
+        return real if self.A_imag is None else torch.complex(real, wide(self.A_imag))
 
     @property
     def B0(self) -> Tensor:
         """What every step's input weights start from, [N], complex unless `A_real`."""
-        return _wide(self.B_base) if self.config.A_real else torch.view_as_complex(_wide(self.B_base))
+        return wide(self.B_base) if self.config.A_real else torch.view_as_complex(wide(self.B_base))
 
     @property
     def C0(self) -> Tensor:
         """What every step's output weights start from, [N], complex unless `A_real`."""
-        return _wide(self.C_base) if self.config.A_real else torch.view_as_complex(_wide(self.C_base))
+        return wide(self.C_base) if self.config.A_real else torch.view_as_complex(wide(self.C_base))
 
     def forward(self, x: Tensor, state: MambaState | None = None) -> Tensor:
         """Runs the block over a sequence.
 
         Args:
             x: [B, L, d_model], L may be 0.
-            state: Where the sequence continues from. It is overwritten with the state after the last step, without
-                gradient, so a long sequence can be given in pieces and a prompt can be read before `step`.
+            state: Where the sequence continues from. It is overwritten with the state after the last step,
+                without gradient, so a long sequence can be given in pieces and a prompt can be read before
+                `step`.
 
         Returns:
             [B, L, d_model].
@@ -371,25 +206,25 @@ class Mamba(nn.Module):
         Args:
             batch: Number of sequences.
             device: Defaults to the device of the weights.
-            dtype: Of the kept convolution inputs; defaults to the dtype of the weights. The scan's state is always
-                float32 pairs or wider.
+            dtype: Of the kept convolution inputs; defaults to the dtype of the weights. The scan's state is
+                always float32 pairs or wider.
         """
         weight = self.in_proj.weight
         device = weight.device if device is None else torch.device(device)
         dtype = weight.dtype if dtype is None else dtype
-        wide = torch.promote_types(dtype, torch.float32)
+        real = torch.promote_types(dtype, torch.float32)
         d, n = self.config.d_inner, self.config.d_state
         return MambaState(
             conv=torch.zeros(batch, d, self.config.d_conv - 1, device=device, dtype=dtype),
             ssm=torch.zeros(
-                batch, d, n, device=device, dtype=wide if self.config.A_real else wide.to_complex()
+                batch, d, n, device=device, dtype=real if self.config.A_real else real.to_complex()
             ),
         )
 
     def discretization(
         self, delta: Tensor, A_mod: Tensor | None = None, B_mod: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Discretizes A and B for every step, materialised: 2 B L D N numbers, for study and not for training.
+        """Discretizes A and B for every step, materialised: 2 B L D N numbers, for study.
 
         Args:
             delta: Δ, positive, [B, L, D].
@@ -397,15 +232,15 @@ class Mamba(nn.Module):
             B_mod: What is added to B0, [B, L, N]; None means B0 alone.
 
         Returns:
-            A_disc = sigmoid(A_mod) exp(Δ A) and B_disc = φ B, both [B, L, D, N], with φ = (exp(Δ A) - 1) / A for
+            A_disc = sigmoid(A_mod) exp(Δ A) and B_disc = φ B, both [B, L, D, N]; φ is (exp(Δ A) - 1) / A for
             "zoh" and Δ for "euler".
         """
-        delta = _wide(delta).unsqueeze(-1)
+        delta = wide(delta).unsqueeze(-1)
         w = delta * self.A
         A_disc = torch.exp(w)
         phi = delta if self.config.discretization == "euler" else delta * expm1_ratio(w)
         if A_mod is not None:
-            A_disc = A_disc * torch.sigmoid(_wide(A_mod)).unsqueeze(2)
+            A_disc = A_disc * torch.sigmoid(wide(A_mod)).unsqueeze(2)
         B = self.B0 if B_mod is None else (self.B0 + B_mod).unsqueeze(2)
         return A_disc, phi * B
 
@@ -414,7 +249,8 @@ class Mamba(nn.Module):
 
         Args:
             x: [B, L, D].
-            delta: Δ, [B, L, D]; only its shape is used, because `A_disc` and `B_disc` already hold its effect.
+            delta: Δ, [B, L, D]; only its shape is used, because `A_disc` and `B_disc` already hold its
+                effect.
             A_disc, B_disc: From `discretization`, [B, L, D, N].
             C: Output weights C0 + C_mod, [B, L, N], or C0 alone, [N].
 
@@ -434,12 +270,12 @@ class Mamba(nn.Module):
         h = torch.stack(states, dim=1) if states else inflow
         y = (h * (C if C.dim() == 1 else C.unsqueeze(2))).sum(-1)
         y = 2 * y.real if y.is_complex() else y
-        return (y + _wide(self.D) * x).to(x.dtype)
+        return (y + wide(self.D) * x).to(x.dtype)
 
     def _select(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Raw delta, decay gate, B and C of the ops for [..., D], with N last."""
         delta, gate, B, C = self.s_proj.raw(x)
-        B, C = _wide(self.B_base) + B, _wide(self.C_base) + C
+        B, C = wide(self.B_base) + B, wide(self.C_base) + C
         if not self.config.A_real:
             B, C = torch.view_as_complex(B), torch.view_as_complex(C)
         return delta, None if gate is None else torch.sigmoid(gate), B, C
@@ -448,35 +284,14 @@ class Mamba(nn.Module):
         width = self.config.d_model
         if x.dim() != len(leading) + 1 or x.shape[-1] != width:
             raise ValueError(
-                f"Mamba: input must be [{', '.join(leading)}, d_model = {width}], got {list(x.shape)}"
+                f"Mamba: the input must be [{', '.join(leading)}, d_model = {width}], got {list(x.shape)}"
             )
         if state is not None and state.ssm.shape[0] != x.shape[0]:
             raise ValueError(
-                f"Mamba: state must be of the batch size of the input, {x.shape[0]}, got {state.ssm.shape[0]}; "
+                f"Mamba: the state must be of the batch size of the input, {x.shape[0]}, "
+                f"got {state.ssm.shape[0]}; "
                 f"allocate_state({x.shape[0]}) makes one"
             )
-
-
-class RMSNorm(nn.Module):
-    """Divides [..., width] by its root mean square, in float32 or wider, and scales it by a learned weight."""
-
-    def __init__(
-        self,
-        width: int,
-        eps: float = 1e-5,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width, device=device, dtype=dtype))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., width] to [..., width], same dtype."""
-        return F.rms_norm(_wide(x), self.weight.shape, _wide(self.weight), self.eps).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"{self.weight.shape[0]}, eps={self.eps}"
 
 
 class Block(nn.Module):
@@ -506,13 +321,3 @@ class Block(nn.Module):
     ) -> MambaState:
         """A zero state; see `Mamba.allocate_state`."""
         return self.mixer.allocate_state(batch, device, dtype)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """`tensor` in float32, or as it is if it is wider."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _require_count(owner: str, name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{owner}: {name} must be an integer of at least 1, got {value!r}")

@@ -190,6 +190,7 @@ def make_conv_update_inputs(
     """
     kept = width - 1 if kept is None else kept
     conv = make_conv_inputs(batch, dim, 1 if steps is None else steps, width, **options)
+    options |= {"seed": options.get("seed", 0) + 1}
     states = make_conv_inputs(batch if slots is None else slots, dim, kept, width, **options)
     indices = None
     if slots is not None:
@@ -197,7 +198,7 @@ def make_conv_update_inputs(
         indices = torch.randperm(slots, generator=generator)[:batch].to(torch.int32).to(conv["x"].device)
     return {
         "x": conv["x"] if steps is not None else conv["x"][..., 0],
-        "conv_state": states["x"].flip(0),
+        "conv_state": states["x"],
         "weight": conv["weight"],
         "bias": conv["bias"],
         "activation": conv["activation"],
@@ -384,7 +385,7 @@ class _Random:
         """`value` with every element made larger or smaller by a factor of 1 ± `step`."""
         if not _is_numeric(value):
             return value
-        signs = 2 * torch.randint(0, 2, value.shape, generator=self.generator) - 1
+        signs = 2 * torch.randint(0, 2, value.shape, generator=self.generator, dtype=torch.float64) - 1
         return value * (1 + step * signs.to(value.device))
 
     def log_uniform(self, low: float, high: float, *shape: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training of a `MambaLM` on one long row of tokens: windows, optimizer, schedule, held-out bits per token."""
+"""Training of a `MambaLM` on a row of tokens: windows, schedule, optimizer, held-out bits per token."""
 
 import math
 import time
@@ -21,7 +21,8 @@ class TrainingConfig:
         length: Tokens per window.
         learning_rate: Of AdamW, at its highest.
         weight_decay: Of the matrices of linear layers; everything else has none.
-        warmup: Share of the steps over which the learning rate rises from 0; it then falls as a cosine to 5 %.
+        warmup: Share of the steps over which the learning rate rises from 0; it then falls as a cosine to 5
+            %.
         max_grad_norm: Norm that the gradient is clipped to.
         seed: Seed of the order of the windows.
     """
@@ -29,7 +30,7 @@ class TrainingConfig:
     steps: int
     batch: int = 8
     length: int = 256
-    learning_rate: float = 4e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 0.1
     warmup: float = 0.05
     max_grad_norm: float = 1.0
@@ -70,7 +71,7 @@ def train(model: MambaLM, tokens: Tensor, config: TrainingConfig) -> Iterator[Tr
 
 
 def windows(tokens: Tensor, config: TrainingConfig) -> Iterator[Tensor]:
-    """Endless batches, int64 [batch, length + 1]: every pass cuts the text at a new phase and shuffles the windows."""
+    """Endless batches, int64 [batch, length + 1]: each pass cuts the text at a new phase and shuffles."""
     generator = torch.Generator().manual_seed(config.seed)
     span = torch.arange(config.length + 1)
     queue = torch.empty(0, dtype=torch.int64)
@@ -94,7 +95,7 @@ def schedule(step: int, config: TrainingConfig) -> float:
 
 
 def make_optimizer(model: MambaLM, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW that lets only the matrices of linear layers decay: not A, B, C, D, norms, biases or the embedding."""
+    """AdamW, with decay for the matrices of linear layers only: not A, B, C, D, norms, biases, embedding."""
     matrices = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
     matrices.discard(model.embedding.weight)
     rest = [parameter for parameter in model.parameters() if parameter not in matrices]
@@ -109,8 +110,8 @@ def make_optimizer(model: MambaLM, config: TrainingConfig) -> torch.optim.AdamW:
 def bits_per_token(model: MambaLM, tokens: Tensor, length: int = 2048) -> float:
     """Mean bits that the model needs for each token of a text after the first.
 
-    The text is read once, from its start to its end, the state carried along: every token is predicted from all
-    that came before it.
+    The text is read once, from its start to its end, the state carried along: every token is predicted from
+    all that came before it.
 
     Args:
         model: The model.

@@ -32,7 +32,8 @@ def test_round_trip(tmp_path: Path, tied: bool, dtype: torch.dtype) -> None:
     model = make(tie_embeddings=tied).to(dtype)
     save_pretrained(model, tmp_path)
     loaded = from_pretrained(tmp_path)
-    assert loaded.config == model.config and not loaded.training
+    assert loaded.config == model.config
+    assert not loaded.training
     assert loaded.state_dict().keys() == model.state_dict().keys()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
@@ -43,7 +44,9 @@ def test_round_trip(tmp_path: Path, tied: bool, dtype: torch.dtype) -> None:
 
 
 def test_dtype_on_load(saved: Path) -> None:
-    assert {parameter.dtype for parameter in from_pretrained(saved, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in from_pretrained(saved, dtype=torch.bfloat16).parameters()} == {
+        torch.bfloat16
+    }
 
 
 def test_only_the_two_files_are_written(saved: Path) -> None:
@@ -75,7 +78,7 @@ def test_unknown_config_keys_are_named(saved: Path) -> None:
 
 def test_config_of_another_model_is_refused(saved: Path) -> None:
     edit_config(saved, model_type="mamba2")
-    with pytest.raises(ValueError, match="model_type .* must be \"mamba_aot\", got 'mamba2'"):
+    with pytest.raises(ValueError, match=r"model_type .* must be .mamba_aot., got 'mamba2'"):
         from_pretrained(saved)
 
 
@@ -85,9 +88,13 @@ def test_weights_that_do_not_fit_are_named(saved: Path) -> None:
     weights["layers.9.mixer.D"] = torch.zeros(3)
     del weights["norm_f.weight"]
     save_file(weights, saved / "model.safetensors")
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="must be those of the model") as caught:
         from_pretrained(saved)
-    for part in ("layers.9.mixer.D is unknown", "norm_f.weight is missing", "layers.0.mixer.D must be [32], got [3]"):
+    for part in (
+        "layers.9.mixer.D is unknown",
+        "norm_f.weight is missing",
+        "layers.0.mixer.D must be [32], got [3]",
+    ):
         assert part in str(caught.value)
 
 

@@ -30,9 +30,16 @@ def run(out: Path, seed: int = 0) -> dict:
 def test_writes_all_files(tmp_path: Path) -> None:
     metrics = run(tmp_path / "a" / "out")
     out = tmp_path / "a" / "out"
-    assert {path.name for path in out.iterdir()} == {"config.json", "loss.png", "metrics.json", "model.safetensors"}
+    assert {path.name for path in out.iterdir()} == {
+        "config.json",
+        "loss.png",
+        "metrics.json",
+        "model.safetensors",
+    }
     assert json.loads((out / "metrics.json").read_text()) == metrics
-    assert metrics["steps"] == 4 and metrics["device"] == "cpu" and metrics["seed"] == 0
+    assert metrics["steps"] == 4
+    assert metrics["device"] == "cpu"
+    assert metrics["seed"] == 0
     assert 0 < metrics["held_out_bits_per_byte"] < 8.5
     assert metrics["train_seconds"] > 0
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -56,7 +63,8 @@ def test_a_seed_repeats_the_run(tmp_path: Path) -> None:
 
 def test_default_text_is_the_language_reference() -> None:
     text = demo.read_text(None)
-    assert text.name == "pydoc_data.topics" and len(text.data) > 300_000
+    assert text.name == "pydoc_data.topics"
+    assert len(text.data) > 300_000
     assert text.held_out == int(len(text.data) * 0.05)
 
 
@@ -72,7 +80,8 @@ def test_windows_cover_the_text_and_stay_inside() -> None:
 def test_schedule_rises_and_falls() -> None:
     config = training.TrainingConfig(steps=100, warmup=0.1)
     rates = [training.schedule(step, config) for step in range(1, 101)]
-    assert rates[0] == pytest.approx(0.1) and max(rates) == 1.0
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == 1.0
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[-1] == pytest.approx(0.05, abs=1e-3)
 
@@ -95,5 +104,6 @@ def test_interrupt_ends_cleanly_and_writes_nothing(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     rest = process.communicate(timeout=120)[1]
     assert process.returncode == 130
-    assert "stopped; nothing was written" in rest and "Traceback" not in rest
+    assert "stopped; nothing was written" in rest
+    assert "Traceback" not in rest
     assert not (tmp_path / "out").exists()

@@ -17,11 +17,19 @@ def test_a_wrong_result_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     from mamba_aot.ops import causal_conv1d
 
     right = causal_conv1d.causal_conv1d_fn
-    monkeypatch.setattr(causal_conv1d, "causal_conv1d_fn", lambda *a, **k: right(*a, **k) + 1e-3)
+
+    def wrong(*args, **options) -> torch.Tensor:
+        result = right(*args, **options)
+        assert isinstance(result, torch.Tensor)
+        return result + 1e-3
+
+    monkeypatch.setattr(causal_conv1d, "causal_conv1d_fn", wrong)
     failed = [check for check in doctor.run_checks() if not check.passed]
-    assert failed and all(check.name.startswith("causal_conv1d_fn") for check in failed)
+    assert failed
+    assert all(check.name.startswith("causal_conv1d_fn") for check in failed)
     report = doctor.format_checks(failed)
-    assert "FAIL" in report and "reinstall mamba-aot" in report
+    assert "FAIL" in report
+    assert "reinstall mamba-aot" in report
 
 
 def test_facts_count_the_images() -> None:
@@ -29,7 +37,8 @@ def test_facts_count_the_images() -> None:
     assert facts["torch"] == torch.__version__
     assert facts["images"]["count"] == len(_native.variants())
     text = doctor.format_facts(facts)
-    assert facts["library"]["sha256"] in text and facts["library"]["path"] in text
+    assert facts["library"]["sha256"] in text
+    assert facts["library"]["path"] in text
 
 
 def test_a_probe_that_fails_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,4 +51,5 @@ def test_a_probe_that_fails_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> No
     facts = doctor.collect_facts()
     assert "run pip install" in doctor.format_facts(facts)
     (check,) = doctor.run_checks()
-    assert not check.passed and "run pip install" in check.detail
+    assert not check.passed
+    assert "run pip install" in check.detail

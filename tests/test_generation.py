@@ -77,7 +77,7 @@ def test_sampling_is_cut_as_asked() -> None:
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
         ({"max_new_tokens": -1}, "max_new_tokens must be at least 0"),
-        ({"prompt": torch.zeros(0, dtype=torch.int64)}, "at least one token"),
+        ({"prompt": torch.zeros(0, dtype=torch.int64)}, "and not empty"),
         ({"prompt": torch.zeros(3)}, "of dtype int64 or int32"),
     ],
 )

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import mamba_aot
 
 PACKAGE = Path(mamba_aot.__file__).parent
@@ -58,8 +60,9 @@ assert not [name for name in loaded if name.startswith({slow!r})], sorted(loaded
     assert done.returncode == 0, done.stderr
 
 
-def test_missing_library_is_said_in_a_sentence(tmp_path: Path) -> None:
+def test_missing_library_is_said_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(PACKAGE, tmp_path / "mamba_aot", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    monkeypatch.delenv("MAMBA_AOT_LIBRARY", raising=False)
     done = python("from mamba_aot import selective_scan_fn", cwd=tmp_path)
     assert done.returncode != 0
     last_line = done.stderr.strip().splitlines()[-1]

@@ -1,4 +1,4 @@
-"""The Mamba block: its pieces compose to the fused call, its steps to the sequence, and it starts as documented."""
+"""The Mamba block: pieces compose to the fused call, steps to the sequence, it starts as documented."""
 
 import math
 
@@ -61,7 +61,9 @@ def test_pieces_have_the_same_gradients_as_the_fused_forward(kind: str) -> None:
     fused, composed = grads(mamba(x)), grads(compose(mamba, x))
     for name, grad in fused.items():
         scale = composed[name].abs().max().item()
-        torch.testing.assert_close(grad, composed[name], rtol=1e-3, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            grad, composed[name], rtol=1e-3, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -174,7 +176,8 @@ def test_start_is_s4d_lin_with_log_uniform_steps() -> None:
     torch.testing.assert_close(mamba.A.real, torch.full_like(mamba.A.real, -0.5))
     torch.testing.assert_close(mamba.A.imag[7], math.pi * torch.arange(16.0))
     dt = F.softplus(mamba.s_proj.dt_bias).detach()
-    assert 1e-3 * 0.99 <= dt.min() and dt.max() <= 1e-1 * 1.01
+    assert dt.min() >= 1e-3 * 0.99
+    assert dt.max() <= 1e-1 * 1.01
     # Log-uniform: as many below the geometric mean of the ends as above.
     assert abs((dt < 1e-2).float().mean() - 0.5) < 0.08
     for weight in (mamba.in_proj.weight, mamba.s_proj.x_proj.weight, mamba.out_proj.weight):
@@ -196,7 +199,9 @@ def test_parameters_are_real_numbers() -> None:
 
 def test_documented_start() -> None:
     config = SSMConfig(d_model=512, d_state=16, d_conv=4, expand=2)
-    assert config == SSMConfig() and config.d_inner == 1024 and config.rank == 32
+    assert config == SSMConfig()
+    assert config.d_inner == 1024
+    assert config.rank == 32
     assert make().config == Mamba(d_model=WIDTH, d_state=4).config
 
 
@@ -224,15 +229,24 @@ def test_rms_norm() -> None:
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: make()(torch.zeros(2, WIDTH)), r"input must be \[batch, length, d_model = 24\], got \[2, 24\]"),
-        (lambda: make()(torch.zeros(2, 3, 5)), r"input must be .* got \[2, 3, 5\]"),
-        (lambda: make().step(torch.zeros(2, 1, WIDTH), make().allocate_state(2)), r"input must be \[batch, d_model"),
-        (lambda: make()(inputs(), make().allocate_state(3)), r"state must be of the batch size .* 2, got 3"),
+        (
+            lambda: make()(torch.zeros(2, WIDTH)),
+            r"the input must be \[batch, length, d_model = 24\], got \[2, 24\]",
+        ),
+        (lambda: make()(torch.zeros(2, 3, 5)), r"the input must be .* got \[2, 3, 5\]"),
+        (
+            lambda: make().step(torch.zeros(2, 1, WIDTH), make().allocate_state(2)),
+            r"the input must be \[batch, d_model",
+        ),
+        (
+            lambda: make()(inputs(), make().allocate_state(3)),
+            r"the state must be of the batch size .* 2, got 3",
+        ),
         (lambda: SSMConfig(d_conv=5), "d_conv must be 2, 3 or 4, got 5"),
         (lambda: SSMConfig(d_state=0), "d_state must be an integer of at least 1, got 0"),
-        (lambda: SSMConfig(d_model=1.5), "d_model must be an integer"),
+        (lambda: SSMConfig(**{"d_model": 1.5}), "d_model must be an integer"),
         (lambda: SSMConfig(dt_min=0.2), "0 < dt_min <= dt_max"),
-        (lambda: SSMConfig(discretization="bilinear"), '"zoh" or "euler", got \'bilinear\''),
+        (lambda: SSMConfig(**{"discretization": "bilinear"}), '"zoh" or "euler", got \'bilinear\''),
     ],
 )
 def test_bad_input_is_a_sentence(call, sentence: str) -> None:

@@ -21,7 +21,9 @@ check() {
 }
 check "ruff check" ruff check --quiet .
 check "ruff format" ruff format --check --quiet .
-check "clang-format" bash -c 'find csrc tests examples -name "*.h" -o -name "*.cpp" | xargs clang-format --dry-run -Werror'
+check "clang-format" bash -c \
+  'find . \( -name build -o -name .venv \) -prune -o \( -name "*.h" -o -name "*.cpp" \) -print0 |
+    xargs -0 clang-format --dry-run -Werror'
 check "import-linter" lint-imports
 check "pyright" pyright
 python -m pytest "$@" || failed="$failed pytest"

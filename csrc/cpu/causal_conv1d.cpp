@@ -18,8 +18,8 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-ConvPlan make_plan(const CausalConv1dSizes& s, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                   const OptionalTensor& initial_states, bool silu) {
+ConvPlan make_plan(const CausalConv1dSizes& s, const Tensor& x, const Tensor& weight,
+                   const OptionalTensor& bias, const OptionalTensor& initial_states, bool silu) {
   ConvPlan plan{};
   plan.batch = s.batch;
   plan.channels = s.channels;
@@ -43,7 +43,8 @@ int64_t item_grain(int64_t steps) { return steps > 0 && steps < 256 ? 256 / step
 
 }  // namespace
 
-Tensor causal_conv1d_fwd(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor initial_states, bool silu) {
+Tensor causal_conv1d_fwd(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor initial_states,
+                         bool silu) {
   const CausalConv1dSizes s = check_causal_conv1d(x, weight, bias, initial_states);
   const ScalarType type = state_dtype(x.scalar_type());
   const Tensor filter = to_state_dtype(weight, type);
@@ -63,7 +64,8 @@ CausalConv1dGradients causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, Op
   const OptionalTensor offset = to_state_dtype(bias, type);
   ConvPlan plan = make_plan(s, x, filter, offset, initial_states, silu);
   Tensor dx = layout_like(x);
-  Tensor dinitial = initial_states ? empty_on(x, {s.batch, s.channels, s.width - 1}, x.scalar_type()) : absent_on(x);
+  Tensor dinitial =
+      initial_states ? empty_on(x, {s.batch, s.channels, s.width - 1}, x.scalar_type()) : absent_on(x);
   const int64_t sums = s.batch * plan.segments;
   Tensor dweight = empty_on(x, {sums, s.channels, s.width}, type);
   Tensor dbias = bias ? empty_on(x, {sums, s.channels}, type) : absent_on(x);
@@ -80,7 +82,8 @@ CausalConv1dGradients causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, Op
 
 Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, OptionalTensor bias,
                             OptionalTensor conv_state_indices, bool silu) {
-  const CausalConv1dUpdateSizes s = check_causal_conv1d_update(x, conv_state, weight, bias, conv_state_indices);
+  const CausalConv1dUpdateSizes s =
+      check_causal_conv1d_update(x, conv_state, weight, bias, conv_state_indices);
   check_slots("causal_conv1d_update", "conv_state_indices", conv_state_indices, s.slots);
   const ScalarType type = state_dtype(x.scalar_type());
   const Tensor filter = to_state_dtype(weight, type);

@@ -38,8 +38,8 @@ struct Block {
   int lanes;
 
   void load_steps(const View& v, int64_t t, int64_t steps, Vec<S>* tile) const {
-    load_tile<S>(v, batch * v.stride[0] + channel * v.stride[1] + t * v.stride[2], v.stride[1], v.stride[2], lanes,
-                 steps, tile);
+    load_tile<S>(v, batch * v.stride[0] + channel * v.stride[1] + t * v.stride[2], v.stride[1], v.stride[2],
+                 lanes, steps, tile);
   }
   void store_steps(const View& v, int64_t t, int64_t steps, const Vec<S>* tile) const {
     store_tile<S>(v, batch * v.stride[0] + channel * v.stride[1] + t * v.stride[2], v.stride[1], v.stride[2],
@@ -154,7 +154,8 @@ void backward_block(const ConvPlan& plan, const Item& item, const Block<S>& bloc
     // Input i of the initial states is read by the first i + 1 outputs.
     for (int64_t i = 0; i < kBefore; ++i) {
       Vec<S> sum{};
-      for (int64_t k = 0; k <= i; ++k) sum = fma(filter.tap[k], i - k < plan.length ? grad[i - k] : Vec<S>{}, sum);
+      for (int64_t k = 0; k <= i; ++k)
+        sum = fma(filter.tap[k], i - k < plan.length ? grad[i - k] : Vec<S>{}, sum);
       dx[i] = sum;
     }
     block.store_steps(plan.dinitial_states, 0, kBefore, dx);

@@ -40,18 +40,18 @@ inline Isa machine_isa() {
 
 // Declares `result fn arguments` for each instruction set, and `pick_<fn>()`, which returns the one to call.
 #if defined(__x86_64__)
-#define MAMBA_AOT_PER_ISA(result, fn, arguments)                                          \
-  namespace baseline {                                                                    \
-  result fn arguments;                                                                    \
-  }                                                                                       \
-  namespace avx2 {                                                                        \
-  result fn arguments;                                                                    \
-  }                                                                                       \
-  namespace avx512 {                                                                      \
-  result fn arguments;                                                                    \
-  }                                                                                       \
-  inline auto pick_##fn() {                                                               \
-    const Isa isa = machine_isa();                                                        \
+#define MAMBA_AOT_PER_ISA(result, fn, arguments)                                            \
+  namespace baseline {                                                                      \
+  result fn arguments;                                                                      \
+  }                                                                                         \
+  namespace avx2 {                                                                          \
+  result fn arguments;                                                                      \
+  }                                                                                         \
+  namespace avx512 {                                                                        \
+  result fn arguments;                                                                      \
+  }                                                                                         \
+  inline auto pick_##fn() {                                                                 \
+    const Isa isa = machine_isa();                                                          \
     return isa == Isa::avx512 ? &avx512::fn : isa == Isa::avx2 ? &avx2::fn : &baseline::fn; \
   }
 #else
@@ -64,10 +64,14 @@ inline Isa machine_isa() {
 
 inline DType view_dtype(ScalarType type) {
   switch (type) {
-    case ScalarType::Double: return DType::f64;
-    case ScalarType::Half: return DType::f16;
-    case ScalarType::BFloat16: return DType::bf16;
-    default: return DType::f32;
+    case ScalarType::Double:
+      return DType::f64;
+    case ScalarType::Half:
+      return DType::f16;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    default:
+      return DType::f32;
   }
 }
 
@@ -87,8 +91,8 @@ inline void check_slots(const char* fn, const char* name, const OptionalTensor& 
   const int32_t* slot = static_cast<const int32_t*>(indices->data_ptr());
   for (int64_t i = 0; i < indices->size(0); ++i) {
     const int32_t got = slot[i * indices->stride(0)];
-    check(got < slots, fn, ": ", name, " must be slots below ", slots, " (or negative, for padding), got ", got,
-          " at position ", i);
+    check(got < slots, fn, ": ", name, " must be slots below ", slots, " (or negative, for padding), got ",
+          got, " at position ", i);
   }
 }
 

@@ -1,6 +1,8 @@
 // The CPU half of selective_scan: checks, allocates, cuts the work into items and hands them to the kernels.
 #include "ops/selective_scan.h"
 
+#include <algorithm>
+
 #include "cpu/dispatch.h"
 #include "cpu/selective_scan_plan.h"
 #include "cpu/sum_partials.h"
@@ -27,11 +29,12 @@ ScanPlan make_plan(const SelectiveScanSizes& s, ScalarType state_type, bool soft
   plan.softplus = softplus;
   plan.zoh = zoh;
   plan.float64 = state_type == ScalarType::Double;
-  // Enough items for many threads, but at least 64 channels each: one packing of B and C serves them all, and
-  // every item keeps its own sums over channels. Multiples of 16 fill whole vectors.
+  // Enough items for many threads, but at least 64 channels each, as one packing of B and C serves them all;
+  // and every item keeps its own sums over channels, which should not outgrow the size of u.
   const int64_t channels = s.channels / s.groups;
-  const int64_t most = ceil_div(channels, 64), wanted = ceil_div(64, s.batch * s.groups + 1);
-  const int64_t splits = most < wanted ? most : wanted;
+  const int64_t most =
+      std::min(ceil_div(channels, 64), std::max(int64_t{8}, channels / (s.state * s.parts() + 1)));
+  const int64_t splits = std::min(most, ceil_div(64, s.batch * s.groups + 1));
   plan.split_channels = channels > 0 ? ceil_div(ceil_div(channels, splits), 16) * 16 : 16;
   plan.splits = channels > 0 ? ceil_div(channels, plan.split_channels) : 0;
   return plan;
@@ -53,7 +56,9 @@ struct Inputs {
   Inputs(ScanPlan& plan, const Tensor& u, const Tensor& delta, const Tensor& A_in, const Tensor& B,
          const Tensor& C, const OptionalTensor& D_in, const OptionalTensor& z, const OptionalTensor& bias_in,
          const OptionalTensor& decay_gate, ScalarType type)
-      : A(to_state_dtype(A_in, type)), D(to_state_dtype(D_in, type)), delta_bias(to_state_dtype(bias_in, type)) {
+      : A(to_state_dtype(A_in, type)),
+        D(to_state_dtype(D_in, type)),
+        delta_bias(to_state_dtype(bias_in, type)) {
     plan.u = view(u);
     plan.delta = view(delta);
     plan.z = view(z);
@@ -73,19 +78,19 @@ Tensor empty_state(const Tensor& u, const SelectiveScanSizes& s, ScalarType type
 
 }  // namespace
 
-SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, OptionalTensor D,
-                                        OptionalTensor z, OptionalTensor delta_bias, OptionalTensor decay_gate,
-                                        OptionalTensor initial_state, bool delta_softplus, bool zoh,
-                                        bool save_states) {
+SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C,
+                                        OptionalTensor D, OptionalTensor z, OptionalTensor delta_bias,
+                                        OptionalTensor decay_gate, OptionalTensor initial_state,
+                                        bool delta_softplus, bool zoh, bool save_states) {
   const SelectiveScanSizes s =
       check_selective_scan(u, delta, A, B, C, D, z, delta_bias, decay_gate, initial_state);
   const ScalarType type = state_dtype(u.scalar_type());
   ScanPlan plan = make_plan(s, type, delta_softplus, zoh);
   const Inputs inputs(plan, u, delta, A, B, C, D, z, delta_bias, decay_gate, type);
   Tensor out = layout_like(u), last_state = empty_state(u, s, type);
-  Tensor chunk_states =
-      save_states ? empty_on(u, {s.batch, s.chunks(), s.state * s.parts(), s.channels}, type)
-                  : empty_on(u, {0}, type);
+  Tensor chunk_states = save_states
+                            ? empty_on(u, {s.batch, s.chunks(), s.state * s.parts(), s.channels}, type)
+                            : empty_on(u, {0}, type);
   plan.out = view(out);
   plan.initial_state = view(initial_state);
   plan.last_state = view(last_state);
@@ -136,10 +141,11 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
                  : sum_over_items(dC, sequences, plan.splits, {s.batch, s.groups, s.state, s.length});
   dA = s.complex ? sum_over_items(dA, 1, s.batch, {s.channels, s.state, 2})
                  : sum_over_items(dA, 1, s.batch, {s.channels, s.state});
-  if (decay_gate) dgate = to_input_dtype(sum_over_items(dgate, s.batch, items, {s.batch, s.state, s.length}), *decay_gate);
+  if (decay_gate)
+    dgate = to_input_dtype(sum_over_items(dgate, s.batch, items, {s.batch, s.state, s.length}), *decay_gate);
   if (D) dD = to_input_dtype(sum_over_items(dD, 1, s.batch, {s.channels}), *D);
   if (delta_bias) dbias = to_input_dtype(sum_over_items(dbias, 1, s.batch, {s.channels}), *delta_bias);
-  return {du,           ddelta, to_input_dtype(dA, A), to_input_dtype(dB, B), to_input_dtype(dC, C), dD, dz, dbias,
+  return {du,    ddelta,  to_input_dtype(dA, A), to_input_dtype(dB, B), to_input_dtype(dC, C), dD, dz, dbias,
           dgate, dinitial};
 }
 

@@ -9,7 +9,7 @@ namespace mamba_aot::cpu::MAMBA_AOT_ISA {
 // What the backward sweep needs of the forward one, per step and state: h has one more row, the start state.
 template <class S>
 struct Tape {
-  Vec<S> *h, *e, *phi;
+  Vec<S>*h, *e, *phi;
 };
 
 // Rows of one step of the packed chunk.

@@ -1,6 +1,6 @@
 // The backward sweep of the selective scan. Compiled once per instruction set.
-// Chunks are visited last to first; in each one the states are recomputed from the saved start of the chunk onto
-// a tape that stays in the cache, a few states at a time, and then walked back.
+// Chunks are visited last to first; in each one the states are recomputed from the saved start of the chunk
+// onto a tape that stays in the cache, a few states at a time, and then walked back.
 #include "cpu/selective_scan_retreat.h"
 
 namespace mamba_aot::cpu::MAMBA_AOT_ISA {
@@ -8,7 +8,9 @@ namespace {
 
 // States per pass; one in double, as in the forward sweep.
 template <class S, bool kComplex>
-constexpr int kBackwardStates = sizeof(S) == 8 ? 1 : kComplex ? 2 : 4;
+constexpr int kBackwardStates = sizeof(S) == 8 ? 1
+                                : kComplex     ? 2
+                                               : 4;
 
 template <class S, bool kComplex, bool kZoh, bool kGate>
 struct Backward {
@@ -17,8 +19,8 @@ struct Backward {
   static constexpr int kStates = kBackwardStates<S, kComplex>;
   ScanItem<S> item;
   // Per block of channels: the tiles of the chunk, and sums over the sequence.
-  Vec<S> *dt, *x, *dy, *y, *dout_slope, *du, *ddt;
-  Vec<S> *dA, *dD, *dbias;
+  Vec<S>*dt, *x, *dy, *y, *dout_slope, *du, *ddt;
+  Vec<S>*dA, *dD, *dbias;
   Vec<S>* start;
   Tape<S> tape;
   ChannelSums<S> sums;
@@ -52,10 +54,11 @@ struct Backward {
     for (int64_t b = 0; b < item.blocks; ++b) {
       const int64_t channel = item.batch * plan.channels + item.channel(b);
       item.store_state(plan.dinitial_state, b, item.h + b * item.state_parts);
-      store_tile<S>(flat_view<S>(plan.dA), channel * item.state_parts, item.state_parts, 1, item.lanes(b), item.state_parts,
-                    dA + b * item.state_parts);
+      store_tile<S>(flat_view<S>(plan.dA), channel * item.state_parts, item.state_parts, 1, item.lanes(b),
+                    item.state_parts, dA + b * item.state_parts);
       if (plan.dD) store_tile<S>(flat_view<S>(plan.dD), channel, 1, 0, item.lanes(b), 1, dD + b);
-      if (plan.ddelta_bias) store_tile<S>(flat_view<S>(plan.ddelta_bias), channel, 1, 0, item.lanes(b), 1, dbias + b);
+      if (plan.ddelta_bias)
+        store_tile<S>(flat_view<S>(plan.ddelta_bias), channel, 1, 0, item.lanes(b), 1, dbias + b);
     }
   }
 
@@ -103,11 +106,11 @@ struct Backward {
     for (int64_t b = 0; b < item.blocks; ++b) {
       const int64_t row = b * item.state_parts + n * kParts, at = b * kScanChunk;
       for (int j = 0; j < kPassStates * kParts; ++j) tape.h[j] = start[row + j];
-      advance<S, kComplex, kZoh, kGate, kPassStates, true>(item, item.A + row, n, dt + at, x + at, start + row,
-                                                           y + at, tape);
+      advance<S, kComplex, kZoh, kGate, kPassStates, true>(item, item.A + row, n, dt + at, x + at,
+                                                           start + row, y + at, tape);
       const RetreatTiles<S> tiles{dt + at, x + at, dy + at, du + at, ddt + at};
-      retreat<S, kComplex, kZoh, kGate, kPassStates>(item, item.A + row, n, tiles, tape, item.h + row, dA + row,
-                                                     sums);
+      retreat<S, kComplex, kZoh, kGate, kPassStates>(item, item.A + row, n, tiles, tape, item.h + row,
+                                                     dA + row, sums);
     }
     store_sums<kPassStates>(sums.dB, static_cast<S*>(item.plan.dB), n, kParts);
     store_sums<kPassStates>(sums.dC, static_cast<S*>(item.plan.dC), n, kParts);

@@ -4,15 +4,17 @@
 namespace mamba_aot::cpu::MAMBA_AOT_ISA {
 namespace {
 
-// States per pass: as many as fit in registers beside the exponentials. Double, which is for checking gradients,
-// makes do with one: half the code to compile.
+// States per pass: as many as fit in registers beside the exponentials. Double, which is for checking
+// gradients, makes do with one: half the code to compile.
 template <class S, bool kComplex>
-constexpr int kForwardStates = sizeof(S) == 8 ? 1 : kComplex ? 2 : 4;
+constexpr int kForwardStates = sizeof(S) == 8 ? 1
+                               : kComplex     ? 2
+                                              : 4;
 
 template <class S, bool kComplex, bool kZoh, bool kGate>
 struct Forward {
   ScanItem<S> item;
-  Vec<S> *dt, *x, *y, *z;
+  Vec<S>*dt, *x, *y, *z;
 
   Forward(const ScanPlan& plan, Arena<S>& arena) : item(plan, arena) {
     dt = arena.take(kScanChunk);
@@ -56,7 +58,8 @@ struct Forward {
   template <int kStates>
   void pass(int64_t block, int64_t n) {
     const Vec<S>* A = item.A + block * item.state_parts + n * item.parts;
-    advance<S, kComplex, kZoh, kGate, kStates, false>(item, A, n, dt, x, state(block) + n * item.parts, y, {});
+    advance<S, kComplex, kZoh, kGate, kStates, false>(item, A, n, dt, x, state(block) + n * item.parts, y,
+                                                      {});
   }
 };
 

@@ -36,9 +36,9 @@ struct ScanItem {
   int64_t step = 0, steps = 0;
 
   // [blocks, state_parts] each: A, and the state (forward) or its adjoint (backward).
-  Vec<S> *A, *h;
+  Vec<S>*A, *h;
   // [kScanChunk, row_vectors] and, for the gate, [kScanChunk, part_vectors].
-  Vec<S> *B, *C, *gate;
+  Vec<S>*B, *C, *gate;
   Vec<S>* row_scratch;
 
   ScanItem(const ScanPlan& plan, Arena<S>& arena)
@@ -76,7 +76,8 @@ struct ScanItem {
     channels = rest < plan.split_channels ? rest : plan.split_channels;
     blocks = ceil_div(channels, kLanes);
     for (int64_t b = 0; b < blocks; ++b) {
-      load_tile<S>(flat_view<S>(plan.A), channel(b) * state_parts, state_parts, 1, lanes(b), state_parts, A + b * state_parts);
+      load_tile<S>(flat_view<S>(plan.A), channel(b) * state_parts, state_parts, 1, lanes(b), state_parts,
+                   A + b * state_parts);
     }
   }
 
@@ -135,7 +136,8 @@ struct ScanItem {
   void store_state(const View& x, int64_t block, const Vec<S>* h) const {
     for (int64_t part = 0; part < parts; ++part) {
       for (int64_t n = 0; n < state; ++n) {
-        store_tile<S>(x, state_offset(x, block, n, part), x.stride[1], 0, lanes(block), 1, h + n * parts + part);
+        store_tile<S>(x, state_offset(x, block, n, part), x.stride[1], 0, lanes(block), 1,
+                      h + n * parts + part);
       }
     }
   }

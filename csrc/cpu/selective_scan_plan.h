@@ -5,8 +5,8 @@
 
 namespace mamba_aot::cpu {
 
-// Work is cut into items (batch, group, split): a split is a fixed range of the group's channels, chosen from the
-// sizes alone, so that sums over channels come out the same for any number of threads.
+// Work is cut into items (batch, group, split): a split is a fixed range of the group's channels, chosen from
+// the sizes alone, so that sums over channels come out the same for any number of threads.
 struct ScanPlan {
   int64_t batch, channels, length, groups, state, parts, chunk;
   int64_t splits, split_channels;
@@ -31,7 +31,8 @@ struct ScanPlan {
   View dlast_state, dinitial_state;
   // Sums over one item each, dtype S: [batch, groups, splits, state, length, parts] twice, and without parts
   void *dB, *dC, *dgate;
-  // Sums over one sequence each, dtype S: [batch, channels, state, parts], [batch, channels], [batch, channels]
+  // Sums over one sequence each, dtype S: [batch, channels, state, parts], [batch, channels], [batch,
+  // channels]
   void *dA, *dD, *ddelta_bias;
 };
 

@@ -1,6 +1,6 @@
 // One chunk walked back, for one block of channels and kStates states.
-// lam is the adjoint of h: lam_t = conj(C_t) dy_t + conj(a_{t+1}) lam_{t+1}; gradients follow PyTorch's convention
-// for complex numbers, dL/dRe + i dL/dIm.
+// lam is the adjoint of h: lam_t = conj(C_t) dy_t + conj(a_{t+1}) lam_{t+1}; gradients follow PyTorch's
+// convention for complex numbers, dL/dRe + i dL/dIm.
 #pragma once
 
 #include "cpu/selective_scan_advance.h"
@@ -10,14 +10,14 @@ namespace mamba_aot::cpu::MAMBA_AOT_ISA {
 // Tiles of the chunk, one vector per step; du and ddt are added to.
 template <class S>
 struct RetreatTiles {
-  const Vec<S> *dt, *x, *dy;
-  Vec<S> *du, *ddt;
+  const Vec<S>*dt, *x, *dy;
+  Vec<S>*du, *ddt;
 };
 
 // What is summed over channels, kept per lane until all blocks of the item are done: [steps, states, parts].
 template <class S>
 struct ChannelSums {
-  Vec<S> *dB, *dC, *dgate;
+  Vec<S>*dB, *dC, *dgate;
 
   template <int kParts, int kStates>
   void clear(int64_t steps) const {
@@ -26,10 +26,12 @@ struct ChannelSums {
   }
 };
 
-// d phi / d A of the zero-order hold: (dt e - phi) / A, which cancels where |dt A| is small: there its series.
+// d phi / d A of the zero-order hold: (dt e - phi) / A, which cancels where |dt A| is small: there its
+// series.
 template <class S, bool kComplex>
 MAMBA_AOT_INLINE void phi_slope(Vec<S> dt, Vec<S> A_re, Vec<S> A_im, const Inverse<S, kComplex>& inverse,
-                                Vec<S> e_re, Vec<S> e_im, Vec<S> phi_re, Vec<S> phi_im, Vec<S>& re, Vec<S>& im) {
+                                Vec<S> e_re, Vec<S> e_im, Vec<S> phi_re, Vec<S> phi_im, Vec<S>& re,
+                                Vec<S>& im) {
   const auto& terms = Constants<S>::kSlope;
   constexpr int kTerms = sizeof(terms) / sizeof(terms[0]);
   const Vec<S> w_re = dt * A_re, limit = splat<S>(0.0625);
@@ -57,8 +59,8 @@ MAMBA_AOT_INLINE void phi_slope(Vec<S> dt, Vec<S> A_re, Vec<S> A_im, const Inver
   }
 }
 
-// Walks back from the end of the chunk. `carry` is conj(a_{t+1}) lam_{t+1} at the end of the chunk on entry, and at
-// its start on return.
+// Walks back from the end of the chunk. `carry` is conj(a_{t+1}) lam_{t+1} at the end of the chunk on entry,
+// and at its start on return.
 template <class S, bool kComplex, bool kZoh, bool kGate, int kStates>
 void retreat(const ScanItem<S>& item, const Vec<S>* A, int64_t first_state, const RetreatTiles<S>& tiles,
              const Tape<S>& tape, Vec<S>* carry, Vec<S>* dA, const ChannelSums<S>& sums) {
@@ -98,7 +100,8 @@ void retreat(const ScanItem<S>& item, const Vec<S>* A, int64_t first_state, cons
         // conj(B) lam
         const Vec<S> bl_re = fma(B_re, lam_re, B_im * lam_im), bl_im = fma(B_re, lam_im, -(B_im * lam_re));
         if constexpr (kZoh) {
-          const Vec<S> p_re = fma(phi_re, lam_re, phi_im * lam_im), p_im = fma(phi_re, lam_im, -(phi_im * lam_re));
+          const Vec<S> p_re = fma(phi_re, lam_re, phi_im * lam_im),
+                       p_im = fma(phi_re, lam_im, -(phi_im * lam_re));
           sums.dB[at] = fma(x, p_re, sums.dB[at]);
           sums.dB[at + 1] = fma(x, p_im, sums.dB[at + 1]);
           du = fma(phi_re, bl_re, fma(phi_im, bl_im, du));

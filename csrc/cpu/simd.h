@@ -35,7 +35,8 @@ typedef double VecD __attribute__((vector_size(kVectorBytes)));
 typedef int32_t VecI __attribute__((vector_size(kVectorBytes)));
 typedef int64_t VecL __attribute__((vector_size(kVectorBytes)));
 
-// Lane type S -> its vector V, the integer vector I of equal width (also the type of masks) and its lane type.
+// Lane type S -> its vector V, the integer vector I of equal width (also the type of masks) and its lane
+// type.
 template <class S>
 struct Simd;
 template <>
@@ -165,7 +166,8 @@ MAMBA_AOT_INLINE bool any(IntVec<S> mask) {
 #endif
 }
 
-// One butterfly stage: lanes with bit `kStep` clear come from a and lanes with it set from b (or the reverse).
+// One butterfly stage: lanes with bit `kStep` clear come from a and lanes with it set from b (or the
+// reverse).
 template <class S, int kStep, bool kUpper>
 MAMBA_AOT_INLINE Vec<S> exchange(Vec<S> a, Vec<S> b) {
   constexpr int kLanes = Simd<S>::kLanes;

@@ -37,7 +37,8 @@ Vec<S> load_one(const View& v, int64_t at, int64_t stride, int lanes) {
 
 // Advances the states h of one block by one step; returns C h.
 template <class S, bool kComplex, bool kZoh>
-Vec<S> step(int64_t state, const Vec<S>* A, const S* B, const S* C, const S* gate, Vec<S> dt, Vec<S> x, Vec<S>* h) {
+Vec<S> step(int64_t state, const Vec<S>* A, const S* B, const S* C, const S* gate, Vec<S> dt, Vec<S> x,
+            Vec<S>* h) {
   const Vec<S> dt_log2e = dt * splat<S>(kLog2E), dt_two_over_pi = dt * splat<S>(kTwoOverPi), dt_x = dt * x;
   StepSum<S> y;
   for (int64_t n = 0; n < state; ++n) {
@@ -84,7 +85,8 @@ void update_block(const StateUpdatePlan& p, int64_t group, int64_t channel, int 
     const int64_t out_at = b * p.out.stride[0] + channel * p.out.stride[1];
     Vec<S> y{};
     if (slot >= 0) {
-      Vec<S> dt = load_one<S>(p.dt, b * p.dt.stride[0] + channel * p.dt.stride[1], p.dt.stride[1], lanes) + bias;
+      Vec<S> dt =
+          load_one<S>(p.dt, b * p.dt.stride[0] + channel * p.dt.stride[1], p.dt.stride[1], lanes) + bias;
       if (p.softplus) dt = softplus<S>(dt);
       const Vec<S> x = load_one<S>(p.x, b * p.x.stride[0] + channel * p.x.stride[1], p.x.stride[1], lanes);
       const int64_t held_at = slot * p.held.stride[0] + channel * p.held.stride[1];
@@ -96,7 +98,8 @@ void update_block(const StateUpdatePlan& p, int64_t group, int64_t channel, int 
       store_states<S>(p.held, held_at, lanes, p.state, p.parts, h);
       y = fma(skip, x, y);
       if (p.z.data) {
-        y = y * Silu<S>(load_one<S>(p.z, b * p.z.stride[0] + channel * p.z.stride[1], p.z.stride[1], lanes)).value;
+        y = y * Silu<S>(load_one<S>(p.z, b * p.z.stride[0] + channel * p.z.stride[1], p.z.stride[1], lanes))
+                    .value;
       }
     }
     store_tile<S>(p.out, out_at, p.out.stride[1], 0, lanes, 1, &y);
@@ -112,7 +115,8 @@ int64_t run(const StateUpdatePlan& p, int64_t begin, int64_t end, void* scratch)
     const int64_t limit = first + p.split_channels, last = limit < group_channels ? limit : group_channels;
     for (int64_t c = first; c < last; c += kLanes) {
       const int lanes = static_cast<int>(last - c < kLanes ? last - c : kLanes);
-      update_block<S, kComplex, kZoh>(p, group, group * group_channels + c, lanes, static_cast<Vec<S>*>(scratch));
+      update_block<S, kComplex, kZoh>(p, group, group * group_channels + c, lanes,
+                                      static_cast<Vec<S>*>(scratch));
     }
   }
   return 2 * p.state * p.parts * kVectorBytes;

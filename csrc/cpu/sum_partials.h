@@ -9,7 +9,8 @@ MAMBA_AOT_PER_ISA(void, sum_partials,
                   (const void* parts, int64_t count, int64_t size, int64_t begin, int64_t end, bool float64,
                    void* out))
 
-// parts: contiguous [outer, count, size], float32 or float64 -> contiguous [outer, size] in the shape `sizes`.
+// parts: contiguous [outer, count, size], float32 or float64 -> contiguous [outer, size] in the shape
+// `sizes`.
 inline Tensor sum_over_items(const Tensor& parts, int64_t outer, int64_t count, Dims sizes) {
   Tensor out = empty_on(parts, sizes, parts.scalar_type());
   const int64_t total = out.numel();

@@ -87,7 +87,7 @@ MAMBA_AOT_INLINE Vec<S> load_row(const T* p) {
   if constexpr (sizeof(T) == sizeof(S)) {
     return load<S>(reinterpret_cast<const S*>(p));
   } else {
-    Vec<S> v;
+    Vec<S> v{};
     for (int i = 0; i < kLanes; ++i) v[i] = static_cast<S>(widen(p[i]));
     return v;
   }
@@ -207,8 +207,8 @@ MAMBA_AOT_INLINE void load_tile(const View& x, int64_t offset, int64_t channel_s
       return load_tile_of<S>(static_cast<const Half*>(x.data) + offset, channel_stride, step_stride, lanes,
                              steps, tile);
     case DType::bf16:
-      return load_tile_of<S>(static_cast<const BFloat16*>(x.data) + offset, channel_stride, step_stride, lanes,
-                             steps, tile);
+      return load_tile_of<S>(static_cast<const BFloat16*>(x.data) + offset, channel_stride, step_stride,
+                             lanes, steps, tile);
   }
 }
 
@@ -220,8 +220,8 @@ MAMBA_AOT_INLINE void store_tile(const View& x, int64_t offset, int64_t channel_
       return store_tile_of<S>(static_cast<float*>(x.data) + offset, channel_stride, step_stride, lanes, steps,
                               tile);
     case DType::f64:
-      return store_tile_of<S>(static_cast<double*>(x.data) + offset, channel_stride, step_stride, lanes, steps,
-                              tile);
+      return store_tile_of<S>(static_cast<double*>(x.data) + offset, channel_stride, step_stride, lanes,
+                              steps, tile);
     case DType::f16:
       return store_tile_of<S>(static_cast<Half*>(x.data) + offset, channel_stride, step_stride, lanes, steps,
                               tile);

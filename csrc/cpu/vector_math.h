@@ -23,11 +23,13 @@ struct Constants<float> {
   static constexpr float kSin[] = {-0.0001958283f, 0.008332725f, -0.16666664f};
   static constexpr float kCos[] = {2.4542871e-05f, -0.0013888279f, 0.041666664f};
   // (2 atanh(s) / s - 2) / s^2 in s^2.
-  static constexpr float kLog[] = {0.20787673f, 0.17464685f, 0.22264713f, 0.28570306f, 0.4000001f, 0.6666667f};
+  static constexpr float kLog[] = {0.20787673f, 0.17464685f, 0.22264713f,
+                                   0.28570306f, 0.4000001f,  0.6666667f};
   // Below this |A|, exp(dt A) is 1 and its integral over a step is dt, to the last bit.
   static constexpr float kTinyA = 1e-18f;
   // Derivative of expm1(w) / w: (j + 1) / (j + 2)! in w, enough terms for |w| < 1/4.
-  static constexpr float kSlope[] = {1.0f / 5760, 1.0f / 840, 1.0f / 144, 1.0f / 30, 1.0f / 8, 1.0f / 3, 0.5f};
+  static constexpr float kSlope[] = {1.0f / 5760, 1.0f / 840, 1.0f / 144, 1.0f / 30,
+                                     1.0f / 8,    1.0f / 3,   0.5f};
 };
 
 template <>
@@ -36,10 +38,11 @@ struct Constants<double> {
   static constexpr int kMantissaBits = 52, kExponentBias = 1023;
   static constexpr double kLn2[] = {0.6931471806019545, -4.2009150726810846e-11};
   static constexpr double kHalfPi[] = {1.5707963276654482, -8.705515692000731e-10, -3.50343439808993e-19};
-  static constexpr double kExp[] = {2.510134692835034e-08,  2.7621338669142925e-07, 2.75572664186123e-06,
-                                    2.4801581641395993e-05, 0.00019841269864380513, 0.0013888888918939168,
-                                    0.008333333333329793,   0.04166666666662064,    0.16666666666666669,
-                                    0.5};
+  static constexpr double kExp[] = {2.510134692835034e-08,  2.7621338669142925e-07,
+                                    2.75572664186123e-06,   2.4801581641395993e-05,
+                                    0.00019841269864380513, 0.0013888888918939168,
+                                    0.008333333333329793,   0.04166666666662064,
+                                    0.16666666666666669,    0.5};
   static constexpr double kSin[] = {1.5915308955361589e-10,  -2.505109230449097e-08, 2.7557315910914203e-06,
                                     -0.00019841269836385367, 0.0083333333333307,     -0.16666666666666666};
   static constexpr double kCos[] = {-1.1380868029020694e-11, 2.0876121532143695e-09, -2.7557317151843354e-07,
@@ -49,10 +52,9 @@ struct Constants<double> {
                                     0.1818181989822249,  0.22222222198231484, 0.2857142857160016,
                                     0.39999999999999525, 0.6666666666666666};
   static constexpr double kTinyA = 1e-100;
-  static constexpr double kSlope[] = {1.0 / 6706022400, 1.0 / 518918400, 1.0 / 43545600, 1.0 / 3991680,
-                                      1.0 / 403200,     1.0 / 45360,     1.0 / 5760,     1.0 / 840,
-                                      1.0 / 144,        1.0 / 30,        1.0 / 8,        1.0 / 3,
-                                      0.5};
+  static constexpr double kSlope[] = {
+      1.0 / 6706022400, 1.0 / 518918400, 1.0 / 43545600, 1.0 / 3991680, 1.0 / 403200, 1.0 / 45360, 1.0 / 5760,
+      1.0 / 840,        1.0 / 144,       1.0 / 30,       1.0 / 8,       1.0 / 3,      0.5};
 };
 
 constexpr double kLog2E = 1.4426950408889634;
@@ -152,8 +154,8 @@ MAMBA_AOT_INLINE VecD softplus_double(VecD x) {
   return x > splat<double>(20) ? x : soft;
 }
 
-// log(1 + exp(x)); x itself above 20, as in PyTorch. Always computed in double: it gives the step size dt, whose
-// error a complex state turns into an error of the phase, |dt A| times as large.
+// log(1 + exp(x)); x itself above 20, as in PyTorch. Always computed in double: it gives the step size dt,
+// whose error a complex state turns into an error of the phase, |dt A| times as large.
 template <class S>
 MAMBA_AOT_INLINE Vec<S> softplus(Vec<S> x) {
   if constexpr (sizeof(S) == 8) {
@@ -162,7 +164,8 @@ MAMBA_AOT_INLINE Vec<S> softplus(Vec<S> x) {
     typedef float Narrow __attribute__((vector_size(kVectorBytes / 2)));
     Narrow half[2];
     std::memcpy(half, &x, sizeof x);
-    for (Narrow& h : half) h = __builtin_convertvector(softplus_double(__builtin_convertvector(h, VecD)), Narrow);
+    for (Narrow& h : half)
+      h = __builtin_convertvector(softplus_double(__builtin_convertvector(h, VecD)), Narrow);
     std::memcpy(&x, half, sizeof x);
     return x;
   }

@@ -14,12 +14,23 @@ ROUNDER = gl.constexpr(12582912.0)
 @gluon.jit
 def exp2_fast(x):
     """2^x by the special-function unit, without the denormal sequence that exp2 would add."""
-    return gl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
+    return gl.inline_asm_elementwise(
+        "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1
+    )
+
+
+@gluon.jit
+def anew(x):
+    """x (int32) in a form that hides where it came from.
+
+    What follows from it is computed again where it is needed, not kept in registers that a loop is short of.
+    """
+    return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit
 def prefetch(pointers):
-    """Bring the cache lines at `pointers` into L1. The asm's result is a dummy: an operation must have one."""
+    """Bring the cache lines at `pointers` into L1. The result is a dummy: an operation must have one."""
     gl.inline_asm_elementwise(
         "prefetch.global.L1 [$1]; mov.b32 $0, 0;",
         "=r,l",
@@ -32,7 +43,9 @@ def prefetch(pointers):
 
 @gluon.jit
 def reciprocal(x):
-    return gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
+    return gl.inline_asm_elementwise(
+        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1
+    )
 
 
 @gluon.jit
@@ -51,7 +64,9 @@ def sigmoid(x):
 
 @gluon.jit
 def softplus(x):
-    """log(1 + e^x) = max(x, 0) + log1p(e^-|x|), log1p(e) = 2 atanh(e / (2 + e)) by its series (argument <= 1/3)."""
+    """log(1 + e^x) = max(x, 0) + log1p(e^-|x|), log1p(e) = 2 atanh(e / (2 + e)) by its series (argument <=
+    1/3).
+    """
     e = exp(-gl.abs(x))
     s = e * reciprocal(2.0 + e)
     w = s * s

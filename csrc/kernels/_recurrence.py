@@ -1,7 +1,8 @@
 """The recurrence h_t = a_t h_{t-1} + b_t on a tile [segments, steps, channels].
 
-A thread owns all steps of one segment of one channel, so a scan along `steps` is a chain of fused multiply-adds
-in registers; segments lie in different lanes and meet in shared memory. Numbers are tuples (real,) or (real, imaginary).
+A thread owns all steps of one segment of one channel, so a scan along `steps` is a chain of fused multiply-
+adds in registers; segments lie in different lanes and meet in shared memory. Numbers are tuples (real,) or
+(real, imaginary).
 """
 
 from _arithmetic import (
@@ -12,7 +13,7 @@ from _arithmetic import (
     exp2_fast,
     sine_cosine_of_turns,
 )
-from _registers import reverse
+from _registers import earlier, later, reverse
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -140,7 +141,9 @@ def is_small(w, COMPLEX: gl.constexpr):
 
 @gluon.jit
 def series(w, ORDER: gl.constexpr, COMPLEX: gl.constexpr):
-    """sum_j w^j / (j + 1)! for ORDER = 1 (that is (e^w - 1) / w), sum_j (j + 1) w^j / (j + 2)! for ORDER = 2 (its derivative)."""
+    """sum_j w^j / (j + 1)! for ORDER = 1 (that is (e^w - 1) / w), sum_j (j + 1) w^j / (j + 2)! for ORDER = 2
+    (its derivative).
+    """
     terms: gl.constexpr = (
         (1 / 40320, 1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0)
         if ORDER == 1
@@ -173,10 +176,7 @@ def euler_input(dt, COMPLEX: gl.constexpr):
 def zoh_input(e, dt, A, inverse_A, COMPLEX: gl.constexpr):
     """phi = (exp(dt A) - 1) / A (Mamba paper, eq. 4), e = exp(dt A)."""
     w = scale(A, dt, COMPLEX)
-    if COMPLEX:
-        difference = (e[0] - 1.0, e[1])
-    else:
-        difference = (e[0] - 1.0,)
+    difference = (e[0] - 1.0, e[1]) if COMPLEX else (e[0] - 1.0,)
     far = multiply(difference, inverse_A, COMPLEX)
     near = scale(series(w, 1, COMPLEX), dt, COMPLEX)
     return where(is_small(w, COMPLEX), near, far, COMPLEX)
@@ -204,6 +204,36 @@ def scan(a, b, COMPLEX: gl.constexpr):
 
 
 @gluon.jit
+def scan_from(entering, a, b, first, COMPLEX: gl.constexpr):
+    """scan() of segments that `entering` [segments, channels] flows into; `first` marks each segment's first
+    step.
+    """
+    opened = add(b, multiply(a, expand(entering, 1, COMPLEX), COMPLEX), COMPLEX)
+    return scan(a, where(first, opened, b, COMPLEX), COMPLEX)
+
+
+@gluon.jit
+def earlier_steps(x, COMPLEX: gl.constexpr):
+    if COMPLEX:
+        return (earlier(x[0]), earlier(x[1]))
+    else:
+        return (earlier(x[0]),)
+
+
+@gluon.jit
+def later_steps(x, COMPLEX: gl.constexpr):
+    if COMPLEX:
+        return (later(x[0]), later(x[1]))
+    else:
+        return (later(x[0]),)
+
+
+@gluon.jit
+def product(x, y):
+    return x * y
+
+
+@gluon.jit
 def scan_backward(a, b, COMPLEX: gl.constexpr):
     """h_i = a_i h_{i+1} + b_i along axis 1, from zero."""
     if COMPLEX:
@@ -216,7 +246,9 @@ def scan_backward(a, b, COMPLEX: gl.constexpr):
 
 @gluon.jit
 def pick(x, here, COMPLEX: gl.constexpr):
-    """The one element along axis 1 where `here` holds; adding -0.0 is the identity, so no instruction is spent on the others."""
+    """The one element along axis 1 where `here` holds; adding -0.0 is the identity, so no instruction is
+    spent on the others.
+    """
     if COMPLEX:
         return (gl.sum(gl.where(here, x[0], -0.0), 1), gl.sum(gl.where(here, x[1], -0.0), 1))
     else:
@@ -225,7 +257,9 @@ def pick(x, here, COMPLEX: gl.constexpr):
 
 @gluon.jit
 def publish(slots, ends, decays, COMPLEX: gl.constexpr):
-    """Write each segment's end value from zero and its whole decay, both [segments, channels], into shared memory."""
+    """Write each segment's end value from zero and its whole decay, both [segments, channels], into shared
+    memory.
+    """
     slots.index(0).store(ends[0])
     slots.index(1).store(decays[0])
     if COMPLEX:
@@ -240,7 +274,9 @@ def _place(k, segments, backward):
 
 @gluon.jit
 def collect(slots, carry, segment, BACKWARD: gl.constexpr, COMPLEX: gl.constexpr):
-    """From the tile's carry [channels]: what enters each segment [segments, channels], and the carry after the tile."""
+    """From the tile's carry [channels]: what enters each segment [segments, channels], and the carry after
+    the tile.
+    """
     SEGMENTS: gl.constexpr = slots.shape[1]
     LAYOUT: gl.constexpr = carry[0].type.layout.parent
     carry = expand(carry, 0, COMPLEX)

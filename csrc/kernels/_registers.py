@@ -1,7 +1,7 @@
 """Orders of the registers that one thread holds along a tile's time axis.
 
-Each function permutes whole registers, so it costs no instruction; associative_scan(reverse=True) would shuffle
-every element across the warp instead.
+Each function permutes whole registers, so it costs no instruction; associative_scan(reverse=True) would
+shuffle every element across the warp instead.
 """
 
 from triton.experimental import gluon
@@ -36,7 +36,6 @@ def _later16(x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11, x12, x13, x14, x1
 @gluon.jit
 def _earlier16(x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11, x12, x13, x14, x15):
     return x0, x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11, x12, x13, x14
-
 
 
 @gluon.jit

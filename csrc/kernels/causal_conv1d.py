@@ -1,6 +1,7 @@
 """Causal depthwise convolution along time, forward, backward and one-token update.
 
-y[t] = act(bias + sum_k w[k] x[t - W + 1 + k]), act the identity or SiLU (Mamba paper 2312.00752, section 3.4).
+y[t] = act(bias + sum_k w[k] x[t - W + 1 + k]), act the identity or SiLU (Mamba paper 2312.00752, section
+3.4).
 """
 
 import triton
@@ -18,7 +19,9 @@ HAS_INDICES = tl.constexpr(8)
 @triton.jit
 def load_input(x, states, t, channel, L, width, x_time, x_channel, states_time, states_channel, valid, flags):
     """x at time t in fp32; before the sequence its initial states, or 0."""
-    value = tl.load(x + t * x_time + channel * x_channel, mask=valid & (t >= 0) & (t < L), other=0.0).to(tl.float32)
+    value = tl.load(x + t * x_time + channel * x_channel, mask=valid & (t >= 0) & (t < L), other=0.0).to(
+        tl.float32
+    )
     if (flags & HAS_STATES) != 0:
         before = valid & (t < 0) & (t > -width)
         at = states + (t + width - 1) * states_time + channel * states_channel
@@ -83,7 +86,9 @@ def causal_conv1d_fwd_kernel(
         tap = width - W + k
         w = tl.load(weight + d * width + tap, mask=valid & (tap >= 0), other=0.0)
         past = t - (W - 1 - k)
-        y += w * load_input(x, states, past, d, L, width, x_time, x_channel, states_time, states_channel, valid, flags)
+        y += w * load_input(
+            x, states, past, d, L, width, x_time, x_channel, states_time, states_channel, valid, flags
+        )
     if (flags & SILU) != 0:
         y = y / (1.0 + tl.exp(-y))
     at = out + batch * out_batch + t * out_time + d * out_channel
@@ -124,7 +129,8 @@ def causal_conv1d_bwd_kernel(
     """dx[t] = sum_k w[k] g[t + W - 1 - k] with g the gradient before the activation, computed again from x.
 
     With initial states the time axis starts width - 1 steps earlier, and what falls there is their gradient.
-    `dfilter` holds one row [W + 1, D] per (batch, time block): dw[k] = sum_t g[t] x[t - W + 1 + k], then dbias.
+    `dfilter` holds one row [W + 1, D] per (batch, time block): dw[k] = sum_t g[t] x[t - W + 1 + k], then
+    dbias.
     """
     if LAYOUT == "seq":
         dout_time = 1
@@ -165,7 +171,18 @@ def causal_conv1d_bwd_kernel(
                 tap = width - W + k
                 w = tl.load(weight + d * width + tap, mask=valid & (tap >= 0), other=0.0)
                 y += w * load_input(
-                    x, states, s - (W - 1 - k), d, L, width, x_time, x_channel, states_time, states_channel, valid, flags
+                    x,
+                    states,
+                    s - (W - 1 - k),
+                    d,
+                    L,
+                    width,
+                    x_time,
+                    x_channel,
+                    states_time,
+                    states_channel,
+                    valid,
+                    flags,
                 )
             g *= silu_slope(y)
         tap = width - 1 - ahead
@@ -249,7 +266,9 @@ def _strides(*tensors: str) -> dict[str, str]:
 
 
 def _aligned(*tensors: str):
-    """16-byte loads along whichever axis is contiguous; the convolution's shifted loads stay narrow along time."""
+    """16-byte loads along whichever axis is contiguous; the convolution's shifted loads stay narrow along
+    time.
+    """
 
     def names(values: dict) -> list[str]:
         if values["LAYOUT"] == "seq":
@@ -261,11 +280,13 @@ def _aligned(*tensors: str):
     return names
 
 
-_CONFIGS = [
-    Config("rows", when="LAYOUT == 'seq'", W=4, TIMES=512, CHANNELS=2, num_warps=4),
-    Config("columns", when="LAYOUT == 'last'", W=4, TIMES=16, CHANNELS=64, num_warps=4),
-    Config("square", W=4, TIMES=32, CHANNELS=32, num_warps=4),
-]
+def _configs(times: int) -> list[Config]:
+    return [
+        Config("rows", when="LAYOUT == 'seq'", W=4, TIMES=times, CHANNELS=2, num_warps=4),
+        Config("columns", when="LAYOUT == 'last'", W=4, TIMES=times // 32, CHANNELS=64, num_warps=4),
+        Config("square", W=4, TIMES=times // 16, CHANNELS=32, num_warps=4),
+    ]
+
 
 KERNELS = [
     Kernel(
@@ -277,7 +298,7 @@ KERNELS = [
         },
         axes=_AXES,
         aligned=_aligned("x", "out"),
-        configs=_CONFIGS,
+        configs=_configs(512),
     ),
     Kernel(
         causal_conv1d_bwd_kernel,
@@ -289,7 +310,7 @@ KERNELS = [
         },
         axes=_AXES,
         aligned=_aligned("dout", "x", "dx"),
-        configs=_CONFIGS,
+        configs=_configs(256),
     ),
     Kernel(
         causal_conv1d_update_kernel,

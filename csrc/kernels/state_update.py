@@ -1,4 +1,6 @@
-"""One step of the selective scan, state in place (decoding). Memory-bound: every state element is read and written once."""
+"""One step of the selective scan, state in place (decoding). Memory-bound: every state element is read and
+written once.
+"""
 
 from _arithmetic import sigmoid, softplus
 from _recurrence import (
@@ -31,7 +33,9 @@ DTYPES = gl.constexpr(8)
 
 @gluon.jit
 def load_as(x, offset, mask, other, flags, POSITION: gl.constexpr):
-    """Load fp32, fp16 or bf16, whichever `flags` says: small operands then need no variants and no conversion kernels."""
+    """Load fp32, fp16 or bf16, whichever `flags` says: small operands then need no variants and no conversion
+    kernels.
+    """
     code = (flags >> (DTYPES + 2 * POSITION)) & 3
     if code == 0:
         value = gl.load(x.to(gl.pointer_type(gl.float32), bitcast=True) + offset, mask, other)
@@ -113,7 +117,9 @@ def state_update_kernel(
     at_out = out + batch * D + wide
     if slot < 0:
         # A padding slot: the output is 0 and no state is touched.
-        gl.store(at_out, gl.full([CHANNELS], 0.0, gl.float32, gl.SliceLayout(1, X)).to(out.dtype.element_ty), valid)
+        gl.store(
+            at_out, gl.full([CHANNELS], 0.0, gl.float32, gl.SliceLayout(1, X)).to(out.dtype.element_ty), valid
+        )
     else:
         value = gl.load(x + batch * x_batch + wide * x_channel, valid, 0.0).to(gl.float32)
         step = gl.load(dt + batch * dt_batch + wide * dt_channel, valid, 0.0).to(gl.float32)
@@ -131,7 +137,9 @@ def state_update_kernel(
             n = first + gl.arange(0, STATES, gl.SliceLayout(0, X))
             wide_n = n.to(gl.int64)[None, :]
             inside = valid[:, None] & (n < N)[None, :]
-            A_value = load_parts(A, wide[:, None] * A_channel + wide_n * A_n, A_part, inside, flags, 0, COMPLEX)
+            A_value = load_parts(
+                A, wide[:, None] * A_channel + wide_n * A_n, A_part, inside, flags, 0, COMPLEX
+            )
             at_B = batch * B_batch + group.to(gl.int64)[:, None] * B_group + wide_n * B_n
             b = load_parts(B, at_B, B_part, inside, flags, 1, COMPLEX)
             at_C = batch * C_batch + group.to(gl.int64)[:, None] * C_group + wide_n * C_n
@@ -162,30 +170,34 @@ def state_update_kernel(
         gl.store(at_out, y.to(out.dtype.element_ty), valid)
 
 
-def _needless(values: dict) -> bool:
-    """Complex states are fp32 pairs; a state is kept in fp32 or in the dtype of its inputs."""
-    if values["COMPLEX"]:
-        return values["S"] != "f32"
-    return values["S"] not in ("f32", values["T"]) and values["T"] != "f32"
-
-
 _STRIDES = [
     *("state_slot", "state_channel", "state_n", "x_batch", "x_channel", "dt_batch", "dt_channel"),
     *("z_batch", "z_channel", "A_channel", "A_n", "A_part", "B_batch", "B_group", "B_n", "B_part"),
-    *("C_batch", "C_group", "C_n", "C_part", "D_channel", "bias_channel", "gate_batch", "gate_n", "indices_batch"),
+    *(
+        "C_batch",
+        "C_group",
+        "C_n",
+        "C_part",
+        "D_channel",
+        "bias_channel",
+        "gate_batch",
+        "gate_n",
+        "indices_batch",
+    ),
 ]
 
 KERNELS = [
     Kernel(
         state_update_kernel,
         args={
-            **{name: "*T" for name in ("x", "dt", "z", "out")},
-            **{name: "*u8" for name in ("A", "B", "C", "D_skip", "dt_bias", "gate")},
-            **{name: "i64" for name in _STRIDES},
+            **dict.fromkeys(("x", "dt", "z", "out"), "*T"),
+            **dict.fromkeys(("A", "B", "C", "D_skip", "dt_bias", "gate"), "*u8"),
+            **dict.fromkeys(_STRIDES, "i64"),
             **dict(state="*S", indices="*i32", D="i32", N="i32", groups="i32", flags="i32"),
         },
         axes=dict(T=["f32", "f16", "bf16"], S=["f32", "f16", "bf16"], COMPLEX=[False, True]),
-        skip=_needless,
+        # A complex state is kept in fp32 pairs.
+        skip=lambda values: values["COMPLEX"] and values["S"] != "f32",
         configs=[Config("states16", STATES=16, CHANNELS=32, num_warps=4)],
     ),
 ]

@@ -29,7 +29,8 @@ inline int64_t check_conv_filter(const char* fn, const Tensor& x, const Tensor& 
   w.has_rank("[channels, width]", 2).on_device_of(x, "x").is_float();
   const int64_t width = weight.size(1);
   check(width >= kMinWidth && width <= kMaxWidth, fn, ": weight must have a width of ", kMinWidth, ", 3 or ",
-        kMaxWidth, ", got ", width, " (weight is ", shape(weight), "). Use torch.nn.functional.conv1d for others.");
+        kMaxWidth, ", got ", width, " (weight is ", shape(weight),
+        "). Use torch.nn.functional.conv1d for others.");
   w.has_shape("[channels, width]", {channels, width});
   if (bias) Arg{fn, "bias", *bias}.on_device_of(x, "x").is_float().has_shape("[channels]", {channels});
   return width;
@@ -38,7 +39,8 @@ inline int64_t check_conv_filter(const char* fn, const Tensor& x, const Tensor& 
 }  // namespace detail
 
 // Checks every argument of the forward op and returns the sizes. Throws std::invalid_argument.
-inline CausalConv1dSizes check_causal_conv1d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+inline CausalConv1dSizes check_causal_conv1d(const Tensor& x, const Tensor& weight,
+                                             const OptionalTensor& bias,
                                              const OptionalTensor& initial_states) {
   const char* fn = "causal_conv1d_fn";
   Arg{fn, "x", x}.has_rank("[batch, channels, length]", 3).is_data_dtype();
@@ -53,8 +55,8 @@ inline CausalConv1dSizes check_causal_conv1d(const Tensor& x, const Tensor& weig
 }
 
 // Checks every argument of the backward op and returns the sizes. Throws std::invalid_argument.
-inline CausalConv1dSizes check_causal_conv1d_backward(const Tensor& dout, const Tensor& x, const Tensor& weight,
-                                                      const OptionalTensor& bias,
+inline CausalConv1dSizes check_causal_conv1d_backward(const Tensor& dout, const Tensor& x,
+                                                      const Tensor& weight, const OptionalTensor& bias,
                                                       const OptionalTensor& initial_states) {
   CausalConv1dSizes s = check_causal_conv1d(x, weight, bias, initial_states);
   Arg grad{"causal_conv1d_fn", "dout", dout};
@@ -77,7 +79,8 @@ inline CausalConv1dUpdateSizes check_causal_conv1d_update(const Tensor& x, const
   state.has_rank("[slots, channels, state length]", 3).on_device_of(x, "x");
   s.slots = conv_state.size(0);
   s.state_length = conv_state.size(2);
-  check(s.state_length >= s.width - 1, fn, ": conv_state must be [slots, channels, state length] with a state ",
+  check(s.state_length >= s.width - 1, fn,
+        ": conv_state must be [slots, channels, state length] with a state ",
         "length of at least width - 1 = ", s.width - 1, ", got ", shape(conv_state));
   state.has_shape("[slots, channels, state length]", {s.slots, s.channels, s.state_length});
   state.has_dtype(x.scalar_type(), "like x").is_writable();
@@ -96,7 +99,8 @@ using CausalConv1dGradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 // Both namespaces implement the three schemas of library.cpp, argument for argument.
 namespace cpu {
-Tensor causal_conv1d_fwd(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor initial_states, bool silu);
+Tensor causal_conv1d_fwd(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor initial_states,
+                         bool silu);
 CausalConv1dGradients causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, OptionalTensor bias,
                                         OptionalTensor initial_states, bool silu);
 Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, OptionalTensor bias,
@@ -104,7 +108,8 @@ Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, Optional
 }  // namespace cpu
 
 namespace cuda {
-Tensor causal_conv1d_fwd(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor initial_states, bool silu);
+Tensor causal_conv1d_fwd(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor initial_states,
+                         bool silu);
 CausalConv1dGradients causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, OptionalTensor bias,
                                         OptionalTensor initial_states, bool silu);
 Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, OptionalTensor bias,

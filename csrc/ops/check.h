@@ -33,10 +33,14 @@ struct Shape {
 inline Shape shape(const Tensor& t) { return {t.sizes().data(), t.dim()}; }
 inline Shape shape(Dims dims) { return {dims.begin(), static_cast<int64_t>(dims.size())}; }
 
-// The shape of something whose complex elements, if any, are pairs in a last dimension of 2 beyond `real_rank`.
+// The shape of something whose complex elements, if any, are pairs in a last dimension of 2 beyond
+// `real_rank`.
 inline Shape complex_shape(const Tensor& t, int64_t real_rank) {
   const bool pairs = t.dim() == real_rank + 1 && t.size(real_rank) == 2;
-  return {t.sizes().data(), pairs ? real_rank : t.dim(), -1, pairs ? "complex " : t.dim() == real_rank ? "real " : ""};
+  return {t.sizes().data(), pairs ? real_rank : t.dim(), -1,
+          pairs                  ? "complex "
+          : t.dim() == real_rank ? "real "
+                                 : ""};
 }
 
 inline std::ostream& operator<<(std::ostream& out, const Shape& s) {
@@ -57,19 +61,32 @@ struct DTypeName {
 
 inline std::ostream& operator<<(std::ostream& out, const DTypeName& name) {
   switch (name.type) {
-    case ScalarType::Float: return out << "float32";
-    case ScalarType::Double: return out << "float64";
-    case ScalarType::Half: return out << "float16";
-    case ScalarType::BFloat16: return out << "bfloat16";
-    case ScalarType::Byte: return out << "uint8";
-    case ScalarType::Char: return out << "int8";
-    case ScalarType::Short: return out << "int16";
-    case ScalarType::Int: return out << "int32";
-    case ScalarType::Long: return out << "int64";
-    case ScalarType::Bool: return out << "bool";
-    case ScalarType::ComplexFloat: return out << "complex64";
-    case ScalarType::ComplexDouble: return out << "complex128";
-    default: return out << torch::headeronly::toString(name.type);
+    case ScalarType::Float:
+      return out << "float32";
+    case ScalarType::Double:
+      return out << "float64";
+    case ScalarType::Half:
+      return out << "float16";
+    case ScalarType::BFloat16:
+      return out << "bfloat16";
+    case ScalarType::Byte:
+      return out << "uint8";
+    case ScalarType::Char:
+      return out << "int8";
+    case ScalarType::Short:
+      return out << "int16";
+    case ScalarType::Int:
+      return out << "int32";
+    case ScalarType::Long:
+      return out << "int64";
+    case ScalarType::Bool:
+      return out << "bool";
+    case ScalarType::ComplexFloat:
+      return out << "complex64";
+    case ScalarType::ComplexDouble:
+      return out << "complex128";
+    default:
+      return out << torch::headeronly::toString(name.type);
   }
 }
 
@@ -125,12 +142,14 @@ struct Arg {
 
   const Arg& on_device_of(const Tensor& other, const char* other_name) const {
     DeviceName want = device(other), got = device(tensor);
-    check(want.cpu == got.cpu && want.cuda == got.cuda && want.index == got.index, fn, ": ", name, " must be on ",
-          want, " like ", other_name, ", got ", got, ". Move it with .to(", other_name, ".device).");
+    check(want.cpu == got.cpu && want.cuda == got.cuda && want.index == got.index, fn, ": ", name,
+          " must be on ", want, " like ", other_name, ", got ", got, ". Move it with .to(", other_name,
+          ".device).");
     return *this;
   }
 
-  // `dims` names the dimensions ("[batch, state, length]"); `want` holds their sizes, with the last 2 if complex.
+  // `dims` names the dimensions ("[batch, state, length]"); `want` holds their sizes, with the last 2 if
+  // complex.
   const Arg& has_shape(const char* dims, Dims want) const {
     auto got = tensor.sizes();
     bool equal = got.size() == want.size();
@@ -149,15 +168,17 @@ struct Arg {
 
   const Arg& is_float() const {
     check(is_floating(tensor.scalar_type()), fn, ": ", name,
-          " must be float32, float16, bfloat16 or float64, got ", dtype(tensor), ". Convert it with .float().");
+          " must be float32, float16, bfloat16 or float64, got ", dtype(tensor),
+          ". Convert it with .float().");
     return *this;
   }
 
   // The dtype of the large tensors: float64 only where there is a kernel for it.
   const Arg& is_data_dtype() const {
     ScalarType type = tensor.scalar_type();
-    check(is_floating(type), fn, ": ", name, " must be float32, float16, bfloat16 or (on the CPU) float64, got ",
-          dtype(tensor), ". Convert it with .float().");
+    check(is_floating(type), fn, ": ", name,
+          " must be float32, float16, bfloat16 or (on the CPU) float64, got ", dtype(tensor),
+          ". Convert it with .float().");
     check(type != ScalarType::Double || tensor.is_cpu(), fn, ": ", name,
           " must be float32, float16 or bfloat16 on ", device(tensor),
           ", got float64. Convert it with .float(), or run on the CPU.");

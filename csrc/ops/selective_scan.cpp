@@ -41,7 +41,9 @@ Tensor pack_rows(const Tensor& x, bool complex, int64_t padded_length) {
   std::array<int64_t, 5> sizes{};
   for (int64_t i = 0; i < last; ++i) sizes[i] = rows.size(i);
   sizes[last] = padded_length;
-  Tensor packed = torch::stable::new_zeros(x, {sizes.data(), static_cast<size_t>(rows.dim())}, ScalarType::Float);
+  const torch::headeronly::IntHeaderOnlyArrayRef shape{sizes.data(), static_cast<size_t>(rows.dim())};
+  Tensor packed = length == padded_length ? torch::stable::new_empty(x, shape, ScalarType::Float)
+                                          : torch::stable::new_zeros(x, shape, ScalarType::Float);
   Tensor inside = torch::stable::narrow(packed, last, 0, length);
   torch::stable::copy_(inside, rows);
   return packed;
@@ -134,7 +136,8 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
   const OptionalTensor state = to_state_dtype(initial_state, ScalarType::Float);
   Tensor carry = empty_on(u, {s.batch, s.state * s.parts(), s.channels}, ScalarType::Float);
   const Strides us(u), ds(delta), zs(z), os(out);
-  const bool rows = us.rows() && ds.rows() && zs.rows() && os.rows() && s.length % 16 == 0;
+  const bool plain = !s.complex && !in.general();
+  const bool rows = plain && us.rows() && ds.rows() && zs.rows() && os.rows() && s.length % 16 == 0;
   const SelectiveScanFwd::Key key{dtype_of(u), s.complex, in.general(),
                                   rows ? SelectiveScanFwd::Layout::seq : SelectiveScanFwd::Layout::strided};
   const auto& config = SelectiveScanFwd::pick(key, {s.batch, s.channels, s.length});
@@ -183,7 +186,8 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
                                     : empty_on(u, {s.batch, s.channels, s.state}, kFloat);
   const Inputs in(s, A, B, C, D, z, delta_bias, decay_gate, delta_softplus, zoh);
   const Strides gs(dout), us(u), ds(delta), zs(z), dus(du), dds(ddelta), dzs(z ? OptionalTensor(dz) : std::nullopt);
-  const bool rows = gs.rows() && us.rows() && ds.rows() && zs.rows() && dus.rows() && dds.rows() &&
+  const bool plain = !s.complex && !in.general();
+  const bool rows = plain && gs.rows() && us.rows() && ds.rows() && zs.rows() && dus.rows() && dds.rows() &&
                     dzs.rows() && s.length % 16 == 0;
   const SelectiveScanBwd::Key key{dtype_of(u), s.complex, in.general(),
                                   rows ? SelectiveScanBwd::Layout::seq : SelectiveScanBwd::Layout::strided};
@@ -192,12 +196,15 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
   const int64_t blocks = s.groups * blocks_per_group;
   const int64_t chunks_a_launch = chunks_in_a_launch(s, u, blocks, in.gate.has_value());
   const int64_t launches = ceil_div(s.chunks(), chunks_a_launch);
-  Tensor dA = torch::stable::new_zeros(in.A, {launches, s.batch, s.state * s.parts(), s.channels});
-  Tensor dD = torch::stable::new_zeros(in.A, {launches, s.batch, s.channels});
-  Tensor dbias = torch::stable::new_zeros(in.A, {launches, s.batch, s.channels});
-  Tensor dB = torch::stable::new_zeros(in.A, {s.batch, s.groups, s.state * s.parts(), in.padded_length});
-  Tensor dC = torch::stable::new_zeros(in.A, {s.batch, s.groups, s.state * s.parts(), in.padded_length});
-  Tensor dgate = torch::stable::new_zeros(in.A, {s.batch, in.gate ? s.state : 0, in.padded_length});
+  // Written whole by the kernels, unless there is nothing to launch.
+  const auto sums = [&](Dims sizes) {
+    return s.empty() ? torch::stable::new_zeros(in.A, {sizes.begin(), sizes.size()}) : empty_on(u, sizes, kFloat);
+  };
+  Tensor dA = sums({launches, s.batch, s.state * s.parts(), s.channels});
+  Tensor dD = sums({launches, s.batch, s.channels});
+  Tensor dbias = sums({launches, s.batch, s.channels});
+  Tensor dBC = sums({2, s.batch, s.groups, s.state * s.parts(), in.padded_length});
+  Tensor dgate = sums({s.batch, in.gate ? s.state : 0, in.padded_length});
 
   if (s.empty()) {
     if (dlast_state) {
@@ -209,8 +216,8 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
     const OptionalTensor last = to_state_dtype(dlast_state, kFloat);
     Tensor carry = empty_on(u, {s.batch, s.state * s.parts(), s.channels}, kFloat);
     const int64_t partial_length = chunks_a_launch * kChunk;
-    Tensor dB_planes = empty_on(u, {blocks_per_group, s.batch, s.groups, s.state * s.parts(), partial_length}, kFloat);
-    Tensor dC_planes = empty_on(u, {blocks_per_group, s.batch, s.groups, s.state * s.parts(), partial_length}, kFloat);
+    Tensor dBC_planes =
+        empty_on(u, {blocks_per_group, 2, s.batch, s.groups, s.state * s.parts(), partial_length}, kFloat);
     Tensor dgate_planes = empty_on(u, {blocks, s.batch, in.gate ? s.state : 0, partial_length}, kFloat);
 
     SelectiveScanBwd::Args args{};
@@ -229,8 +236,8 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
     args.du = pointer(du);
     args.ddelta = pointer(ddelta);
     args.dz = pointer(dz);
-    args.dB = pointer(dB_planes);
-    args.dC = pointer(dC_planes);
+    args.dB = pointer(dBC_planes);
+    args.dC = static_cast<float*>(dBC_planes.data_ptr()) + dBC_planes.stride(1);
     args.dgate = pointer(dgate_planes);
     args.dinitial_state = pointer(dinitial_state);
     args.carry = pointer(carry);
@@ -269,23 +276,23 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
       args.chunk_end = static_cast<int32_t>(end);
       SelectiveScanBwd::launch(key, config, u.get_device_index(), s.batch * blocks, args);
       const int64_t steps = (end - begin) * kChunk;
-      add_planes(dB_planes, dB, begin * kChunk, steps);
-      add_planes(dC_planes, dC, begin * kChunk, steps);
+      add_planes(dBC_planes, dBC, begin * kChunk, steps);
       if (in.gate) add_planes(dgate_planes, dgate, begin * kChunk, steps);
       end = begin;
     }
     if (s.state == 0) torch::stable::zero_(dinitial_state);
   }
 
-  const auto matrix = [&](const Tensor& rows, const Tensor& input) {
+  const auto matrix = [&](int64_t which, const Tensor& input) {
+    Tensor rows = torch::stable::select(dBC, 0, which);
     Tensor shaped = s.complex ? torch::stable::view(rows, {s.batch, s.groups, s.state, 2, in.padded_length}) : rows;
     return unpack_rows(shaped, input, s.complex);
   };
   return {du,
           ddelta,
           gradient_of_rates(sum_of_sums(dA), A, s),
-          matrix(dB, B),
-          matrix(dC, C),
+          matrix(0, B),
+          matrix(1, C),
           D ? gradient_of(*D, sum_of_sums(dD)) : absent_on(u),
           dz,
           delta_bias ? gradient_of(*delta_bias, sum_of_sums(dbias)) : absent_on(u),

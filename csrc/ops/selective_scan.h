@@ -20,7 +20,8 @@ struct SelectiveScanSizes {
 
 namespace detail {
 
-inline void check_scan_matrix(const char* name, const Tensor& t, const Tensor& u, const SelectiveScanSizes& s) {
+inline void check_scan_matrix(const char* name, const Tensor& t, const Tensor& u,
+                              const SelectiveScanSizes& s) {
   const char* fn = "selective_scan_fn";
   const int64_t rank = s.complex ? 5 : 4;
   check(t.dim() == rank, fn, ": ", name, " must be ", s.complex ? "complex" : "real",
@@ -43,13 +44,15 @@ inline void check_scan_vector(const char* name, const OptionalTensor& t, const T
   Arg{"selective_scan_fn", name, *t}.on_device_of(u, "u").is_float().has_shape("[channels]", {channels});
 }
 
-inline void check_scan_like_u(const char* name, const Tensor& t, const Tensor& u, const SelectiveScanSizes& s) {
+inline void check_scan_like_u(const char* name, const Tensor& t, const Tensor& u,
+                              const SelectiveScanSizes& s) {
   Arg arg{"selective_scan_fn", name, t};
   arg.on_device_of(u, "u").has_shape("[batch, channels, length]", {s.batch, s.channels, s.length});
   arg.has_dtype(u.scalar_type(), "like u");
 }
 
-inline void check_scan_state(const char* name, const Tensor& t, const Tensor& u, const SelectiveScanSizes& s) {
+inline void check_scan_state(const char* name, const Tensor& t, const Tensor& u,
+                             const SelectiveScanSizes& s) {
   Arg arg{"selective_scan_fn", name, t, s.complex};
   arg.on_device_of(u, "u");
   if (s.complex) {
@@ -57,7 +60,8 @@ inline void check_scan_state(const char* name, const Tensor& t, const Tensor& u,
   } else {
     arg.has_shape("[batch, channels, state]", {s.batch, s.channels, s.state});
   }
-  arg.has_dtype(state_dtype(u.scalar_type()), s.complex ? "pairs (the state's dtype)" : "(the state's dtype)");
+  arg.has_dtype(state_dtype(u.scalar_type()),
+                s.complex ? "pairs (the state's dtype)" : "(the state's dtype)");
 }
 
 }  // namespace detail
@@ -99,11 +103,10 @@ inline SelectiveScanSizes check_selective_scan(const Tensor& u, const Tensor& de
 
 // Checks every argument of the backward op and returns the sizes. Throws std::invalid_argument.
 inline SelectiveScanSizes check_selective_scan_backward(
-    const Tensor& dout, const OptionalTensor& dlast_state, const Tensor& u, const Tensor& delta, const Tensor& A,
-    const Tensor& B, const Tensor& C, const OptionalTensor& D, const OptionalTensor& z,
+    const Tensor& dout, const OptionalTensor& dlast_state, const Tensor& u, const Tensor& delta,
+    const Tensor& A, const Tensor& B, const Tensor& C, const OptionalTensor& D, const OptionalTensor& z,
     const OptionalTensor& delta_bias, const OptionalTensor& decay_gate, const Tensor& chunk_states) {
-  SelectiveScanSizes s =
-      check_selective_scan(u, delta, A, B, C, D, z, delta_bias, decay_gate, std::nullopt);
+  SelectiveScanSizes s = check_selective_scan(u, delta, A, B, C, D, z, delta_bias, decay_gate, std::nullopt);
   detail::check_scan_like_u("dout", dout, u, s);
   if (dlast_state) detail::check_scan_state("dlast_state", *dlast_state, u, s);
   Arg states{"selective_scan_fn", "chunk_states", chunk_states};
@@ -121,10 +124,10 @@ using SelectiveScanGradients =
 
 // Both namespaces implement the two schemas of library.cpp, argument for argument.
 namespace cpu {
-SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, OptionalTensor D,
-                                        OptionalTensor z, OptionalTensor delta_bias, OptionalTensor decay_gate,
-                                        OptionalTensor initial_state, bool delta_softplus, bool zoh,
-                                        bool save_states);
+SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C,
+                                        OptionalTensor D, OptionalTensor z, OptionalTensor delta_bias,
+                                        OptionalTensor decay_gate, OptionalTensor initial_state,
+                                        bool delta_softplus, bool zoh, bool save_states);
 SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_state, Tensor u, Tensor delta,
                                           Tensor A, Tensor B, Tensor C, OptionalTensor D, OptionalTensor z,
                                           OptionalTensor delta_bias, OptionalTensor decay_gate,
@@ -132,10 +135,10 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
 }  // namespace cpu
 
 namespace cuda {
-SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, OptionalTensor D,
-                                        OptionalTensor z, OptionalTensor delta_bias, OptionalTensor decay_gate,
-                                        OptionalTensor initial_state, bool delta_softplus, bool zoh,
-                                        bool save_states);
+SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C,
+                                        OptionalTensor D, OptionalTensor z, OptionalTensor delta_bias,
+                                        OptionalTensor decay_gate, OptionalTensor initial_state,
+                                        bool delta_softplus, bool zoh, bool save_states);
 SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_state, Tensor u, Tensor delta,
                                           Tensor A, Tensor B, Tensor C, OptionalTensor D, OptionalTensor z,
                                           OptionalTensor delta_bias, OptionalTensor decay_gate,

@@ -51,10 +51,6 @@ Tensor state_update(Tensor state, Tensor x, Tensor dt, Tensor A_, Tensor B_, Ten
           "selective_state_update: a complex state must hold its real and imaginary parts side by side (stride 1), ",
           "got stride ", state.stride(3), ". Pass a complex64 tensor.");
   }
-  const ScalarType held = state.scalar_type();
-  check(held == ScalarType::Float || held == x.scalar_type() || x.scalar_type() == ScalarType::Float,
-        "selective_state_update: on CUDA state must be float32 or have the dtype of x, got ", dtype(state), " with x ",
-        dtype(x), ". Keep the state in float32.");
   Tensor out = empty_on(x, {s.batch, s.channels}, x.scalar_type());
   if (s.empty()) return out;
 

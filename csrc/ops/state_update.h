@@ -15,7 +15,8 @@ struct StateUpdateSizes {
 
 namespace detail {
 
-inline void check_update_matrix(const char* name, const Tensor& t, const Tensor& x, const StateUpdateSizes& s) {
+inline void check_update_matrix(const char* name, const Tensor& t, const Tensor& x,
+                                const StateUpdateSizes& s) {
   const char* fn = "selective_state_update";
   const int64_t rank = s.complex ? 4 : 3;
   check(t.dim() == rank, fn, ": ", name, " must be ", s.complex ? "complex" : "real",
@@ -33,13 +34,15 @@ inline void check_update_matrix(const char* name, const Tensor& t, const Tensor&
         " must have a number of groups that divides the ", s.channels, " channels of x, got ", t.size(1));
 }
 
-inline void check_update_like_x(const char* name, const Tensor& t, const Tensor& x, const StateUpdateSizes& s) {
+inline void check_update_like_x(const char* name, const Tensor& t, const Tensor& x,
+                                const StateUpdateSizes& s) {
   Arg arg{"selective_state_update", name, t};
   arg.on_device_of(x, "x").has_shape("[batch, channels]", {s.batch, s.channels});
   arg.has_dtype(x.scalar_type(), "like x");
 }
 
-inline void check_update_vector(const char* name, const OptionalTensor& t, const Tensor& x, int64_t channels) {
+inline void check_update_vector(const char* name, const OptionalTensor& t, const Tensor& x,
+                                int64_t channels) {
   if (!t) return;
   Arg{"selective_state_update", name, *t}.on_device_of(x, "x").is_float().has_shape("[channels]", {channels});
 }
@@ -64,8 +67,7 @@ inline StateUpdateSizes check_state_update(const Tensor& state, const Tensor& x,
     a.has_shape("[channels, state]", {s.channels, s.state});
   }
   check(state.dim() == A.dim() + 1, fn, ": state must be ", s.complex ? "complex" : "real",
-        " like A, and [slots, channels, state]; got ",
-        complex_shape(state, 3));
+        " like A, and [slots, channels, state]; got ", complex_shape(state, 3));
   s.slots = state.size(0);
   Arg held{fn, "state", state, s.complex};
   held.on_device_of(x, "x");

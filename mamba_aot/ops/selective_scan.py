@@ -84,7 +84,9 @@ def selective_scan_fn(
 
     inputs = (u, delta, A, B, C, D, z, delta_bias, decay_gate, initial_state)
     # An exported program runs forward only, and a number of chunks would bound the lengths it accepts.
-    save_states = torch.is_grad_enabled() and not torch.compiler.is_exporting()
+    # (Dynamo of torch 2.11 takes is_exporting() for true whenever it traces.)
+    exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    save_states = torch.is_grad_enabled() and not exporting
     save_states = save_states and any(t is not None and t.requires_grad for t in inputs)
     out, last_state, _ = torch.ops.mamba_aot.selective_scan_fwd(*inputs, delta_softplus, zoh, save_states)
     if not return_last_state:

@@ -171,7 +171,7 @@ def test_pick_follows_the_rules(checkout: Path, fakes: Path):
             "axpy()",
             dict(FAKE_CAPABILITY="75"),
             "axpy-f32-add-small: no image for CUDA device 0 (Fake GPU, compute capability 7.5); "
-            "this library has sm_80, sm_90, PTX for sm_80 and newer; rebuild with MAMBA_AOT_ARCHS=... on a GPU",
+            "this library has sm_80, sm_90, PTX for sm_80 and newer; rebuild with MAMBA_AOT_ARCHS=",
         ),
         (
             "axpy()",

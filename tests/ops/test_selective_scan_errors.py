@@ -85,7 +85,6 @@ def test_initial_state_beside_a_complex_a(device: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_mixed_devices_and_float64_on_a_gpu() -> None:
     inputs = make_scan_inputs(device="cuda")
     with pytest.raises(ValueError, match="A must be on cuda:0 like u, got cpu"):

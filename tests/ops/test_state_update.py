@@ -50,7 +50,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "bfloat16": BRAIN,
     "bfloat16, weights too": {**BRAIN, "weight_dtype": torch.bfloat16},
     "bfloat16, state too": {**BRAIN, "state_dtype": torch.bfloat16},
-    "bfloat16, float16 state, everything": {**BRAIN, **EVERYTHING, "state_dtype": torch.float16},
+    "bfloat16, state too, everything": {**BRAIN, **EVERYTHING, "state_dtype": torch.bfloat16},
     "float32, bfloat16 state": {"state_dtype": torch.bfloat16},
     "no sequences": {"batch": 0},
     "no channels": {"dim": 0},
@@ -88,6 +88,17 @@ def test_writes_a_state_of_any_strides(is_complex: bool, device: str) -> None:
     selective_state_update(**inputs)
     view.fill_(7)
     assert (wide == 7).all()
+
+
+def test_state_and_step_of_different_halves(device: str) -> None:
+    inputs = make_state_update_inputs(dtype=torch.bfloat16, state_dtype=torch.float16, device=device)
+    if device == "cpu":
+        assert_step_matches(inputs)
+    else:
+        with pytest.raises(
+            ValueError, match="on CUDA state must be float32 or have the dtype of x, got float16"
+        ):
+            selective_state_update(**inputs)
 
 
 def test_leaves_padding_and_other_slots_alone(device: str) -> None:
@@ -155,7 +166,6 @@ SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
     "state rank": ({"state": torch.zeros(8, 16)}, "state must be "),
     "state slots": ({"state": torch.zeros(3, 8, 16)}, "one slot per sequence of x, which is 2"),
     "state dtype": ({"state": torch.zeros(2, 8, 16, dtype=torch.int32)}, "state must be float32, float16"),
-    "state expanded": ({"state": torch.zeros(1, 8, 16).expand(2, 8, 16)}, "must not share memory"),
     "state complex": (
         {"state": torch.zeros(2, 8, 16).to(torch.complex64)},
         "state must be real because A is",
@@ -206,3 +216,12 @@ def test_autograd_notices_that_the_state_was_written(device: str) -> None:
     selective_state_update(**inputs)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.sum().backward()
+
+
+def test_state_that_overlaps_itself_is_refused(device: str) -> None:
+    inputs = make_state_update_inputs(device=device)
+    inputs["state"] = inputs["state"][:1].expand(2, -1, -1)
+    with pytest.raises(
+        ValueError, match="selective_state_update: state is updated in place, so its elements must not share"
+    ):
+        selective_state_update(**inputs)

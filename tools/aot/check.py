@@ -202,7 +202,8 @@ def _rules(kernel: Kernel) -> Iterator[str]:
             for name in sorted(rules.names(config.when) - known):
                 yield (
                     f"config {config.name}: the rule {config.when!r} uses {name}, "
-                    f"which is neither a shape name nor an axis; add it to shape, or take one of {', '.join(sorted(known))}"
+                    "which is neither a shape name nor an axis; "
+                    f"add it to shape, or take one of {', '.join(sorted(known))}"
                 )
             if rules.names(config.when) <= known:
                 rules.evaluate(config.when, {})

@@ -10,7 +10,6 @@ import argparse
 import os
 import re
 import sys
-import traceback
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,8 +51,7 @@ def compile_variant(variant: Variant, arch: int) -> dict[tree.Target, Image]:
     function = variant.kernel.function
     source_type = GluonASTSource if function.is_gluon() else ASTSource
     source = source_type(function, variant.signature, _constexprs(variant), variant.attributes)
-    # Contracting a * b + c is Triton's default only up to 3.9: say it, so that numbers don't drift with the
-    # compiler.
+    # Contracting a * b + c is no longer Triton's default from 3.10 on: numbers must not drift with the compiler.
     options: dict[str, Any] = {"enable_fp_fusion": True, **variant.config.options}
     if arch == tree.PTX_ARCH:
         options["ptx_version"] = _PTX_VERSION
@@ -61,7 +59,7 @@ def compile_variant(variant: Variant, arch: int) -> dict[tree.Target, Image]:
     try:
         compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     except Exception as error:
-        raise CompileError(f"{name}: {type(error).__name__}: {error}\n{_where(error)}") from error
+        raise CompileError(f"{name}: {type(error).__name__}: {error}") from error
     _check_launchable(variant, name, compiled)
     facts = elf.facts(compiled.asm["cubin"])
     if facts.arch != arch:
@@ -93,10 +91,6 @@ def _constexprs(variant: Variant) -> dict[str, Any]:
         name: types[str(value)] if name in kernel.axes and kernel.axis_kind(name) == "dtype" else value
         for name, value in variant.constexprs.items()
     }
-
-
-def _where(error: BaseException) -> str:
-    return "".join(traceback.format_exception(error)[-4:]) if os.environ.get("MAMBA_AOT_TRACEBACK") else ""
 
 
 def _check_launchable(variant: Variant, name: str, compiled: Any) -> None:

@@ -1,0 +1,340 @@
+"""The backward kernel of the selective scan; csrc/kernels/selective_scan.py holds its variant table."""
+
+from _arithmetic import anew, sigmoid, softplus
+from _recurrence import (
+    add,
+    collect,
+    conjugate,
+    earlier_steps,
+    euler_input,
+    expand,
+    exponential,
+    inverse,
+    later_steps,
+    multiply,
+    multiply_conjugate,
+    pick,
+    product,
+    publish,
+    real_product,
+    real_product_conjugate,
+    scale,
+    scaled_rates,
+    scan,
+    scan_backward,
+    total,
+    where,
+    zoh_input,
+    zoh_input_by_rate,
+)
+from _scan_operands import (
+    CHUNK,
+    HAS_BIAS,
+    HAS_D,
+    HAS_GATE,
+    HAS_STATE,
+    HAS_Z,
+    SOFTPLUS,
+    ZOH,
+    load_state,
+    load_steps,
+    prefetch_steps,
+    store_state,
+    store_steps,
+)
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+
+@gluon.jit
+def selective_scan_bwd_kernel(
+    dout,
+    u,
+    delta,
+    z,
+    A,
+    B,
+    C,
+    gate,
+    D_skip,
+    delta_bias,
+    chunk_states,
+    dlast_state,
+    du,
+    ddelta,
+    dz,
+    dA,
+    dB,
+    dC,
+    dgate,
+    dD,
+    ddelta_bias,
+    dinitial_state,
+    carry,
+    D,
+    L,
+    N,
+    groups,
+    padded_length,
+    chunk_begin,
+    chunk_end,
+    partial_length,
+    dout_batch,
+    dout_channel,
+    dout_time,
+    u_batch,
+    u_channel,
+    u_time,
+    delta_batch,
+    delta_channel,
+    delta_time,
+    z_batch,
+    z_channel,
+    z_time,
+    du_batch,
+    du_channel,
+    du_time,
+    ddelta_batch,
+    ddelta_channel,
+    ddelta_time,
+    dz_batch,
+    dz_channel,
+    dz_time,
+    flags,
+    COMPLEX: gl.constexpr,
+    GENERAL: gl.constexpr,
+    LAYOUT: gl.constexpr,
+    SEGMENTS: gl.constexpr,
+    STEPS: gl.constexpr,
+    CHANNELS: gl.constexpr,
+):
+    """Walks chunks [chunk_begin, chunk_end) from last to first: states are computed again from the saved one,
+    adjoints run against time.
+
+    dA, dD, ddelta_bias are sums over these chunks (one row per batch entry); dB, dC, dgate are sums over this
+    block's channels (one plane per block). csrc/ops/selective_scan.cpp adds the rows and planes in a fixed
+    order. A plane of dC lies behind each plane of dB.
+    """
+    X: gl.constexpr = gl.BlockedLayout(
+        [1, STEPS, 1],
+        [SEGMENTS, 1, 32 // SEGMENTS],
+        [1, 1, gl.num_warps()],
+        [1, 0, 2] if LAYOUT == "seq" else [1, 2, 0],
+    )
+    SEGMENT: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, X))
+    STEP: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, X))
+    CHANNEL: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, X))
+    PARTS: gl.constexpr = 2 if COMPLEX else 1
+    gl.static_assert(SEGMENTS * STEPS == CHUNK, "a tile is a chunk: its first state was saved")
+    if LAYOUT == "seq":
+        dout_time = 1
+        u_time = 1
+        delta_time = 1
+        z_time = 1
+        du_time = 1
+        ddelta_time = 1
+        dz_time = 1
+
+    blocks_per_group = gl.cdiv(D // groups, CHANNELS)
+    block = gl.program_id(0) % (groups * blocks_per_group)
+    batch = (gl.program_id(0) // (groups * blocks_per_group)).to(gl.int64)
+    batches = gl.num_programs(0) // (groups * blocks_per_group)
+    group = block // blocks_per_group
+    block_in_group = block % blocks_per_group
+    in_group = block_in_group * CHANNELS + gl.arange(0, CHANNELS, CHANNEL)
+    channel = group * (D // groups) + in_group
+    valid = in_group < D // groups
+    segment = gl.arange(0, SEGMENTS, SEGMENT)
+    row_segment = gl.arange(0, SEGMENTS, gl.SliceLayout(1, gl.SliceLayout(1, X)))
+    step = gl.arange(0, STEPS, STEP)
+    first = (step == 0)[None, :, None]
+    last = (step == STEPS - 1)[None, :, None]
+
+    wide_channel = channel.to(gl.int64)
+    dout += batch * dout_batch
+    u += batch * u_batch
+    delta += batch * delta_batch
+    z += batch * z_batch
+    du += batch * du_batch
+    ddelta += batch * ddelta_batch
+    dz += batch * dz_batch
+    D_value = gl.load(D_skip + channel, valid & ((flags & HAS_D) != 0), 0.0)[None, None, :]
+    bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, None, :]
+    input_row = (batch * groups + group) * N
+    partial_row = ((block_in_group * 2 * batches + batch) * groups + group) * N
+    gate_row = (block * batches + batch) * N
+    state_row = (batch * D + wide_channel) * N * PARTS
+    carry_row = batch * N * PARTS * D + wide_channel
+    A_at = A + wide_channel * N * PARTS
+    SHARED: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    state_slots = gl.allocate_shared_memory(gl.float32, [2 * PARTS, SEGMENTS, CHANNELS], SHARED)
+    adjoint_slots = gl.allocate_shared_memory(gl.float32, [2 * PARTS, SEGMENTS, CHANNELS], SHARED)
+    dD_sum = gl.full([SEGMENTS, CHANNELS], 0.0, gl.float32, gl.SliceLayout(1, X))
+    bias_sum = gl.full([SEGMENTS, CHANNELS], 0.0, gl.float32, gl.SliceLayout(1, X))
+
+    chunks = gl.cdiv(L, CHUNK)
+    for back in range(0, chunk_end - chunk_begin):
+        chunk = chunk_end - 1 - back
+        segment_start = chunk * CHUNK + segment * STEPS
+        time = segment_start[:, None] + step[None, :]
+        partial_time = time - chunk_begin * CHUNK
+        in_time = time < L
+        inside = in_time[:, :, None] & valid[None, None, :]
+        gated = in_time & ((flags & HAS_GATE) != 0)
+        at_time = (chunk * CHUNK + (anew(segment) * STEPS)[:, None] + step[None, :]).to(gl.int64)[:, :, None]
+        at_channel = anew(channel).to(gl.int64)[None, None, :]
+        x = gl.load(u + at_time * u_time + at_channel * u_channel, inside, 0.0).to(gl.float32)
+        dt = (
+            gl.load(delta + at_time * delta_time + at_channel * delta_channel, inside, 0.0).to(gl.float32)
+            + bias
+        )
+        if (flags & SOFTPLUS) != 0:
+            dt = softplus(dt)
+        dt = gl.where(inside, dt, 0.0)
+        dy = gl.load(dout + at_time * dout_time + at_channel * dout_channel, inside, 0.0).to(gl.float32)
+        if (flags & HAS_Z) != 0:
+            zv = gl.load(z + at_time * z_time + at_channel * z_channel, inside, 0.0).to(gl.float32)
+            dy *= zv * sigmoid(zv)
+        elapsed = gl.sum(dt, 1)
+        dtx = dt * x
+        y = gl.full_like(dt, 0.0)
+        ddt = gl.full_like(dt, 0.0)
+        # With phi = dt for every state, B's share in both dx and ddt is one sum over states.
+        dkick = gl.full_like(dt, 0.0)
+        dx = gl.full_like(dt, 0.0)
+        output_scale = 2.0 * dy if COMPLEX else dy
+
+        opening = chunk == chunks - 1
+        closing = chunk == 0
+        source = gl.where(opening, dlast_state + state_row, carry + carry_row)
+        source_step = gl.where(opening, PARTS, PARTS * D)
+        source_plane = gl.where(opening, 1, D)
+        source_valid = valid & ((chunk < chunks - 1) | ((flags & HAS_STATE) != 0))
+        target = gl.where(closing, dinitial_state + state_row, carry + carry_row)
+        target_step = gl.where(closing, PARTS, PARTS * D)
+        target_plane = gl.where(closing, 1, D)
+        saved = chunk_states + (batch * chunks + chunk) * N * PARTS * D
+        rate_sums = dA + batch * N * PARTS * D
+
+        # What state n + 1 needs first is on its way while state n is worked on: A into a register, the long
+        # rows into L1, for no registers are left to hold them.
+        next_A = load_state(A_at, 0, 1, valid & (N > 0), COMPLEX)
+        for n in range(N):
+            A_row = expand(next_A, 0, COMPLEX)
+            m = gl.minimum(n + 1, N - 1)
+            prefetch_steps(B, input_row + m, segment_start, padded_length, COMPLEX)
+            prefetch_steps(C, input_row + m, segment_start, padded_length, COMPLEX)
+            b = load_steps(B, input_row + n, time, padded_length, N > 0, COMPLEX)
+            c = load_steps(C, input_row + n, time, padded_length, N > 0, COMPLEX)
+            h = load_state(saved + n * PARTS * D, channel, D, valid, COMPLEX)
+            mu = load_state(source, n * source_step, source_plane, source_valid, COMPLEX)
+            rate_sum = load_state(rate_sums + n * PARTS * D, channel, D, valid & (back > 0), COMPLEX)
+            next_A = load_state(A_at, m * PARTS, 1, valid, COMPLEX)
+            decay = exponential(elapsed, scaled_rates(A_row, COMPLEX), COMPLEX)
+            A_value = expand(A_row, 1, COMPLEX)
+            e = exponential(dt, scaled_rates(A_value, COMPLEX), COMPLEX)
+            a = e
+            if GENERAL:
+                inverse_A = inverse(A_value, COMPLEX)
+                if (flags & ZOH) != 0:
+                    phi = zoh_input(e, dt, A_value, inverse_A, COMPLEX)
+                else:
+                    phi = euler_input(dt, COMPLEX)
+                kick = scale(multiply(phi, b, COMPLEX), x, COMPLEX)
+                g = gl.load(gate + (batch * N + n) * padded_length + time, mask=gated, other=1.0)
+                a = scale(e, gl.expand_dims(g, 2), COMPLEX)
+                g = gl.convert_layout(gl.reduce(g, 1, product), gl.SliceLayout(1, gl.SliceLayout(1, X)))
+                decay = scale(decay, gl.expand_dims(g, 1), COMPLEX)
+            else:
+                kick = scale(b, dtx, COMPLEX)
+            dh = scale(conjugate(c, COMPLEX), output_scale, COMPLEX)
+            # A step passes conj(a) times its adjoint to the step before it.
+            a_conj = conjugate(a, COMPLEX)
+            a_next = later_steps(a_conj, COMPLEX)
+
+            publish(state_slots, pick(scan(a, kick, COMPLEX), last, COMPLEX), decay, COMPLEX)
+            adjoint = scan_backward(a_next, dh, COMPLEX)
+            end = pick(multiply(a_conj, adjoint, COMPLEX), first, COMPLEX)
+            publish(adjoint_slots, end, conjugate(decay, COMPLEX), COMPLEX)
+            entering, _ = collect(state_slots, h, row_segment, False, COMPLEX)
+            returning, mu = collect(adjoint_slots, mu, row_segment, True, COMPLEX)
+
+            entering = expand(entering, 1, COMPLEX)
+            opened = add(kick, multiply(a, entering, COMPLEX), COMPLEX)
+            states = scan(a, where(first, opened, kick, COMPLEX), COMPLEX)
+            before = where(first, entering, earlier_steps(states, COMPLEX), COMPLEX)
+            closed = add(dh, expand(returning, 1, COMPLEX), COMPLEX)
+            adjoint = scan_backward(a_next, where(last, closed, dh, COMPLEX), COMPLEX)
+
+            if COMPLEX:
+                y += 2.0 * real_product(c, states, COMPLEX)
+            else:
+                y += real_product(c, states, COMPLEX)
+            through = multiply_conjugate(adjoint, before, COMPLEX)
+            p = multiply_conjugate(through, a, COMPLEX)
+            ddt += real_product_conjugate(p, A_value, COMPLEX)
+            into = multiply_conjugate(adjoint, b, COMPLEX)
+            if GENERAL:
+                dx += real_product_conjugate(into, phi, COMPLEX)
+                dphi = scale(into, x, COMPLEX)
+                phi_x = scale(phi, x, COMPLEX)
+                dB_tile = multiply_conjugate(adjoint, phi_x, COMPLEX)
+                if (flags & ZOH) != 0:
+                    ddt += real_product_conjugate(dphi, e, COMPLEX)
+                    by_rate = zoh_input_by_rate(e, phi, dt, A_value, inverse_A, COMPLEX)
+                    rates = add(scale(p, dt, COMPLEX), multiply_conjugate(dphi, by_rate, COMPLEX), COMPLEX)
+                else:
+                    ddt += dphi[0]
+                    rates = scale(p, dt, COMPLEX)
+                dg = gl.sum(real_product_conjugate(through, e, COMPLEX), 2)
+                gl.store(dgate + (gate_row + n) * partial_length + partial_time, dg, gated)
+            else:
+                dkick += into[0]
+                dB_tile = scale(adjoint, dtx, COMPLEX)
+                rates = scale(p, dt, COMPLEX)
+            rate_sum = add(rate_sum, total(total(rates, 1, COMPLEX), 0, COMPLEX), COMPLEX)
+            store_state(rate_sums + n * PARTS * D, channel, D, rate_sum, valid, COMPLEX)
+            store_state(target, n * target_step, target_plane, mu, valid, COMPLEX)
+            store_steps(
+                dB, partial_row + n, partial_time, partial_length, total(dB_tile, 2, COMPLEX), COMPLEX
+            )
+            dC_tile = scale(conjugate(states, COMPLEX), output_scale, COMPLEX)
+            store_steps(
+                dC, partial_row + n, partial_time, partial_length, total(dC_tile, 2, COMPLEX), COMPLEX
+            )
+
+        # Registers are too few to keep addresses and x through the loop over states.
+        at_time = (chunk * CHUNK + (anew(segment) * STEPS)[:, None] + step[None, :]).to(gl.int64)[:, :, None]
+        at_channel = anew(channel).to(gl.int64)[None, None, :]
+        x = gl.load(u + at_time * u_time + at_channel * u_channel, inside, 0.0).to(gl.float32)
+        y += D_value * x
+        dx += D_value * dy + dkick * dt
+        ddt += dkick * x
+        dD_sum += gl.sum(dy * x, 1)
+        if (flags & SOFTPLUS) != 0:
+            raw = (
+                gl.load(delta + at_time * delta_time + at_channel * delta_channel, inside, 0.0).to(gl.float32)
+                + bias
+            )
+            ddt *= sigmoid(raw)
+        # An adjoint of the last state passes through the padding, where there is no delta to take a gradient
+        # of.
+        ddt = gl.where(inside, ddt, 0.0)
+        bias_sum += gl.sum(ddt, 1)
+        if (flags & HAS_Z) != 0:
+            zv = gl.load(z + at_time * z_time + at_channel * z_channel, inside, 0.0).to(gl.float32)
+            s = sigmoid(zv)
+            upstream = gl.load(dout + at_time * dout_time + at_channel * dout_channel, inside, 0.0).to(
+                gl.float32
+            )
+            slope = upstream * y * s * (1.0 + zv * (1.0 - s))
+            gl.store(dz + at_time * dz_time + at_channel * dz_channel, slope.to(dz.dtype.element_ty), inside)
+        gl.store(du + at_time * du_time + at_channel * du_channel, dx.to(du.dtype.element_ty), inside)
+        gl.store(
+            ddelta + at_time * ddelta_time + at_channel * ddelta_channel,
+            ddt.to(ddelta.dtype.element_ty),
+            inside,
+        )
+
+    gl.store(dD + batch * D + channel, gl.sum(dD_sum, 0), valid)
+    gl.store(ddelta_bias + batch * D + channel, gl.sum(bias_sum, 0), valid)

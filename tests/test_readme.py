@@ -1,0 +1,49 @@
+"""The README is true: its Python prints what it says, the files and commands that it names exist."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mamba_aot.cli import app
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# A block of Python, and the block of text right after it, if there is one, which is what it prints.
+BLOCKS = re.findall(r"```python\n(.*?)```(?:\n+```text\n(.*?)```)?", README, re.DOTALL)
+
+
+def test_there_is_something_to_run() -> None:
+    assert BLOCKS
+    assert BLOCKS[0][1], "the first example shows what it prints"
+
+
+@pytest.mark.parametrize("index", range(len(BLOCKS)))
+def test_python_prints_what_the_readme_says(
+    index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, expected = BLOCKS[index]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, f"README.md block {index}", "exec"), {})
+    if expected:
+        assert printed.getvalue().strip() == expected.strip()
+
+
+@pytest.mark.parametrize(
+    "document", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
+)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+        assert target.startswith("http") or (document.parent / target).exists(), target
+
+
+def test_commands_exist() -> None:
+    for command in set(re.findall(r"mamba-aot ([a-z]+)", README)):
+        assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0, command
+    for script in set(re.findall(r"bash (\S+\.sh)", README)):
+        assert (ROOT / script).is_file(), script
