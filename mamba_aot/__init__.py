@@ -21,6 +21,9 @@ __all__ = [
     "stream",
 ]
 
+# Why the public names can't be used, or nothing.
+_reason = ""
+
 try:
     from mamba_aot.checkpoint import from_pretrained, save_pretrained
     from mamba_aot.generation import GeneratedToken, generate, stream

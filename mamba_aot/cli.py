@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -18,10 +18,10 @@ app = typer.Typer(
 @app.command()
 def demo(
     device: Annotated[str, typer.Option(help='Where to train: "cpu" or "cuda".')] = "cpu",
-    steps: Annotated[
-        int | None, typer.Option(help="Optimizer steps.", min=1, show_default="as documented")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of start, order of the text and sample.", min=0)] = 0,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.", min=1)] = 800,
+    seed: Annotated[
+        int, typer.Option(help="Seed of start, order of the text and sample.", min=0, max=2**32 - 1)
+    ] = 0,
     text: Annotated[
         Path | None, typer.Option(help="Text to train on; default: Python's own reference.")
     ] = None,
@@ -33,13 +33,16 @@ def demo(
     console = Console(stderr=True)
     try:
         from mamba_aot import demo as job
-
+    except ImportError as error:
+        _fail(error, 1)
+    try:
         target, source = job.require_device(device), job.read_text(text)
         job.require_directory(out)
-        job.run(source, target, job.STEPS if steps is None else steps, seed, out, console)
     except ValueError as error:
         _fail(error, 2)
-    except (ImportError, RuntimeError, OSError) as error:
+    try:
+        job.run(source, target, steps, seed, out, console)
+    except (RuntimeError, OSError) as error:
         _fail(error, 1)
     except KeyboardInterrupt:
         _fail("demo: stopped; nothing was written", 130)
@@ -78,6 +81,6 @@ def main() -> None:
     app(prog_name="mamba-aot")
 
 
-def _fail(message: object, code: int) -> None:
+def _fail(message: object, code: int) -> NoReturn:
     typer.echo(str(message), err=True)
     raise typer.Exit(code)

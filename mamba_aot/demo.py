@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -28,7 +29,6 @@ from mamba_aot.modules import SSMConfig
 from mamba_aot.training import TrainingConfig, TrainingStep, bits_per_token, train
 
 MODEL = MambaLMConfig(n_layer=4, ssm=SSMConfig(d_model=192, d_state=8))
-STEPS = 1000
 HELD_OUT_SHARE = 0.05
 SAMPLE_BYTES = 400
 # Enough for one window of training and for a held-out part that is more than a few words.
@@ -93,6 +93,8 @@ def require_directory(out: Path) -> None:
     nearest = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
     if not nearest.is_dir():
         raise ValueError(f"demo: --out must be a directory, {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"demo: --out must be a directory that can be written, {nearest} cannot")
 
 
 def run(text: Text, device: torch.device, steps: int, seed: int, out: Path, console: Console) -> dict:
@@ -116,7 +118,7 @@ def run(text: Text, device: torch.device, steps: int, seed: int, out: Path, cons
     curve = _train(model, tokens[: -text.held_out], training, console)
     held_out_bits = bits_per_token(model, held_out)
     console.print(f"held out: {held_out_bits:.3f} bits per byte; trained for {curve[-1].seconds:.0f} s")
-    written, speed = _write(model, held_out[:64].long(), seed, console)
+    written, speed = _write(model, held_out[-64:].long(), seed, console)
 
     metrics = {
         "held_out_bits_per_byte": held_out_bits,
@@ -181,7 +183,7 @@ def _train(model: MambaLM, tokens: Tensor, training: TrainingConfig, console: Co
 
 def _write(model: MambaLM, prompt: Tensor, seed: int, console: Console) -> tuple[str, float]:
     """Streams a sample to standard output; returns it and the bytes generated a second."""
-    console.print("\n[dim]A prompt from the held-out text, then what the model writes:[/dim]")
+    console.print("\n[dim]The end of the held-out text, and how the model goes on:[/dim]")
     sys.stdout.write(bytes(prompt.tolist()).decode(errors="replace"))
     begin = perf_counter()
     tokens = stream(model, prompt, SAMPLE_BYTES, temperature=0.7, top_p=0.95, seed=seed)

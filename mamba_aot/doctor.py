@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+import mamba_aot
 from mamba_aot import _native
 
 
@@ -51,8 +52,8 @@ def own_version() -> str:
 def run_checks() -> list[Check]:
     """Loads the library and runs every op, forward and backward, on every device against the reference."""
     try:
-        _native.library()
-    except Exception as error:
+        _require_library()
+    except ImportError as error:
         return [Check("the op library loads", False, str(error))]
     checks = [Check("the op library loads", True)]
     devices = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
@@ -99,7 +100,15 @@ def format_checks(checks: list[Check]) -> str:
     return "\n".join(lines)
 
 
+def _require_library() -> None:
+    # What went wrong when the package was imported comes first: a second try may fail for another reason.
+    if mamba_aot._reason:
+        raise ImportError(mamba_aot._reason)
+    _native.library()
+
+
 def _library_facts() -> dict[str, Any]:
+    _require_library()
     path = _native.library_path()
     build = _native.build_info()
     data = path.read_bytes()

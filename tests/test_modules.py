@@ -1,6 +1,7 @@
 """The Mamba block: pieces compose to the fused call, steps to the sequence, it starts as documented."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,10 @@ KINDS = {
 def make(**options) -> Mamba:
     torch.manual_seed(0)
     return Mamba(SSMConfig(**{"d_model": WIDTH, "d_state": 4, **options}))
+
+
+def config(**options: Any) -> SSMConfig:
+    return SSMConfig(**options)
 
 
 def inputs(batch: int = 2, length: int = LENGTH, **options) -> Tensor:
@@ -244,9 +249,9 @@ def test_rms_norm() -> None:
         ),
         (lambda: SSMConfig(d_conv=5), "d_conv must be 2, 3 or 4, got 5"),
         (lambda: SSMConfig(d_state=0), "d_state must be an integer of at least 1, got 0"),
-        (lambda: SSMConfig(**{"d_model": 1.5}), "d_model must be an integer"),
+        (lambda: config(d_model=1.5), "d_model must be an integer"),
         (lambda: SSMConfig(dt_min=0.2), "0 < dt_min <= dt_max"),
-        (lambda: SSMConfig(**{"discretization": "bilinear"}), '"zoh" or "euler", got \'bilinear\''),
+        (lambda: config(discretization="bilinear"), '"zoh" or "euler", got \'bilinear\''),
     ],
 )
 def test_bad_input_is_a_sentence(call, sentence: str) -> None:
@@ -257,3 +262,35 @@ def test_bad_input_is_a_sentence(call, sentence: str) -> None:
 def test_bad_types_are_a_sentence() -> None:
     with pytest.raises(TypeError, match="config must be an SSMConfig, got int"):
         Mamba(512)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_cuda_equals_cpu(kind: str) -> None:
+    cpu, x = make(**KINDS[kind]), inputs(length=130)
+    cuda, on_gpu = make(**KINDS[kind]).cuda(), x.cuda()
+    expected, got = cpu(x), cuda(on_gpu)
+    torch.testing.assert_close(got.cpu(), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        steps(cuda, on_gpu, cuda.allocate_state(2)).cpu(), expected, rtol=1e-3, atol=1e-4
+    )
+    expected.square().sum().backward()
+    got.square().sum().backward()
+    for (name, ours), theirs in zip(cuda.named_parameters(), cpu.parameters(), strict=True):
+        assert ours.grad is not None, name
+        assert theirs.grad is not None, name
+        scale = theirs.grad.abs().max().item()
+        torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=1e-2, atol=1e-3 * scale)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_cuda_autocast_trains_close_to_float32(dtype: torch.dtype) -> None:
+    mamba, x = make().cuda(), inputs(length=130).cuda()
+    with torch.autocast("cuda", dtype=dtype):
+        y = mamba(x)
+    assert y.dtype == dtype
+    y.float().square().sum().backward()
+    exact = mamba(x)
+    bound = 20 * torch.finfo(dtype).eps * exact.abs().max().item()
+    torch.testing.assert_close(y.float(), exact, rtol=0, atol=bound)

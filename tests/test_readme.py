@@ -3,11 +3,13 @@
 import contextlib
 import io
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from mamba_aot import MambaLM, MambaLMConfig, SSMConfig, save_pretrained
 from mamba_aot.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -47,3 +49,16 @@ def test_commands_exist() -> None:
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0, command
     for script in set(re.findall(r"bash (\S+\.sh)", README)):
         assert (ROOT / script).is_file(), script
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_examples_run(
+    example: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    save_pretrained(MambaLM(MambaLMConfig(n_layer=1, ssm=SSMConfig(d_model=16, d_state=4))), tmp_path)
+    monkeypatch.setattr("sys.argv", [str(example), str(tmp_path), "The statement"])
+    runpy.run_path(str(example), run_name="__main__")
+    assert capfd.readouterr().out

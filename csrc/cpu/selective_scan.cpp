@@ -16,6 +16,8 @@ MAMBA_AOT_PER_ISA(int64_t, selective_scan_backward,
 
 namespace {
 
+static_assert(kScanChunk == kChunk, "the saved states are part of the op's contract");
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 ScanPlan make_plan(const SelectiveScanSizes& s, ScalarType state_type, bool softplus, bool zoh) {

@@ -6,6 +6,9 @@
 
 namespace mamba_aot::cpu::MAMBA_AOT_ISA {
 
+// Passes over a few states each, whose sums over states are added up apart from those of other passes.
+constexpr int64_t kPassesInSum = 8;
+
 // What the backward sweep needs of the forward one, per step and state: h has one more row, the start state.
 template <class S>
 struct Tape {

@@ -18,8 +18,9 @@ struct Backward {
   static constexpr int kParts = kComplex ? 2 : 1;
   static constexpr int kStates = kBackwardStates<S, kComplex>;
   ScanItem<S> item;
-  // Per block of channels: the tiles of the chunk, and sums over the sequence.
-  Vec<S>*dt, *x, *dy, *y, *dout_slope, *du, *ddt;
+  // Per block of channels: the tiles of the chunk, and sums over the sequence. y, du and ddt hold the sums of
+  // a few passes, the others those of all: short chains of additions lose less.
+  Vec<S>*dt, *x, *dy, *dout_slope, *y, *du, *ddt, *all_y, *all_du, *all_ddt;
   Vec<S>*dA, *dD, *dbias;
   Vec<S>* start;
   Tape<S> tape;
@@ -30,10 +31,13 @@ struct Backward {
     dt = arena.take(tiles);
     x = arena.take(tiles);
     dy = arena.take(tiles);
-    y = arena.take(tiles);
     dout_slope = arena.take(tiles);
+    y = arena.take(tiles);
     du = arena.take(tiles);
     ddt = arena.take(tiles);
+    all_y = arena.take(tiles);
+    all_du = arena.take(tiles);
+    all_ddt = arena.take(tiles);
     dA = arena.take(item.max_blocks * item.state_parts);
     dD = arena.take(item.max_blocks);
     dbias = arena.take(item.max_blocks);
@@ -70,9 +74,24 @@ struct Backward {
       item.load_chunk_state(k, b, start + b * item.state_parts);
     }
     int64_t n = 0;
-    for (; n + kStates <= item.state; n += kStates) pass<kStates>(n);
+    for (; n + kStates <= item.state; n += kStates) {
+      pass<kStates>(n);
+      if (n / kStates % kPassesInSum == kPassesInSum - 1) fold();
+    }
     for (; n < item.state; ++n) pass<1>(n);
+    fold();
     for (int64_t b = 0; b < item.blocks; ++b) store_chunk(b);
+  }
+
+  void fold() {
+    for (int64_t b = 0; b < item.blocks; ++b) {
+      for (int64_t t = b * kScanChunk; t < b * kScanChunk + item.steps; ++t) {
+        all_y[t] = all_y[t] + y[t];
+        all_du[t] = all_du[t] + du[t];
+        all_ddt[t] = all_ddt[t] + ddt[t];
+        y[t] = du[t] = ddt[t] = Vec<S>{};
+      }
+    }
   }
 
   void load_chunk(int64_t block) {
@@ -93,9 +112,9 @@ struct Backward {
     StepSum<S> sum;
     for (int64_t t = at; t < at + item.steps; ++t) {
       sum.add(t, dy[t] * x[t]);
-      y[t] = skip * x[t];
-      du[t] = skip * dy[t];
-      ddt[t] = Vec<S>{};
+      all_y[t] = skip * x[t];
+      all_du[t] = skip * dy[t];
+      y[t] = du[t] = ddt[t] = all_ddt[t] = Vec<S>{};
     }
     dD[block] = dD[block] + sum.total();
   }
@@ -140,15 +159,15 @@ struct Backward {
     const int64_t at = block * kScanChunk;
     StepSum<S> sum;
     for (int64_t t = at; t < at + item.steps; ++t) {
-      if (plan.softplus) ddt[t] = ddt[t] * softplus_slope<S>(dt[t]);
-      sum.add(t, ddt[t]);
+      if (plan.softplus) all_ddt[t] = all_ddt[t] * softplus_slope<S>(dt[t]);
+      sum.add(t, all_ddt[t]);
     }
     dbias[block] = dbias[block] + sum.total();
-    item.store_block(plan.du, block, du + at);
-    item.store_block(plan.ddelta, block, ddt + at);
+    item.store_block(plan.du, block, all_du + at);
+    item.store_block(plan.ddelta, block, all_ddt + at);
     if (plan.z.data) {
-      for (int64_t t = at; t < at + item.steps; ++t) y[t] = y[t] * dout_slope[t];
-      item.store_block(plan.dz, block, y + at);
+      for (int64_t t = at; t < at + item.steps; ++t) all_y[t] = all_y[t] * dout_slope[t];
+      item.store_block(plan.dz, block, all_y + at);
     }
   }
 };

@@ -14,13 +14,14 @@ constexpr int kForwardStates = sizeof(S) == 8 ? 1
 template <class S, bool kComplex, bool kZoh, bool kGate>
 struct Forward {
   ScanItem<S> item;
-  Vec<S>*dt, *x, *y, *z;
+  // `y` holds the sum of a few passes, `out` that of all: short chains of additions lose less.
+  Vec<S>*dt, *x, *y, *out;
 
   Forward(const ScanPlan& plan, Arena<S>& arena) : item(plan, arena) {
     dt = arena.take(kScanChunk);
     x = arena.take(kScanChunk);
     y = arena.take(kScanChunk);
-    z = arena.take(kScanChunk);
+    out = arena.take(kScanChunk);
   }
 
   void run(int64_t index) {
@@ -44,15 +45,29 @@ struct Forward {
     item.load_step_sizes(block, dt);
     item.load_block(plan.u, block, x);
     const Vec<S> skip = item.per_channel(plan.D, block);
-    for (int64_t t = 0; t < item.steps; ++t) y[t] = skip * x[t];
-    int64_t n = 0;
-    for (; n + kStates <= item.state; n += kStates) pass<kStates>(block, n);
-    for (; n < item.state; ++n) pass<1>(block, n);
-    if (plan.z.data) {
-      item.load_block(plan.z, block, z);
-      for (int64_t t = 0; t < item.steps; ++t) y[t] = y[t] * Silu<S>(z[t]).value;
+    for (int64_t t = 0; t < item.steps; ++t) {
+      out[t] = skip * x[t];
+      y[t] = Vec<S>{};
     }
-    item.store_block(plan.out, block, y);
+    int64_t n = 0;
+    for (; n + kStates <= item.state; n += kStates) {
+      pass<kStates>(block, n);
+      if (n / kStates % kPassesInSum == kPassesInSum - 1) fold();
+    }
+    for (; n < item.state; ++n) pass<1>(block, n);
+    fold();
+    if (plan.z.data) {
+      item.load_block(plan.z, block, y);
+      for (int64_t t = 0; t < item.steps; ++t) out[t] = out[t] * Silu<S>(y[t]).value;
+    }
+    item.store_block(plan.out, block, out);
+  }
+
+  void fold() {
+    for (int64_t t = 0; t < item.steps; ++t) {
+      out[t] = out[t] + y[t];
+      y[t] = Vec<S>{};
+    }
   }
 
   template <int kStates>

@@ -8,8 +8,6 @@
 
 namespace mamba_aot::cpu::MAMBA_AOT_ISA {
 
-constexpr int64_t kScanChunk = 64;
-
 MAMBA_AOT_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Hands out vectors from one buffer; with a null buffer it only counts them.
@@ -25,6 +23,7 @@ struct Arena {
   }
 };
 
+// Where an item is in its tensors, its parameters and states, and the packed inputs of its current chunk.
 template <class S>
 struct ScanItem {
   static constexpr int kLanes = Simd<S>::kLanes;
@@ -62,7 +61,6 @@ struct ScanItem {
     return static_cast<int>(rest < kLanes ? rest : kLanes);
   }
   int64_t channel(int64_t block) const { return first_channel + block * kLanes; }
-  int64_t row_stride() const { return row_vectors * kLanes; }
   int64_t part_stride() const { return part_vectors * kLanes; }
 
   void start(int64_t item) {

@@ -5,10 +5,13 @@
 
 namespace mamba_aot::cpu {
 
+// States are saved every this many steps: kChunk of ops/selective_scan.h, which kernels cannot include.
+constexpr int64_t kScanChunk = 64;
+
 // Work is cut into items (batch, group, split): a split is a fixed range of the group's channels, chosen from
 // the sizes alone, so that sums over channels come out the same for any number of threads.
 struct ScanPlan {
-  int64_t batch, channels, length, groups, state, parts, chunk;
+  int64_t batch, channels, length, groups, state, parts;
   int64_t splits, split_channels;
   bool softplus, zoh, float64;
 

@@ -209,18 +209,19 @@ inline ScalarType state_dtype(ScalarType data) {
   return data == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-inline Tensor empty_strided_like(const Tensor& device_of, Dims sizes, Dims strides, ScalarType type) {
+// An uninitialised tensor on the device of `device_of`.
+inline Tensor empty_strided_on(const Tensor& device_of, Dims sizes, const int64_t* strides, ScalarType type) {
   int32_t device_type;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &device_type));
-  // The C shim numbers dtypes as ScalarType does for the four floating types used here.
+  // The C shim numbers dtypes as ScalarType does.
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(),
-                                                  strides.begin(), static_cast<int32_t>(type), device_type,
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
+                                                  static_cast<int32_t>(type), device_type,
                                                   device_of.get_device_index(), &handle));
   return Tensor(handle);
 }
 
-// A contiguous uninitialised tensor on the device of `device_of`.
+// The same, contiguous; at most eight dimensions.
 inline Tensor empty_on(const Tensor& device_of, Dims sizes, ScalarType type) {
   std::array<int64_t, 8> strides{};
   int64_t step = 1;
@@ -228,13 +229,7 @@ inline Tensor empty_on(const Tensor& device_of, Dims sizes, ScalarType type) {
     strides[i] = step;
     step *= sizes.begin()[i] > 0 ? sizes.begin()[i] : 1;
   }
-  int32_t device_type;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &device_type));
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(),
-                                                  strides.data(), static_cast<int32_t>(type), device_type,
-                                                  device_of.get_device_index(), &handle));
-  return Tensor(handle);
+  return empty_strided_on(device_of, sizes, strides.data(), type);
 }
 
 // What stands for the gradient of an argument that was not given: an empty tensor [0] of the data's dtype.
@@ -246,7 +241,8 @@ inline Tensor layout_like(const Tensor& x) {
   const int64_t b = x.size(0), d = x.size(1), l = x.size(2);
   if (x.stride(2) == 1 || x.stride(1) != 1) return empty_on(x, {b, d, l}, x.scalar_type());
   const int64_t row = d > 0 ? d : 1, sequence = (l > 0 ? l : 1) * row;
-  return empty_strided_like(x, {b, d, l}, {sequence, 1, row}, x.scalar_type());
+  const int64_t strides[] = {sequence, 1, row};
+  return empty_strided_on(x, {b, d, l}, strides, x.scalar_type());
 }
 
 // A contiguous `type` copy of a small tensor (A, D, bias, weight); the tensor itself if it is one already.

@@ -51,7 +51,7 @@ def compile_variant(variant: Variant, arch: int) -> dict[tree.Target, Image]:
     function = variant.kernel.function
     source_type = GluonASTSource if function.is_gluon() else ASTSource
     source = source_type(function, variant.signature, _constexprs(variant), variant.attributes)
-    # Contracting a * b + c is no longer Triton's default from 3.10 on: numbers must not drift with the compiler.
+    # Contracting a * b + c stops being Triton's default in 3.10: numbers must not drift with the compiler.
     options: dict[str, Any] = {"enable_fp_fusion": True, **variant.config.options}
     if arch == tree.PTX_ARCH:
         options["ptx_version"] = _PTX_VERSION
