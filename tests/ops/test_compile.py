@@ -218,7 +218,9 @@ def test_replays_in_a_cuda_graph(function: Callable[..., Any], make: Callable[..
         return [*outs, *torch.autograd.grad(outs, leaves, weights, materialize_grads=True)]
 
     # On a side stream, and without keeping the graph of autograd, whose nodes remember their stream.
-    with torch.cuda.stream(torch.cuda.Stream()):
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
         wanted = [value.detach() for value in step()]
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
