@@ -288,7 +288,7 @@ _AXES = dict(
 
 
 def _no_need(values: dict) -> bool:
-    """Row-wise loads are worth their images where memory is what limits: for real states without gate and ZOH."""
+    """Row-wise loads are worth their images where memory counts: for real states without gate and ZOH."""
     return values["LAYOUT"] == "seq" and (values["COMPLEX"] or values["GENERAL"])
 
 

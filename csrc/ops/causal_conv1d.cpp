@@ -1,4 +1,5 @@
-// causal_conv1d on CUDA: check, allocate, pick a variant, launch. The kernels are csrc/kernels/causal_conv1d.py.
+// causal_conv1d on CUDA: check, allocate, pick a variant, launch. The kernels are
+// csrc/kernels/causal_conv1d.py.
 #include "ops/causal_conv1d.h"
 
 #include "generated/causal_conv1d.gen.h"
@@ -35,7 +36,8 @@ Layout layout_of(std::initializer_list<const Strides*> tensors, int64_t channels
 
 }  // namespace
 
-Tensor causal_conv1d_fwd(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor initial_states, bool silu) {
+Tensor causal_conv1d_fwd(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor initial_states,
+                         bool silu) {
   const CausalConv1dSizes s = check_causal_conv1d(x, weight, bias, initial_states);
   check_limits("causal_conv1d_fn", s.channels, s.length);
   Tensor out = layout_like(x);
@@ -114,7 +116,8 @@ CausalConv1dGradients causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, Op
 
 Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, OptionalTensor bias,
                             OptionalTensor conv_state_indices, bool silu) {
-  const CausalConv1dUpdateSizes s = check_causal_conv1d_update(x, conv_state, weight, bias, conv_state_indices);
+  const CausalConv1dUpdateSizes s =
+      check_causal_conv1d_update(x, conv_state, weight, bias, conv_state_indices);
   check_limits("causal_conv1d_update", s.channels, s.length);
   Tensor out = s.single ? empty_on(x, {s.batch, s.channels}, x.scalar_type())
                         : empty_on(x, {s.batch, s.channels, s.length}, x.scalar_type());
@@ -142,7 +145,8 @@ Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, Optional
   args.state_time = conv_state.stride(2);
   args.indices_batch = conv_state_indices ? conv_state_indices->stride(0) : 0;
   args.flags = (silu ? kSilu : 0) | (bias ? kHasBias : 0) | (conv_state_indices ? kHasIndices : 0);
-  CausalConv1dUpdate::launch(key, config, x.get_device_index(), s.batch * ceil_div(s.channels, config.CHANNELS), args);
+  CausalConv1dUpdate::launch(key, config, x.get_device_index(),
+                             s.batch * ceil_div(s.channels, config.CHANNELS), args);
   return out;
 }
 

@@ -8,18 +8,22 @@ namespace mamba_aot {
 
 inline DType dtype_of(const Tensor& t) {
   switch (t.scalar_type()) {
-    case ScalarType::Half: return DType::f16;
-    case ScalarType::BFloat16: return DType::bf16;
-    case ScalarType::Double: return DType::f64;
-    default: return DType::f32;
+    case ScalarType::Half:
+      return DType::f16;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Double:
+      return DType::f64;
+    default:
+      return DType::f32;
   }
 }
 
 inline void* pointer(const Tensor& t) { return t.data_ptr(); }
 inline void* pointer(const OptionalTensor& t) { return t ? t->data_ptr() : nullptr; }
 
-// A contiguous copy of `values` in the shape and dtype of `input`; its strides are canonical even in dimensions of
-// size 1, unlike those of a view that only happens to be contiguous.
+// A contiguous copy of `values` in the shape and dtype of `input`; its strides are canonical even in
+// dimensions of size 1, unlike those of a view that only happens to be contiguous.
 inline Tensor gradient_of(const Tensor& input, const Tensor& values) {
   Tensor gradient = torch::stable::new_empty(input, input.sizes());
   torch::stable::copy_(gradient, values);

@@ -1,4 +1,5 @@
-// selective_scan on CUDA: check, allocate, pick a variant, launch. The kernels are csrc/kernels/selective_scan.py.
+// selective_scan on CUDA: check, allocate, pick a variant, launch. The kernels are
+// csrc/kernels/selective_scan.py.
 #include "ops/selective_scan.h"
 
 #include <algorithm>
@@ -73,11 +74,13 @@ Tensor gradient_of_rates(const Tensor& rows, const Tensor& A, const SelectiveSca
 void check_limits(const SelectiveScanSizes& s) {
   constexpr int64_t kLimit = INT32_MAX - kRowMultiple;
   check(s.length < kLimit && s.channels < kLimit && s.state < kLimit,
-        "selective_scan_fn: on CUDA each of channels, state and length must be below 2^31 - 128, got ", s.channels,
-        ", ", s.state, " and ", s.length, ". Split the sequence and carry the state with initial_state.");
+        "selective_scan_fn: on CUDA each of channels, state and length must be below 2^31 - 128, got ",
+        s.channels, ", ", s.state, " and ", s.length,
+        ". Split the sequence and carry the state with initial_state.");
 }
 
-// How many chunks one launch of the backward takes: as many as the memory for its planes of partial sums allows.
+// How many chunks one launch of the backward takes: as many as the memory for its planes of partial sums
+// allows.
 int64_t chunks_in_a_launch(const SelectiveScanSizes& s, const Tensor& u, int64_t blocks, bool gate) {
   const int64_t floats_a_step = blocks * s.batch * s.state * (2 * s.parts() + (gate ? 1 : 0));
   const int64_t u_bytes = s.batch * s.channels * s.length * (u.scalar_type() == ScalarType::Float ? 4 : 2);
@@ -92,17 +95,17 @@ struct Inputs {
   int64_t padded_length;
   int32_t flags;
 
-  Inputs(const SelectiveScanSizes& s, const Tensor& A_, const Tensor& B_, const Tensor& C_, const OptionalTensor& D_,
-         const OptionalTensor& z, const OptionalTensor& delta_bias, const OptionalTensor& decay_gate,
-         bool delta_softplus, bool zoh)
+  Inputs(const SelectiveScanSizes& s, const Tensor& A_, const Tensor& B_, const Tensor& C_,
+         const OptionalTensor& D_, const OptionalTensor& z, const OptionalTensor& delta_bias,
+         const OptionalTensor& decay_gate, bool delta_softplus, bool zoh)
       : A(to_state_dtype(A_, ScalarType::Float)),
         B(pack_rows(B_, s.complex, round_up(s.length, kRowMultiple))),
         C(pack_rows(C_, s.complex, round_up(s.length, kRowMultiple))),
         D(to_state_dtype(D_, ScalarType::Float)),
         bias(to_state_dtype(delta_bias, ScalarType::Float)),
         padded_length(round_up(s.length, kRowMultiple)),
-        flags((delta_softplus ? kSoftplus : 0) | (D_ ? kHasD : 0) | (z ? kHasZ : 0) | (delta_bias ? kHasBias : 0) |
-              (decay_gate ? kHasGate : 0) | (zoh ? kZoh : 0)) {
+        flags((delta_softplus ? kSoftplus : 0) | (D_ ? kHasD : 0) | (z ? kHasZ : 0) |
+              (delta_bias ? kHasBias : 0) | (decay_gate ? kHasGate : 0) | (zoh ? kZoh : 0)) {
     if (decay_gate) gate = pack_rows(*decay_gate, false, padded_length);
   }
 
@@ -111,18 +114,19 @@ struct Inputs {
 
 }  // namespace
 
-SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, OptionalTensor D,
-                                        OptionalTensor z, OptionalTensor delta_bias, OptionalTensor decay_gate,
-                                        OptionalTensor initial_state, bool delta_softplus, bool zoh,
-                                        bool save_states) {
+SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C,
+                                        OptionalTensor D, OptionalTensor z, OptionalTensor delta_bias,
+                                        OptionalTensor decay_gate, OptionalTensor initial_state,
+                                        bool delta_softplus, bool zoh, bool save_states) {
   const SelectiveScanSizes s =
       check_selective_scan(u, delta, A, B, C, D, z, delta_bias, decay_gate, initial_state);
   check_limits(s);
   Tensor out = layout_like(u);
   Tensor last_state = s.complex ? empty_on(u, {s.batch, s.channels, s.state, 2}, ScalarType::Float)
                                 : empty_on(u, {s.batch, s.channels, s.state}, ScalarType::Float);
-  Tensor chunk_states = save_states ? empty_on(u, {s.batch, s.chunks(), s.state * s.parts(), s.channels}, ScalarType::Float)
-                                    : empty_on(u, {0}, ScalarType::Float);
+  Tensor chunk_states =
+      save_states ? empty_on(u, {s.batch, s.chunks(), s.state * s.parts(), s.channels}, ScalarType::Float)
+                  : empty_on(u, {0}, ScalarType::Float);
   if (s.empty()) {
     if (initial_state) {
       torch::stable::copy_(last_state, *initial_state);
@@ -176,8 +180,8 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
                                           Tensor A, Tensor B, Tensor C, OptionalTensor D, OptionalTensor z,
                                           OptionalTensor delta_bias, OptionalTensor decay_gate,
                                           Tensor chunk_states, bool delta_softplus, bool zoh) {
-  const SelectiveScanSizes s = check_selective_scan_backward(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias,
-                                                             decay_gate, chunk_states);
+  const SelectiveScanSizes s = check_selective_scan_backward(dout, dlast_state, u, delta, A, B, C, D, z,
+                                                             delta_bias, decay_gate, chunk_states);
   check_limits(s);
   constexpr ScalarType kFloat = ScalarType::Float;
   Tensor du = layout_like(u), ddelta = layout_like(delta);
@@ -185,7 +189,8 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
   Tensor dinitial_state = s.complex ? empty_on(u, {s.batch, s.channels, s.state, 2}, kFloat)
                                     : empty_on(u, {s.batch, s.channels, s.state}, kFloat);
   const Inputs in(s, A, B, C, D, z, delta_bias, decay_gate, delta_softplus, zoh);
-  const Strides gs(dout), us(u), ds(delta), zs(z), dus(du), dds(ddelta), dzs(z ? OptionalTensor(dz) : std::nullopt);
+  const Strides gs(dout), us(u), ds(delta), zs(z), dus(du), dds(ddelta),
+      dzs(z ? OptionalTensor(dz) : std::nullopt);
   const bool plain = !s.complex && !in.general();
   const bool rows = plain && gs.rows() && us.rows() && ds.rows() && zs.rows() && dus.rows() && dds.rows() &&
                     dzs.rows() && s.length % 16 == 0;
@@ -198,7 +203,8 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
   const int64_t launches = ceil_div(s.chunks(), chunks_a_launch);
   // Written whole by the kernels, unless there is nothing to launch.
   const auto sums = [&](Dims sizes) {
-    return s.empty() ? torch::stable::new_zeros(in.A, {sizes.begin(), sizes.size()}) : empty_on(u, sizes, kFloat);
+    return s.empty() ? torch::stable::new_zeros(in.A, {sizes.begin(), sizes.size()})
+                     : empty_on(u, sizes, kFloat);
   };
   Tensor dA = sums({launches, s.batch, s.state * s.parts(), s.channels});
   Tensor dD = sums({launches, s.batch, s.channels});
@@ -285,7 +291,8 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
 
   const auto matrix = [&](int64_t which, const Tensor& input) {
     Tensor rows = torch::stable::select(dBC, 0, which);
-    Tensor shaped = s.complex ? torch::stable::view(rows, {s.batch, s.groups, s.state, 2, in.padded_length}) : rows;
+    Tensor shaped =
+        s.complex ? torch::stable::view(rows, {s.batch, s.groups, s.state, 2, in.padded_length}) : rows;
     return unpack_rows(shaped, input, s.complex);
   };
   return {du,

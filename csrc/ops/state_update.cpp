@@ -44,11 +44,12 @@ Tensor state_update(Tensor state, Tensor x, Tensor dt, Tensor A_, Tensor B_, Ten
   const Tensor A = loadable(A_), B = loadable(B_), C = loadable(C_);
   const OptionalTensor D = loadable(D_), bias = loadable(dt_bias), gate = loadable(decay_gate);
   check(s.channels < INT32_MAX - 128 && s.state < INT32_MAX - 128,
-        "selective_state_update: on CUDA channels and state must each be below 2^31 - 128, got ", s.channels, " and ",
-        s.state);
+        "selective_state_update: on CUDA channels and state must each be below 2^31 - 128, got ", s.channels,
+        " and ", s.state);
   if (s.complex) {
     check(state.stride(3) == 1,
-          "selective_state_update: a complex state must hold its real and imaginary parts side by side (stride 1), ",
+          "selective_state_update: a complex state must hold its real and imaginary parts side by side "
+          "(stride 1), ",
           "got stride ", state.stride(3), ". Pass a complex64 tensor.");
   }
   Tensor out = empty_on(x, {s.batch, s.channels}, x.scalar_type());

@@ -125,8 +125,9 @@ def test_registers_and_spills_are_recorded():
 def spill_allowance(row: dict) -> int:
     """Bytes a thread that a scan may keep in local memory, outside its loop over states.
 
-    One thread holds 16 steps of a real state, or 8 of a complex one, so that every state size takes the same code. ptxas
-    finds room for all of it in 255 registers, except in the backward of complex states and, by a few, on sm_100.
+    One thread holds 16 steps of a real state, or 8 of a complex one, so that every state size takes the same
+    code. ptxas finds room for all of it in 255 registers, except in the backward of complex states and, by a
+    few, on sm_100.
     """
     if not row["variant"].startswith("selective_scan_bwd"):
         return 0
