@@ -30,5 +30,5 @@ axes.set(
 )
 axes.title.set_fontsize(10)
 axes.spines[["top", "right"]].set_visible(False)
-axes.legend(frameon=False, loc="lower right")
+axes.legend(frameon=False, loc="upper right")
 figure.savefig(sys.argv[2])
