@@ -4,6 +4,8 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
 export PIP_DISABLE_PIP_VERSION_CHECK=1
+# Threads that wait leave their core to others: on shared cores spinning costs more than waking up.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 
 fail() {
   echo "$1" >&2
