@@ -47,6 +47,16 @@ from triton.experimental.gluon import language as gl
 
 
 @gluon.jit
+def offsets(begin, step, channel, time_stride, channel_stride, LAYOUT: gl.constexpr):
+    """Of a tile [segments, steps, channels]: one product a thread, and one a step that all threads share."""
+    start = (begin.to(gl.int64) * time_stride)[:, None, None]
+    row = (channel.to(gl.int64) * channel_stride)[None, None, :]
+    # Products of all tensors and steps, made once, would fill the registers of the loop over states.
+    along = step.to(gl.int64) if LAYOUT == "seq" else anew(step).to(gl.int64) * time_stride
+    return start + row + along[None, :, None]
+
+
+@gluon.jit
 def selective_scan_bwd_kernel(
     dout,
     u,
@@ -59,7 +69,6 @@ def selective_scan_bwd_kernel(
     D_skip,
     delta_bias,
     chunk_states,
-    dlast_state,
     du,
     ddelta,
     dz,
@@ -69,7 +78,6 @@ def selective_scan_bwd_kernel(
     dgate,
     dD,
     ddelta_bias,
-    dinitial_state,
     carry,
     D,
     L,
@@ -111,9 +119,11 @@ def selective_scan_bwd_kernel(
     """Walks chunks [chunk_begin, chunk_end) from last to first: states are computed again from the saved one,
     adjoints run against time.
 
-    dA, dD, ddelta_bias are sums over these chunks (one row per batch entry); dB, dC, dgate are sums over this
+    dA, dD, ddelta_bias are sums over these chunks (one row per batch entry, dD and ddelta_bias with whole
+    blocks of channels); dB, dC, dgate are sums over this
     block's channels (one plane per block). csrc/ops/selective_scan.cpp adds the rows and planes in a fixed
-    order. A plane of dC lies behind each plane of dB.
+    order. A plane of dC lies behind each plane of dB. `carry` holds the adjoint of the state, of the last one
+    before the first launch if flags say so, of the initial one after the last launch.
     """
     X: gl.constexpr = gl.BlockedLayout(
         [1, STEPS, 1],
@@ -150,7 +160,6 @@ def selective_scan_bwd_kernel(
     first = (step == 0)[None, :, None]
     last = (step == STEPS - 1)[None, :, None]
 
-    wide_channel = channel.to(gl.int64)
     dout += batch * dout_batch
     u += batch * u_batch
     delta += batch * delta_batch
@@ -158,42 +167,39 @@ def selective_scan_bwd_kernel(
     du += batch * du_batch
     ddelta += batch * ddelta_batch
     dz += batch * dz_batch
-    D_value = gl.load(D_skip + channel, valid & ((flags & HAS_D) != 0), 0.0)[None, None, :]
-    bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, None, :]
     input_row = (batch * groups + group) * N
     partial_row = ((block_in_group * 2 * batches + batch) * groups + group) * N
     gate_row = (block * batches + batch) * N
-    state_row = (batch * D + wide_channel) * N * PARTS
-    carry_row = batch * N * PARTS * D + wide_channel
-    A_at = A + wide_channel * N * PARTS
     SHARED: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
     state_slots = gl.allocate_shared_memory(gl.float32, [2 * PARTS, SEGMENTS, CHANNELS], SHARED)
     adjoint_slots = gl.allocate_shared_memory(gl.float32, [2 * PARTS, SEGMENTS, CHANNELS], SHARED)
-    dD_sum = gl.full([SEGMENTS, CHANNELS], 0.0, gl.float32, gl.SliceLayout(1, X))
-    bias_sum = gl.full([SEGMENTS, CHANNELS], 0.0, gl.float32, gl.SliceLayout(1, X))
 
     chunks = gl.cdiv(L, CHUNK)
-    for back in range(0, chunk_end - chunk_begin):
-        chunk = chunk_end - 1 - back
+    for chunk in range(chunk_end - 1, chunk_begin - 1, -1):
         segment_start = chunk * CHUNK + segment * STEPS
         time = segment_start[:, None] + step[None, :]
         partial_time = time - chunk_begin * CHUNK
         in_time = time < L
         inside = in_time[:, :, None] & valid[None, None, :]
         gated = in_time & ((flags & HAS_GATE) != 0)
-        at_time = (chunk * CHUNK + (anew(segment) * STEPS)[:, None] + step[None, :]).to(gl.int64)[:, :, None]
-        at_channel = anew(channel).to(gl.int64)[None, None, :]
-        x = gl.load(u + at_time * u_time + at_channel * u_channel, inside, 0.0).to(gl.float32)
+        begin = chunk * CHUNK + anew(segment) * STEPS
+        row = anew(channel)
+        x = gl.load(u + offsets(begin, step, row, u_time, u_channel, LAYOUT), inside, 0.0).to(gl.float32)
+        bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, None, :]
         dt = (
-            gl.load(delta + at_time * delta_time + at_channel * delta_channel, inside, 0.0).to(gl.float32)
+            gl.load(delta + offsets(begin, step, row, delta_time, delta_channel, LAYOUT), inside, 0.0).to(
+                gl.float32
+            )
             + bias
         )
         if (flags & SOFTPLUS) != 0:
             dt = softplus(dt)
         dt = gl.where(inside, dt, 0.0)
-        dy = gl.load(dout + at_time * dout_time + at_channel * dout_channel, inside, 0.0).to(gl.float32)
+        dy = gl.load(dout + offsets(begin, step, row, dout_time, dout_channel, LAYOUT), inside, 0.0).to(
+            gl.float32
+        )
         if (flags & HAS_Z) != 0:
-            zv = gl.load(z + at_time * z_time + at_channel * z_channel, inside, 0.0).to(gl.float32)
+            zv = gl.load(z + offsets(begin, step, row, z_time, z_channel, LAYOUT), inside, 0.0).to(gl.float32)
             dy *= zv * sigmoid(zv)
         elapsed = gl.sum(dt, 1)
         dtx = dt * x
@@ -204,17 +210,11 @@ def selective_scan_bwd_kernel(
         dx = gl.full_like(dt, 0.0)
         output_scale = 2.0 * dy if COMPLEX else dy
 
-        opening = chunk == chunks - 1
-        closing = chunk == 0
-        source = gl.where(opening, dlast_state + state_row, carry + carry_row)
-        source_step = gl.where(opening, PARTS, PARTS * D)
-        source_plane = gl.where(opening, 1, D)
-        source_valid = valid & ((chunk < chunks - 1) | ((flags & HAS_STATE) != 0))
-        target = gl.where(closing, dinitial_state + state_row, carry + carry_row)
-        target_step = gl.where(closing, PARTS, PARTS * D)
-        target_plane = gl.where(closing, 1, D)
-        saved = chunk_states + (batch * chunks + chunk) * N * PARTS * D
-        rate_sums = dA + batch * N * PARTS * D
+        A_at = A + anew(channel).to(gl.int64) * N * PARTS
+        carried = carry + batch * D * N * PARTS
+        known = valid & ((chunk < chunks - 1) | ((flags & HAS_STATE) != 0))
+        saved = chunk_states + (batch * chunks + chunk) * D * N * PARTS
+        rate_sums = dA + batch * D * N * PARTS
 
         # What state n + 1 needs first is on its way while state n is worked on: A into a register, the long
         # rows into L1, for no registers are left to hold them.
@@ -227,8 +227,10 @@ def selective_scan_bwd_kernel(
             b = load_steps(B, input_row + n, time, padded_length, N > 0, COMPLEX)
             c = load_steps(C, input_row + n, time, padded_length, N > 0, COMPLEX)
             h = load_state(saved + n * PARTS * D, channel, D, valid, COMPLEX)
-            mu = load_state(source, n * source_step, source_plane, source_valid, COMPLEX)
-            rate_sum = load_state(rate_sums + n * PARTS * D, channel, D, valid & (back > 0), COMPLEX)
+            mu = load_state(carried + n * PARTS * D, channel, D, known, COMPLEX)
+            rate_sum = load_state(
+                rate_sums + n * PARTS * D, channel, D, valid & (chunk < chunk_end - 1), COMPLEX
+            )
             next_A = load_state(A_at, m * PARTS, 1, valid, COMPLEX)
             decay = exponential(elapsed, scaled_rates(A_row, COMPLEX), COMPLEX)
             A_value = expand(A_row, 1, COMPLEX)
@@ -258,6 +260,13 @@ def selective_scan_bwd_kernel(
             publish(adjoint_slots, end, conjugate(decay, COMPLEX), COMPLEX)
             entering, _ = collect(state_slots, h, row_segment, False, COMPLEX)
             returning, mu = collect(adjoint_slots, mu, row_segment, True, COMPLEX)
+
+            if COMPLEX:
+                # Complex values take twice the registers: these are made again, not kept through the exchange.
+                b = load_steps(B, input_row + n, time, padded_length, N > 0, COMPLEX)
+                c = load_steps(C, input_row + n, time, padded_length, N > 0, COMPLEX)
+                kick = scale(multiply(phi, b, COMPLEX), x, COMPLEX) if GENERAL else scale(b, dtx, COMPLEX)
+                dh = scale(conjugate(c, COMPLEX), output_scale, COMPLEX)
 
             entering = expand(entering, 1, COMPLEX)
             opened = add(kick, multiply(a, entering, COMPLEX), COMPLEX)
@@ -294,7 +303,7 @@ def selective_scan_bwd_kernel(
                 rates = scale(p, dt, COMPLEX)
             rate_sum = add(rate_sum, total(total(rates, 1, COMPLEX), 0, COMPLEX), COMPLEX)
             store_state(rate_sums + n * PARTS * D, channel, D, rate_sum, valid, COMPLEX)
-            store_state(target, n * target_step, target_plane, mu, valid, COMPLEX)
+            store_state(carried + n * PARTS * D, channel, D, mu, valid, COMPLEX)
             store_steps(
                 dB, partial_row + n, partial_time, partial_length, total(dB_tile, 2, COMPLEX), COMPLEX
             )
@@ -304,37 +313,52 @@ def selective_scan_bwd_kernel(
             )
 
         # Registers are too few to keep addresses and x through the loop over states.
-        at_time = (chunk * CHUNK + (anew(segment) * STEPS)[:, None] + step[None, :]).to(gl.int64)[:, :, None]
-        at_channel = anew(channel).to(gl.int64)[None, None, :]
-        x = gl.load(u + at_time * u_time + at_channel * u_channel, inside, 0.0).to(gl.float32)
+        begin = chunk * CHUNK + anew(segment) * STEPS
+        row = anew(channel)
+        inside = (begin[:, None] + step[None, :] < L)[:, :, None] & valid[None, None, :]
+        x = gl.load(u + offsets(begin, step, row, u_time, u_channel, LAYOUT), inside, 0.0).to(gl.float32)
+        D_value = gl.load(D_skip + row, valid & ((flags & HAS_D) != 0), 0.0)[None, None, :]
         y += D_value * x
         dx += D_value * dy + dkick * dt
         ddt += dkick * x
-        dD_sum += gl.sum(dy * x, 1)
+        dD_part = gl.sum(gl.sum(dy * x, 1), 0)
         if (flags & SOFTPLUS) != 0:
+            bias = gl.load(delta_bias + row, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, None, :]
             raw = (
-                gl.load(delta + at_time * delta_time + at_channel * delta_channel, inside, 0.0).to(gl.float32)
+                gl.load(delta + offsets(begin, step, row, delta_time, delta_channel, LAYOUT), inside, 0.0).to(
+                    gl.float32
+                )
                 + bias
             )
             ddt *= sigmoid(raw)
         # An adjoint of the last state passes through the padding, where there is no delta to take a gradient
         # of.
         ddt = gl.where(inside, ddt, 0.0)
-        bias_sum += gl.sum(ddt, 1)
+        bias_part = gl.sum(gl.sum(ddt, 1), 0)
         if (flags & HAS_Z) != 0:
-            zv = gl.load(z + at_time * z_time + at_channel * z_channel, inside, 0.0).to(gl.float32)
+            zv = gl.load(z + offsets(begin, step, row, z_time, z_channel, LAYOUT), inside, 0.0).to(gl.float32)
             s = sigmoid(zv)
-            upstream = gl.load(dout + at_time * dout_time + at_channel * dout_channel, inside, 0.0).to(
-                gl.float32
-            )
+            upstream = gl.load(
+                dout + offsets(begin, step, row, dout_time, dout_channel, LAYOUT), inside, 0.0
+            ).to(gl.float32)
             slope = upstream * y * s * (1.0 + zv * (1.0 - s))
-            gl.store(dz + at_time * dz_time + at_channel * dz_channel, slope.to(dz.dtype.element_ty), inside)
-        gl.store(du + at_time * du_time + at_channel * du_channel, dx.to(du.dtype.element_ty), inside)
+            gl.store(
+                dz + offsets(begin, step, row, dz_time, dz_channel, LAYOUT),
+                slope.to(dz.dtype.element_ty),
+                inside,
+            )
         gl.store(
-            ddelta + at_time * ddelta_time + at_channel * ddelta_channel,
+            du + offsets(begin, step, row, du_time, du_channel, LAYOUT), dx.to(du.dtype.element_ty), inside
+        )
+        gl.store(
+            ddelta + offsets(begin, step, row, ddelta_time, ddelta_channel, LAYOUT),
             ddt.to(ddelta.dtype.element_ty),
             inside,
         )
 
-    gl.store(dD + batch * D + channel, gl.sum(dD_sum, 0), valid)
-    gl.store(ddelta_bias + batch * D + channel, gl.sum(bias_sum, 0), valid)
+        # Sums in memory, a row for each block with its padding: the loop over states has no register for
+        # them, nor for an address that needs more than the program's number.
+        own = gl.program_id(0).to(gl.int64) * CHANNELS + anew(gl.arange(0, CHANNELS, CHANNEL))
+        begun = chunk < chunk_end - 1
+        gl.store(dD + own, gl.load(dD + own, begun, 0.0) + dD_part)
+        gl.store(ddelta_bias + own, gl.load(ddelta_bias + own, begun, 0.0) + bias_part)

@@ -331,8 +331,8 @@ KERNELS = [
         selective_scan_bwd_kernel,
         args={
             **_tensors(_BACKWARD),
-            **_buffers("A", "B", "C", "gate", "D_skip", "delta_bias", "chunk_states", "dlast_state"),
-            **_buffers("dA", "dB", "dC", "dgate", "dD", "ddelta_bias", "dinitial_state", "carry"),
+            **_buffers("A", "B", "C", "gate", "D_skip", "delta_bias", "chunk_states"),
+            **_buffers("dA", "dB", "dC", "dgate", "dD", "ddelta_bias", "carry"),
             **_SIZES,
             "chunk_begin": "i32",
             "chunk_end": "i32",
@@ -344,6 +344,7 @@ KERNELS = [
         aligned=lambda values: [*_aligned(values, _BACKWARD), "B", "C", "gate", "padded_length", *_PLANES],
         shape=["B", "D", "L"],
         configs=[
+            Config("tall", when="COMPLEX and GENERAL", SEGMENTS=16, STEPS=4, CHANNELS=2, num_warps=1),
             Config("wide", when="COMPLEX or GENERAL", SEGMENTS=8, STEPS=8, CHANNELS=4, num_warps=1),
             Config("plain", SEGMENTS=4, STEPS=16, CHANNELS=8, num_warps=1),
         ],

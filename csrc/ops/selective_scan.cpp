@@ -57,10 +57,16 @@ Tensor unpack_rows(Tensor packed, const Tensor& input, bool complex) {
   return gradient_of(input, complex ? torch::stable::transpose(rows, 3, 4) : rows);
 }
 
-// fp32 [launches, batch, channels] or [launches, batch, state * parts, channels], summed over the first two.
+// fp32 [launches, batch, ...], summed over the first two.
 Tensor sum_of_sums(const Tensor& rows) {
   const int64_t over[] = {0, 1};
   return torch::stable::sum(rows, over);
+}
+
+// fp32 [launches, batch, groups, padded channels of a group], summed over the first two, without the padding.
+Tensor by_channel_of_blocks(const Tensor& rows, const SelectiveScanSizes& s) {
+  Tensor sums = sum_of_sums(rows);
+  return torch::stable::reshape(torch::stable::narrow(sums, 1, 0, s.channels / s.groups), {s.channels});
 }
 
 // The gradient of A ([channels, state(, 2)]) from the kernel's [state * parts, channels].
@@ -207,8 +213,10 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
                      : empty_on(u, sizes, kFloat);
   };
   Tensor dA = sums({launches, s.batch, s.state * s.parts(), s.channels});
-  Tensor dD = sums({launches, s.batch, s.channels});
-  Tensor dbias = sums({launches, s.batch, s.channels});
+  // Blocks are whole in these rows, also where a group's channels end inside one.
+  const int64_t padded_channels = blocks_per_group * config.CHANNELS;
+  Tensor dD = sums({launches, s.batch, s.groups, padded_channels});
+  Tensor dbias = sums({launches, s.batch, s.groups, padded_channels});
   Tensor dBC = sums({2, s.batch, s.groups, s.state * s.parts(), in.padded_length});
   Tensor dgate = sums({s.batch, in.gate ? s.state : 0, in.padded_length});
 
@@ -219,8 +227,16 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
       torch::stable::zero_(dinitial_state);
     }
   } else {
-    const OptionalTensor last = to_state_dtype(dlast_state, kFloat);
+    // Channels lie last in the kernel's carry, first in a state.
     Tensor carry = empty_on(u, {s.batch, s.state * s.parts(), s.channels}, kFloat);
+    Tensor adjoint = torch::stable::transpose(carry, 1, 2);
+    const auto by_channel = [&](const Tensor& state) {
+      return s.complex ? torch::stable::view(state, {s.batch, s.channels, s.state * 2}) : state;
+    };
+    if (dlast_state) {
+      const Tensor last = torch::stable::contiguous(*dlast_state);
+      torch::stable::copy_(adjoint, by_channel(last));
+    }
     const int64_t partial_length = chunks_a_launch * kChunk;
     Tensor dBC_planes =
         empty_on(u, {blocks_per_group, 2, s.batch, s.groups, s.state * s.parts(), partial_length}, kFloat);
@@ -238,14 +254,12 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
     args.D_skip = pointer(in.D);
     args.delta_bias = pointer(in.bias);
     args.chunk_states = pointer(chunk_states);
-    args.dlast_state = pointer(last);
     args.du = pointer(du);
     args.ddelta = pointer(ddelta);
     args.dz = pointer(dz);
     args.dB = pointer(dBC_planes);
     args.dC = static_cast<float*>(dBC_planes.data_ptr()) + dBC_planes.stride(1);
     args.dgate = pointer(dgate_planes);
-    args.dinitial_state = pointer(dinitial_state);
     args.carry = pointer(carry);
     args.D = static_cast<int32_t>(s.channels);
     args.L = static_cast<int32_t>(s.length);
@@ -260,7 +274,7 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
     dus.put(args.du_batch, args.du_channel, args.du_time);
     dds.put(args.ddelta_batch, args.ddelta_channel, args.ddelta_time);
     dzs.put(args.dz_batch, args.dz_channel, args.dz_time);
-    args.flags = in.flags | (last ? kHasState : 0);
+    args.flags = in.flags | (dlast_state ? kHasState : 0);
 
     const int64_t over_planes[] = {0};
     const auto add_planes = [&](Tensor& planes, Tensor& total, int64_t begin, int64_t steps) {
@@ -286,7 +300,8 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
       if (in.gate) add_planes(dgate_planes, dgate, begin * kChunk, steps);
       end = begin;
     }
-    if (s.state == 0) torch::stable::zero_(dinitial_state);
+    Tensor initial = by_channel(dinitial_state);
+    torch::stable::copy_(initial, adjoint);
   }
 
   const auto matrix = [&](int64_t which, const Tensor& input) {
@@ -300,9 +315,9 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
           gradient_of_rates(sum_of_sums(dA), A, s),
           matrix(0, B),
           matrix(1, C),
-          D ? gradient_of(*D, sum_of_sums(dD)) : absent_on(u),
+          D ? gradient_of(*D, by_channel_of_blocks(dD, s)) : absent_on(u),
           dz,
-          delta_bias ? gradient_of(*delta_bias, sum_of_sums(dbias)) : absent_on(u),
+          delta_bias ? gradient_of(*delta_bias, by_channel_of_blocks(dbias, s)) : absent_on(u),
           decay_gate ? unpack_rows(dgate, *decay_gate, false) : absent_on(u),
           dinitial_state};
 }
