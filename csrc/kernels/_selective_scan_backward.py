@@ -262,7 +262,7 @@ def selective_scan_bwd_kernel(
             returning, mu = collect(adjoint_slots, mu, row_segment, True, COMPLEX)
 
             if COMPLEX:
-                # Complex values take twice the registers: these are made again, not kept through the exchange.
+                # Complex values take twice the registers: made again, they need none through the exchange.
                 b = load_steps(B, input_row + n, time, padded_length, N > 0, COMPLEX)
                 c = load_steps(C, input_row + n, time, padded_length, N > 0, COMPLEX)
                 kick = scale(multiply(phi, b, COMPLEX), x, COMPLEX) if GENERAL else scale(b, dtx, COMPLEX)
