@@ -171,6 +171,29 @@ def causal_conv1d_update_ref(
     return out.reshape(x.shape)
 
 
+def linear_recurrence_ref(
+    a: Tensor,
+    b: Tensor,
+    initial_state: Tensor | None = None,
+    *,
+    return_last_state: bool = False,
+    reverse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Runs h_t = a_t h_{t-1} + b_t one step after the other. Shapes: `mamba_aot.linear_recurrence`."""
+    dtype = b.dtype.to_real() if b.is_complex() else b.dtype
+    decays, inflows = _wide(a, dtype).unbind(-1), _wide(b, dtype).unbind(-1)
+    h = _wide(b.new_zeros(b.shape[:-1]) if initial_state is None else initial_state, dtype)
+    steps = range(b.shape[-1])
+    states = []
+    for t in reversed(steps) if reverse else steps:
+        h = decays[t] * h + inflows[t]
+        states.append(h)
+    if reverse:
+        states.reverse()
+    out = (torch.stack(states, dim=-1) if states else _wide(b, dtype)).to(b.dtype)
+    return (out, h) if return_last_state else out
+
+
 def expm1_ratio(w: Tensor) -> Tensor:
     """(exp(w) - 1) / w, finite and smooth at w = 0, for real or complex w."""
     near = w.abs() <= 1
