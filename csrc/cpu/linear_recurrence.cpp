@@ -36,8 +36,11 @@ RecurrencePlan make_plan(const LinearRecurrenceSizes& s, const RecurrenceRows& r
   RecurrencePlan plan{};
   for (int i = 0; i < 3; ++i) plan.size[i] = rows.size[i];
   plan.length = s.length;
-  // Neighbours in memory are worth one item: they share pages. Rows far apart are not: each is a stream.
-  plan.split_rows = rows.stride[0][2] == s.parts() ? kRecurrenceSplit : 16;
+  // Rows that are neighbours in memory are read across: many rows, few steps. Others are streams of their
+  // own: few rows, many steps.
+  const bool across = rows.stride[0][2] == s.parts();
+  plan.split_rows = across ? kRecurrenceSplit : 16;
+  plan.tile_steps = across ? 8 : kRecurrenceTile;
   plan.splits = (rows.size[2] + plan.split_rows - 1) / plan.split_rows;
   plan.complex = s.complex;
   plan.reverse = reverse;
@@ -101,7 +104,11 @@ LinearRecurrenceOutputs linear_recurrence_bwd(Tensor dh, OptionalTensor dlast_st
   plan.initial_state = row_view(state, rows.stride[5]);
   plan.dlast_state = row_view(last, rows.stride[5]);
   plan.dinitial_state = row_view(dinitial_state, rows.stride[5]);
-  if (recompute) plan.chunk_states = chunk_view(chunk_states, rows.stride[5], s.rows);
+  if (recompute) {
+    plan.chunk_states = chunk_view(chunk_states, rows.stride[5], s.rows);
+    // A tile starts where a state was saved.
+    plan.tile_steps = std::max(plan.tile_steps, kRecurrenceChunk);
+  }
   run_items(plan, items_of(plan), item_grain(s.length), pick_linear_recurrence_backward());
   return {da, db, dinitial_state};
 }

@@ -7,13 +7,14 @@ namespace mamba_aot::cpu {
 
 // States are saved every this many steps: kRecurrenceChunk of ops/linear_recurrence.h.
 constexpr int64_t kRecurrenceSaved = 64;
-// Rows of one item at most.
-constexpr int64_t kRecurrenceSplit = 64;
+// Steps of one tile at most, and rows of one item.
+constexpr int64_t kRecurrenceTile = 128;
+constexpr int64_t kRecurrenceSplit = 256;
 
 // Work is cut into items (p, q, split of the rows r).
 struct RecurrencePlan {
   int64_t size[3];
-  int64_t length, splits, split_rows;
+  int64_t length, splits, split_rows, tile_steps;
   bool complex, reverse, float64;
 
   // Strides of [p, q, r, length]; the parts of a complex number lie side by side.

@@ -7,8 +7,7 @@
 namespace mamba_aot::cpu::MAMBA_AOT_ISA {
 namespace {
 
-constexpr int64_t kSteps = 128;
-static_assert(kSteps % kRecurrenceSaved == 0, "a tile of the backward starts where a state was saved");
+constexpr int64_t kSteps = kRecurrenceTile;
 
 template <class S, int kParts>
 struct Number {
@@ -55,6 +54,25 @@ MAMBA_AOT_INLINE Number<S, kParts> multiply_conjugate(const Number<S, kParts>& x
   }
 }
 
+// Every second lane of two vectors, from lane kFirst on; and the other way, one half of what they interleave
+// to.
+template <class S, int kFirst>
+MAMBA_AOT_INLINE Vec<S> every_second(Vec<S> low, Vec<S> high) {
+  IntVec<S> order{};
+  for (int lane = 0; lane < Simd<S>::kLanes; ++lane) order[lane] = 2 * lane + kFirst;
+  return __builtin_shuffle(low, high, order);
+}
+
+template <class S, int kHalf>
+MAMBA_AOT_INLINE Vec<S> interleaved(Vec<S> even, Vec<S> odd) {
+  constexpr int kLanes = Simd<S>::kLanes;
+  IntVec<S> order{};
+  for (int lane = 0; lane < kLanes; ++lane) {
+    order[lane] = kHalf * kLanes / 2 + lane / 2 + (lane % 2 ? kLanes : 0);
+  }
+  return __builtin_shuffle(even, odd, order);
+}
+
 // Rows [row, row + lanes) of the plane (p, q).
 template <class S, int kParts>
 struct Block {
@@ -70,6 +88,13 @@ struct Block {
     const int64_t at = start(v) + place(t, steps) * v.stride[3];
     if (kParts == 1 || v.stride[3] == kParts) {
       load_tile<S>(v, at, v.stride[2], kParts == 1 ? v.stride[3] : 1, lanes, steps * kParts, tile);
+    } else if (v.stride[2] == kParts && lanes == Simd<S>::kLanes) {
+      for (int64_t i = 0; i < steps; ++i) {
+        const S* from = static_cast<const S*>(v.data) + at + i * v.stride[3];
+        const Vec<S> low = load<S>(from), high = load<S>(from + Simd<S>::kLanes);
+        tile[2 * i] = every_second<S, 0>(low, high);
+        tile[2 * i + 1] = every_second<S, 1>(low, high);
+      }
     } else {
       for (int64_t i = 0; i < steps; ++i) {
         load_tile<S>(v, at + i * v.stride[3], v.stride[2], 1, lanes, kParts, tile + i * kParts);
@@ -80,6 +105,13 @@ struct Block {
     const int64_t at = start(v) + place(t, steps) * v.stride[3];
     if (kParts == 1 || v.stride[3] == kParts) {
       store_tile<S>(v, at, v.stride[2], kParts == 1 ? v.stride[3] : 1, lanes, steps * kParts, tile);
+    } else if (v.stride[2] == kParts && lanes == Simd<S>::kLanes) {
+      for (int64_t i = 0; i < steps; ++i) {
+        S* to = static_cast<S*>(v.data) + at + i * v.stride[3];
+        const Vec<S> even = tile[2 * i], odd = tile[2 * i + 1];
+        store<S>(to, interleaved<S, 0>(even, odd));
+        store<S>(to + Simd<S>::kLanes, interleaved<S, 1>(even, odd));
+      }
     } else {
       for (int64_t i = 0; i < steps; ++i) {
         store_tile<S>(v, at + i * v.stride[3], v.stride[2], 1, lanes, kParts, tile + i * kParts);
@@ -129,7 +161,7 @@ MAMBA_AOT_INLINE void advance_tile(const Block<S, kParts>& block, int64_t t, int
                                    Vec<S>* tile, Number<S, kParts>& h, bool save) {
   for (int64_t begin = 0; begin < steps; begin += kRecurrenceSaved) {
     const int64_t rest = steps - begin, end = begin + (rest < kRecurrenceSaved ? rest : kRecurrenceSaved);
-    if (save) {
+    if (save && (t + begin) % kRecurrenceSaved == 0) {
       const View& saved = block.plan.chunk_states;
       block.store_state(saved, (t + begin) / kRecurrenceSaved * saved.stride[3], h);
     }
@@ -148,8 +180,8 @@ void forward_item(const RecurrencePlan& plan, int64_t index) {
   Vec<S> a[kSteps * kParts], tile[kSteps * kParts];
   item.for_blocks(
       plan, [&](const Block<S, kParts>& block, Value& h) { h = block.load_state(plan.initial_state, 0); });
-  for (int64_t t = 0; t < plan.length; t += kSteps) {
-    const int64_t steps = plan.length - t < kSteps ? plan.length - t : kSteps;
+  for (int64_t t = 0; t < plan.length; t += plan.tile_steps) {
+    const int64_t rest = plan.length - t, steps = rest < plan.tile_steps ? rest : plan.tile_steps;
     item.for_blocks(plan, [&](const Block<S, kParts>& block, Value& h) {
       block.load_steps(plan.a, t, steps, a);
       block.load_steps(plan.b, t, steps, tile);
@@ -170,9 +202,10 @@ void backward_item(const RecurrencePlan& plan, int64_t index) {
   item.for_blocks(plan, [&](const Block<S, kParts>& block, Value& carry) {
     carry = block.load_state(plan.dlast_state, 0);
   });
-  const int64_t tiles = (plan.length + kSteps - 1) / kSteps;
+  const int64_t tiles = (plan.length + plan.tile_steps - 1) / plan.tile_steps;
   for (int64_t tile = tiles - 1; tile >= 0; --tile) {
-    const int64_t t = tile * kSteps, steps = plan.length - t < kSteps ? plan.length - t : kSteps;
+    const int64_t t = tile * plan.tile_steps, rest = plan.length - t;
+    const int64_t steps = rest < plan.tile_steps ? rest : plan.tile_steps;
     item.for_blocks(plan, [&](const Block<S, kParts>& block, Value& carry) {
       block.load_steps(plan.a, t, steps, a);
       block.load_steps(plan.dh, t, steps, grad);

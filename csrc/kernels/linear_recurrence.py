@@ -4,7 +4,7 @@ One program owns a block of rows and walks over time in tiles [SEGMENTS, STEPS, 
 stays in registers. A reversed recurrence is the same one over places counted from the other end.
 """
 
-from _arithmetic import compose, compose_complex
+from _arithmetic import compose, compose_complex, prefetch
 from _recurrence import (
     add,
     collect,
@@ -83,6 +83,17 @@ def store_tile(x, place, time_stride, inside, value, LAYOUT: gl.constexpr, COMPL
 
 
 @gluon.jit
+def prefetch_tile(x, first, L, STEPS: gl.constexpr, LAYOUT: gl.constexpr):
+    """Bring the steps of segments [segments, 1] that begin at step `first` into L1, where each is one line or
+    less; those beyond either end are replaced by ones that are not.
+    """
+    place = gl.maximum(gl.minimum(first, L - STEPS), 0)
+    if LAYOUT == "reversed":
+        place = gl.maximum(L - STEPS - place, 0)
+    prefetch(x[None, :] + place)
+
+
+@gluon.jit
 def load_numbers(x, valid, COMPLEX: gl.constexpr):
     if COMPLEX:
         return (gl.load(x, valid, 0.0).to(gl.float32), gl.load(x + 1, valid, 0.0).to(gl.float32))
@@ -144,8 +155,8 @@ def linear_recurrence_fwd_kernel(
 ):
     X: gl.constexpr = gl.BlockedLayout(
         [1, STEPS, 1],
-        [SEGMENTS, 1, 32 // SEGMENTS],
-        [1, 1, gl.num_warps()],
+        [SEGMENTS // gl.num_warps(), 1, ROWS],
+        [gl.num_warps(), 1, 1],
         [1, 2, 0] if LAYOUT == "strided" else [1, 0, 2],
     )
     SEGMENT: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, X))
@@ -160,6 +171,7 @@ def linear_recurrence_fwd_kernel(
 
     row = gl.program_id(0) * ROWS + gl.arange(0, ROWS, ROW)
     valid = row < rows
+    row = gl.minimum(row, rows - 1)
     segment = gl.arange(0, SEGMENTS, SEGMENT)
     row_segment = gl.arange(0, SEGMENTS, gl.SliceLayout(1, gl.SliceLayout(1, X)))
     step = gl.arange(0, STEPS, STEP)
@@ -179,6 +191,10 @@ def linear_recurrence_fwd_kernel(
         # Steps past the end leave the state alone: a = 1, b = 0.
         decay = load_tile(a_rows, place, a_time, inside, 1.0, LAYOUT, COMPLEX)
         kick = load_tile(b_rows, place, b_time, inside, 0.0, LAYOUT, COMPLEX)
+        if LAYOUT != "strided":
+            upcoming = (start + TILE + row_segment * STEPS)[:, None]
+            prefetch_tile(a_rows, upcoming, L, STEPS, LAYOUT)
+            prefetch_tile(b_rows, upcoming, L, STEPS, LAYOUT)
         whole, end = whole_segments(decay, kick, last, COMPLEX)
         publish(slots, end, whole, COMPLEX)
         entering, carry = collect(slots, carry, row_segment, False, COMPLEX)
@@ -246,8 +262,8 @@ def linear_recurrence_bwd_kernel(
     """
     X: gl.constexpr = gl.BlockedLayout(
         [1, STEPS, 1],
-        [SEGMENTS, 1, 32 // SEGMENTS],
-        [1, 1, gl.num_warps()],
+        [SEGMENTS // gl.num_warps(), 1, ROWS],
+        [gl.num_warps(), 1, 1],
         [1, 2, 0] if LAYOUT == "strided" else [1, 0, 2],
     )
     SEGMENT: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, X))
@@ -266,6 +282,7 @@ def linear_recurrence_bwd_kernel(
 
     row = gl.program_id(0) * ROWS + gl.arange(0, ROWS, ROW)
     valid = row < rows
+    row = gl.minimum(row, rows - 1)
     segment = gl.arange(0, SEGMENTS, SEGMENT)
     row_segment = gl.arange(0, SEGMENTS, gl.SliceLayout(1, gl.SliceLayout(1, X)))
     step = gl.arange(0, STEPS, STEP)
@@ -292,6 +309,11 @@ def linear_recurrence_bwd_kernel(
         decay = load_tile(a_rows, place, a_time, inside, 1.0, LAYOUT, COMPLEX)
         grad = load_tile(dh_rows, place, dh_time, inside, 0.0, LAYOUT, COMPLEX)
         value = load_tile(values_rows, place, values_time, inside, 0.0, LAYOUT, COMPLEX)
+        if LAYOUT != "strided":
+            upcoming = (start - TILE + row_segment * STEPS)[:, None]
+            prefetch_tile(a_rows, upcoming, L, STEPS, LAYOUT)
+            prefetch_tile(dh_rows, upcoming, L, STEPS, LAYOUT)
+            prefetch_tile(values_rows, upcoming, L, STEPS, LAYOUT)
         decay_conj = conjugate(decay, COMPLEX)
         decay_next = later_steps(decay_conj, COMPLEX)
 
@@ -359,8 +381,18 @@ def _aligned(*names: str):
     return aligned
 
 
+# ROWS is the number of lanes that SEGMENTS leave: where rows are few, several warps share a tile's segments.
 _CONFIGS = [
+    Config("complex_few", when="COMPLEX and rows < 16384", SEGMENTS=16, STEPS=8, ROWS=8, num_warps=4),
     Config("complex", when="COMPLEX", SEGMENTS=8, STEPS=8, ROWS=4, num_warps=1),
+    Config(
+        "columns_few",
+        when="LAYOUT == 'strided' and rows < 16384",
+        SEGMENTS=16,
+        STEPS=16,
+        ROWS=8,
+        num_warps=4,
+    ),
     Config("columns", when="LAYOUT == 'strided'", SEGMENTS=4, STEPS=16, ROWS=8, num_warps=1),
     Config("few", when="rows < 16384", SEGMENTS=16, STEPS=16, ROWS=2, num_warps=1),
     Config("many", SEGMENTS=8, STEPS=16, ROWS=4, num_warps=1),

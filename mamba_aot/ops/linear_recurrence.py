@@ -135,6 +135,9 @@ def _backward(ctx, dh: Tensor | None, dlast_state: Tensor | None, _dchunk_states
     saved = ctx.saved_tensors
     if dh is None:
         dh = torch.zeros_like(saved[1] if saved[2] is None else saved[2])
+    elif ctx.complex and dh.stride(-1) != 1:
+        # The gradient of a sum over pairs is expanded along them.
+        dh = dh.contiguous()
     if dlast_state is not None:
         dlast_state = dlast_state.contiguous()
     grads = torch.ops.mamba_aot.linear_recurrence_bwd(dh, dlast_state, *saved, ctx.complex, ctx.reverse)
