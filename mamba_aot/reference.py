@@ -23,6 +23,8 @@ Glossary (sizes: B batch, D channels, L length, N state, G groups, W conv width)
 
     h_t = ā_t h_{t-1} + φ_t B_t x_t,    y_t = C_t h_t + D x_t,    out_t = y_t silu(z_t)
 
+`linear_recurrence` is the first of these lines alone, h_t = a_t h_{t-1} + b_t, with a and b given.
+
 Sources: Gu & Dao, "Mamba" (arXiv 2312.00752), eq. 2 (recurrence), eq. 4 (zero-order hold), Algorithm 2 (input
 dependent Δ, B, C); the published code takes φ = Δ for B, which is "euler" here. Gu, Gupta, Goel & Ré, "S4D"
 (arXiv 2206.11893): diagonal A, zero-order hold, and the output 2 Re(C h) of a complex state that stands for

@@ -170,7 +170,7 @@ def make_conv_inputs(
     }
 
 
-def make_recurrence_inputs(
+def make_linear_recurrence_inputs(
     *shape: int,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",

@@ -11,7 +11,7 @@ namespace {
 using generated::LinearRecurrenceBwd;
 using generated::LinearRecurrenceFwd;
 
-// Bits of the kernels' `flags`, the same as in csrc/kernels/linear_recurrence.py.
+// Bits of the kernels' `flags`, the same as in csrc/kernels/_recurrence_tiles.py.
 enum Flag : int32_t {
   kReverse = 1,
   kHasState = 2,

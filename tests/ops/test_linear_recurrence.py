@@ -10,13 +10,8 @@ from torch import Tensor
 
 from mamba_aot import linear_recurrence
 from mamba_aot.reference import linear_recurrence_ref
-from mamba_aot.testing import (
-    LAYOUTS,
-    assert_matches_reference,
-    make_recurrence_inputs,
-    place,
-    results_of,
-)
+from mamba_aot.testing import LAYOUTS, assert_matches_reference, place, results_of
+from mamba_aot.testing import make_linear_recurrence_inputs as make_inputs
 
 recur: Callable[..., Any] = functools.partial(linear_recurrence, return_last_state=True)
 recur_ref: Callable[..., Any] = functools.partial(linear_recurrence_ref, return_last_state=True)
@@ -58,7 +53,7 @@ def test_matches_float64(
 ) -> None:
     shape, options = row
     for initial_state in (True, False):
-        inputs = make_recurrence_inputs(
+        inputs = make_inputs(
             *shape, **options, **kind, initial_state=initial_state, reverse=reverse, device=device
         )
         assert_matches_reference(recur, recur_ref, inputs)
@@ -70,13 +65,13 @@ def test_matches_float64(
 def test_a_and_b_have_their_own_memory_orders(
     name: str, layout: str, kind: dict[str, Any], device: str
 ) -> None:
-    inputs = make_recurrence_inputs(2, 24, 80, **kind, initial_state=True, device=device)
+    inputs = make_inputs(2, 24, 80, **kind, initial_state=True, device=device)
     assert_matches_reference(recur, recur_ref, inputs | {name: place(inputs[name], layout)})
 
 
 @pytest.mark.parametrize("kind", DTYPES.values(), ids=DTYPES)
 def test_expanded_inputs(kind: dict[str, Any], device: str) -> None:
-    inputs = make_recurrence_inputs(3, 24, 80, **kind, initial_state=True, device=device)
+    inputs = make_inputs(3, 24, 80, **kind, initial_state=True, device=device)
     for name, index in (
         ("a", (..., slice(1))),
         ("a", (slice(1),)),
@@ -99,7 +94,7 @@ def test_gradients_arrive_in_any_memory_order(kind: dict[str, Any], device: str)
         return function(**inputs)[1]
 
     for layout in ("seq", "channel"):
-        inputs = make_recurrence_inputs(2, 8, 80, **kind, initial_state=True, layout=layout, device=device)
+        inputs = make_inputs(2, 8, 80, **kind, initial_state=True, layout=layout, device=device)
         for form in (transposed, summed, last_state):
             assert_matches_reference(
                 lambda form=form, **inputs: form(recur, inputs),
@@ -109,7 +104,7 @@ def test_gradients_arrive_in_any_memory_order(kind: dict[str, Any], device: str)
 
 
 def test_gradients_of_a_lazy_conjugate(device: str) -> None:
-    inputs = make_recurrence_inputs(2, 8, 70, **COMPLEX, device=device)
+    inputs = make_inputs(2, 8, 70, **COMPLEX, device=device)
     assert_matches_reference(
         lambda **inputs: linear_recurrence(**inputs | {"a": inputs["a"].conj()}).conj(),
         lambda **inputs: linear_recurrence_ref(**inputs | {"a": inputs["a"].conj()}).conj(),
@@ -120,7 +115,7 @@ def test_gradients_of_a_lazy_conjugate(device: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 def test_gradcheck(dtype: torch.dtype, reverse: bool) -> None:
-    inputs = make_recurrence_inputs(2, 3, 131, dtype=dtype, initial_state=True)
+    inputs = make_inputs(2, 3, 131, dtype=dtype, initial_state=True)
     leaves = [inputs[name].requires_grad_() for name in ("a", "b", "initial_state")]
     call = functools.partial(recur, reverse=reverse)
     assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
@@ -128,13 +123,13 @@ def test_gradcheck(dtype: torch.dtype, reverse: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
 def test_float64_equals_the_reference(dtype: torch.dtype) -> None:
-    inputs = make_recurrence_inputs(2, 24, 300, dtype=dtype, initial_state=True)
+    inputs = make_inputs(2, 24, 300, dtype=dtype, initial_state=True)
     got, wanted = results_of(recur, inputs), results_of(recur_ref, inputs)
     torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-11)
 
 
 def test_second_derivative_is_refused(device: str) -> None:
-    inputs = make_recurrence_inputs(device=device)
+    inputs = make_inputs(device=device)
     b = inputs["b"].requires_grad_()
     (db,) = torch.autograd.grad(linear_recurrence(**inputs).square().sum(), b, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -160,14 +155,14 @@ def test_segments_are_the_whole(
             outs.append(out)
         return torch.cat(outs[::-1] if reverse else outs, dim=-1), state
 
-    inputs = make_recurrence_inputs(2, 8, 130, **kind, initial_state=True, reverse=reverse, device=device)
+    inputs = make_inputs(2, 8, 130, **kind, initial_state=True, reverse=reverse, device=device)
     assert_matches_reference(in_segments, recur_ref, inputs)
 
 
 @each_dtype
 @each_layout
 def test_reverse_is_a_flip(layout: str, kind: dict[str, Any], device: str) -> None:
-    inputs = make_recurrence_inputs(2, 8, 130, **kind, layout=layout, initial_state=True, device=device)
+    inputs = make_inputs(2, 8, 130, **kind, layout=layout, initial_state=True, device=device)
 
     def flipped(*, a: Tensor, b: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
         out, state = recur(a=a.flip(-1), b=b.flip(-1), **inputs | {"reverse": True})
@@ -180,7 +175,7 @@ def test_reverse_is_a_flip(layout: str, kind: dict[str, Any], device: str) -> No
 @each_dtype
 @each_layout
 def test_the_future_changes_nothing_before_it(layout: str, kind: dict[str, Any], device: str) -> None:
-    inputs = make_recurrence_inputs(2, 8, 130, **kind, layout=layout, device=device)
+    inputs = make_inputs(2, 8, 130, **kind, layout=layout, device=device)
     before = linear_recurrence(**inputs).clone()
     inputs["a"][..., 77:], inputs["b"][..., 77:] = torch.nan, torch.nan
     after = linear_recurrence(**inputs)
@@ -190,7 +185,7 @@ def test_the_future_changes_nothing_before_it(layout: str, kind: dict[str, Any],
 
 @each_dtype
 def test_order_of_rows_does_not_matter(kind: dict[str, Any], device: str) -> None:
-    inputs = make_recurrence_inputs(5, 20, 130, **kind, initial_state=True, device=device)
+    inputs = make_inputs(5, 20, 130, **kind, initial_state=True, device=device)
     order = torch.tensor([3, 0, 4, 1, 2], device=device)
     shuffled = {n: t[order] if isinstance(t, Tensor) else t for n, t in inputs.items()}
     for straight, mixed in zip(recur(**inputs), recur(**shuffled), strict=True):
@@ -200,7 +195,7 @@ def test_order_of_rows_does_not_matter(kind: dict[str, Any], device: str) -> Non
 @each_dtype
 @each_layout
 def test_repeats_itself_bit_for_bit(layout: str, kind: dict[str, Any], device: str) -> None:
-    inputs = make_recurrence_inputs(3, 40, 130, **kind, initial_state=True, layout=layout, device=device)
+    inputs = make_inputs(3, 40, 130, **kind, initial_state=True, layout=layout, device=device)
     first = results_of(recur, inputs)
     for _ in range(3):
         again = results_of(recur, inputs)
@@ -210,7 +205,7 @@ def test_repeats_itself_bit_for_bit(layout: str, kind: dict[str, Any], device: s
 
 
 def test_number_of_threads_does_not_matter() -> None:
-    inputs = make_recurrence_inputs(3, 40, 130, initial_state=True)
+    inputs = make_inputs(3, 40, 130, initial_state=True)
     threads = torch.get_num_threads()
     try:
         results = []
@@ -225,7 +220,7 @@ def test_number_of_threads_does_not_matter() -> None:
 @each_layout
 @each_dtype
 def test_memory_order_follows_the_input(kind: dict[str, Any], layout: str, device: str) -> None:
-    inputs = make_recurrence_inputs(2, 8, 130, **kind, layout=layout, device=device)
+    inputs = make_inputs(2, 8, 130, **kind, layout=layout, device=device)
     results = results_of(recur, inputs)
     expected = (1040, 1, 8) if layout == "channel" else (1040, 130, 1)
     # torch itself makes the gradient of a real view of complex numbers contiguous.
@@ -235,7 +230,7 @@ def test_memory_order_follows_the_input(kind: dict[str, Any], layout: str, devic
 
 @each_dtype
 def test_keeps_what_it_says_for_the_backward(kind: dict[str, Any], device: str) -> None:
-    inputs = make_recurrence_inputs(3, 8, 130, **kind, initial_state=True, device=device)
+    inputs = make_inputs(3, 8, 130, **kind, initial_state=True, device=device)
     leaves = {n: t.requires_grad_() if isinstance(t, Tensor) else t for n, t in inputs.items()}
     held = {t.untyped_storage().data_ptr() for t in inputs.values() if isinstance(t, Tensor)}
     kept: list[Tensor] = []
@@ -249,7 +244,7 @@ def test_keeps_what_it_says_for_the_backward(kind: dict[str, Any], device: str) 
 @each_dtype
 @each_layout
 def test_opcheck(layout: str, kind: dict[str, Any], device: str) -> None:
-    inputs = make_recurrence_inputs(2, 6, 70, **kind, initial_state=True, layout=layout, device=device)
+    inputs = make_inputs(2, 6, 70, **kind, initial_state=True, layout=layout, device=device)
     is_complex = inputs["b"].is_complex()
 
     def op_form(tensor: Tensor) -> Tensor:
@@ -272,9 +267,7 @@ def test_compiles_as_one_graph_of_any_length(kind: dict[str, Any], layout: str, 
     torch._dynamo.reset()
     compiled = torch.compile(recur, fullgraph=True, dynamic=True, backend="aot_eager")
     for length in (70, 129, 33):
-        inputs = make_recurrence_inputs(
-            2, 8, length, **kind, initial_state=True, layout=layout, device=device
-        )
+        inputs = make_inputs(2, 8, length, **kind, initial_state=True, layout=layout, device=device)
         got, wanted = results_of(compiled, inputs), results_of(recur, inputs)
         assert got.keys() == wanted.keys()
         for name, value in got.items():
@@ -319,12 +312,12 @@ SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize(("changes", "sentence"), SENTENCES.values(), ids=SENTENCES)
 def test_says_what_is_wrong(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises((TypeError, ValueError)) as error:
-        linear_recurrence(**make_recurrence_inputs() | changes)
+        linear_recurrence(**make_inputs() | changes)
     assert sentence in str(error.value)
 
 
 def test_says_when_leading_dimensions_do_not_collapse(device: str) -> None:
-    inputs = make_recurrence_inputs(4, 4, 4, 4, 70, device=device)
+    inputs = make_inputs(4, 4, 4, 4, 70, device=device)
     a = place(inputs["a"].new_zeros(8, 8, 8, 8, 70), "seq")[::2, ::2, ::2, ::2]
     with pytest.raises(ValueError, match="collapse to at most 3 in memory, got 4"):
         linear_recurrence(**inputs | {"a": a})
@@ -334,13 +327,13 @@ def test_says_when_leading_dimensions_do_not_collapse(device: str) -> None:
 @pytest.mark.gpu
 def test_float64_is_refused_on_cuda() -> None:
     with pytest.raises(ValueError, match="b must be float32, float16 or bfloat16 on cuda:0, got float64"):
-        linear_recurrence(**make_recurrence_inputs(dtype=torch.float64, device="cuda"))
+        linear_recurrence(**make_inputs(dtype=torch.float64, device="cuda"))
 
 
 @pytest.mark.gpu
 def test_offsets_beyond_32_bits() -> None:
     rows, length = 2**20 + 64, 2064
-    small = make_recurrence_inputs(8, length, dtype=torch.bfloat16, device="cuda")
+    small = make_inputs(8, length, dtype=torch.bfloat16, device="cuda")
     a = torch.zeros(rows, length, dtype=torch.bfloat16, device="cuda")
     b = torch.zeros_like(a)
     a[-8:], b[-8:] = small["a"], small["b"]
