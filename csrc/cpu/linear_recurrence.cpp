@@ -13,6 +13,7 @@ MAMBA_AOT_PER_ISA(int64_t, linear_recurrence_backward,
                   (const RecurrencePlan& plan, int64_t begin, int64_t end, void* scratch))
 
 static_assert(kRecurrenceSaved == kRecurrenceChunk);
+static_assert(kRecurrenceTile % kRecurrenceChunk == 0, "a tile starts where a state was saved");
 
 namespace {
 
@@ -40,7 +41,7 @@ RecurrencePlan make_plan(const LinearRecurrenceSizes& s, const RecurrenceRows& r
   // own: few rows, many steps.
   const bool across = rows.stride[0][2] == s.parts();
   plan.split_rows = across ? kRecurrenceSplit : 16;
-  plan.tile_steps = across ? 8 : kRecurrenceTile;
+  plan.tile_steps = across ? kRecurrenceChunk : kRecurrenceTile;
   plan.splits = (rows.size[2] + plan.split_rows - 1) / plan.split_rows;
   plan.complex = s.complex;
   plan.reverse = reverse;
@@ -104,11 +105,7 @@ LinearRecurrenceOutputs linear_recurrence_bwd(Tensor dh, OptionalTensor dlast_st
   plan.initial_state = row_view(state, rows.stride[5]);
   plan.dlast_state = row_view(last, rows.stride[5]);
   plan.dinitial_state = row_view(dinitial_state, rows.stride[5]);
-  if (recompute) {
-    plan.chunk_states = chunk_view(chunk_states, rows.stride[5], s.rows);
-    // A tile starts where a state was saved.
-    plan.tile_steps = std::max(plan.tile_steps, kRecurrenceChunk);
-  }
+  if (recompute) plan.chunk_states = chunk_view(chunk_states, rows.stride[5], s.rows);
   run_items(plan, items_of(plan), item_grain(s.length), pick_linear_recurrence_backward());
   return {da, db, dinitial_state};
 }

@@ -8,7 +8,7 @@ namespace mamba_aot::cpu {
 // States are saved every this many steps: kRecurrenceChunk of ops/linear_recurrence.h.
 constexpr int64_t kRecurrenceSaved = 64;
 // Steps of one tile at most, and rows of one item.
-constexpr int64_t kRecurrenceTile = 128;
+constexpr int64_t kRecurrenceTile = 256;
 constexpr int64_t kRecurrenceSplit = 256;
 
 // Work is cut into items (p, q, split of the rows r).

@@ -84,6 +84,22 @@ struct Block {
   // Where the steps [t, t + steps) of the recurrence begin in memory; reversed ones lie the other way round.
   int64_t place(int64_t t, int64_t steps) const { return plan.reverse ? plan.length - t - steps : t; }
 
+  // Asks for the cache lines of steps that come later: rows are more streams than the machine follows by
+  // itself.
+  void prefetch_steps(const View& v, int64_t t, int64_t steps) const {
+    if (t < 0 || t >= plan.length) return;
+    const int64_t rest = plan.length - t, many = rest < steps ? rest : steps;
+    const int64_t size = v.dtype == DType::f64 ? 8 : v.dtype == DType::f32 ? 4 : 2;
+    const char* at = static_cast<const char*>(v.data) + (start(v) + place(t, many) * v.stride[3]) * size;
+    if (v.stride[3] == kParts) {
+      for (int lane = 0; lane < lanes; ++lane) {
+        const char* from = at + lane * v.stride[2] * size;
+        for (int64_t byte = 0; byte < many * kParts * size; byte += 64) __builtin_prefetch(from + byte, 0, 2);
+      }
+    } else {
+      for (int64_t i = 0; i < many; ++i) __builtin_prefetch(at + i * v.stride[3] * size, 0, 2);
+    }
+  }
   void load_steps(const View& v, int64_t t, int64_t steps, Vec<S>* tile) const {
     const int64_t at = start(v) + place(t, steps) * v.stride[3];
     if (kParts == 1 || v.stride[3] == kParts) {
@@ -185,6 +201,8 @@ void forward_item(const RecurrencePlan& plan, int64_t index) {
     item.for_blocks(plan, [&](const Block<S, kParts>& block, Value& h) {
       block.load_steps(plan.a, t, steps, a);
       block.load_steps(plan.b, t, steps, tile);
+      block.prefetch_steps(plan.a, t + plan.tile_steps, plan.tile_steps);
+      block.prefetch_steps(plan.b, t + plan.tile_steps, plan.tile_steps);
       advance_tile(block, t, steps, a, tile, h, true);
       block.store_steps(plan.h, t, steps, tile);
     });
@@ -209,6 +227,9 @@ void backward_item(const RecurrencePlan& plan, int64_t index) {
     item.for_blocks(plan, [&](const Block<S, kParts>& block, Value& carry) {
       block.load_steps(plan.a, t, steps, a);
       block.load_steps(plan.dh, t, steps, grad);
+      block.prefetch_steps(plan.a, t - plan.tile_steps, plan.tile_steps);
+      block.prefetch_steps(plan.dh, t - plan.tile_steps, plan.tile_steps);
+      block.prefetch_steps(plan.chunk_states.data ? plan.b : plan.h, t - plan.tile_steps, plan.tile_steps);
       Value entering;
       if (plan.chunk_states.data) {
         entering = block.load_state(plan.chunk_states, t / kRecurrenceSaved * plan.chunk_states.stride[3]);
