@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "ops/causal_conv1d.h"
+#include "ops/linear_recurrence.h"
 #include "ops/selective_scan.h"
 #include "ops/state_update.h"
 
@@ -31,6 +32,13 @@ constexpr const char* kSchemas[] = {
 
     "state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
     "Tensor? dt_bias, Tensor? decay_gate, Tensor? state_batch_indices, bool dt_softplus, bool zoh) -> Tensor",
+
+    "linear_recurrence_fwd(Tensor a, Tensor b, Tensor? initial_state, bool complex, bool reverse, "
+    "bool save_states) -> (Tensor h, Tensor last_state, Tensor chunk_states)",
+
+    "linear_recurrence_bwd(Tensor dh, Tensor? dlast_state, Tensor a, Tensor? b, Tensor? h, "
+    "Tensor? initial_state, Tensor? chunk_states, bool complex, bool reverse) "
+    "-> (Tensor da, Tensor db, Tensor dinitial_state)",
 };
 
 using Boxed = void (*)(StableIValue*, uint64_t, uint64_t);
@@ -43,8 +51,9 @@ struct Op {
 #define MAMBA_AOT_OP(name) {#name, TORCH_BOX(&cpu::name), TORCH_BOX(&cuda::name)}
 
 constexpr Op kOps[] = {
-    MAMBA_AOT_OP(selective_scan_fwd), MAMBA_AOT_OP(selective_scan_bwd),   MAMBA_AOT_OP(causal_conv1d_fwd),
-    MAMBA_AOT_OP(causal_conv1d_bwd),  MAMBA_AOT_OP(causal_conv1d_update), MAMBA_AOT_OP(state_update),
+    MAMBA_AOT_OP(selective_scan_fwd),    MAMBA_AOT_OP(selective_scan_bwd),    MAMBA_AOT_OP(causal_conv1d_fwd),
+    MAMBA_AOT_OP(causal_conv1d_bwd),     MAMBA_AOT_OP(causal_conv1d_update),  MAMBA_AOT_OP(state_update),
+    MAMBA_AOT_OP(linear_recurrence_fwd), MAMBA_AOT_OP(linear_recurrence_bwd),
 };
 
 #undef MAMBA_AOT_OP

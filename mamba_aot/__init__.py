@@ -15,6 +15,7 @@ __all__ = [
     "causal_conv1d_update",
     "from_pretrained",
     "generate",
+    "linear_recurrence",
     "save_pretrained",
     "selective_scan_fn",
     "selective_state_update",
@@ -30,6 +31,7 @@ try:
     from mamba_aot.model import MambaLM, MambaLMConfig
     from mamba_aot.modules import Block, Mamba, MambaState, RMSNorm, SSMConfig
     from mamba_aot.ops.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+    from mamba_aot.ops.linear_recurrence import linear_recurrence
     from mamba_aot.ops.selective_scan import selective_scan_fn
     from mamba_aot.ops.state_update import selective_state_update
 except ImportError as error:

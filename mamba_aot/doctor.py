@@ -145,6 +145,7 @@ def _op_runs(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """Name and run of every op in the forms that a Mamba block uses it in."""
     from mamba_aot import reference, testing
     from mamba_aot.ops.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+    from mamba_aot.ops.linear_recurrence import linear_recurrence
     from mamba_aot.ops.selective_scan import selective_scan_fn
     from mamba_aot.ops.state_update import selective_state_update
 
@@ -186,6 +187,8 @@ def _op_runs(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
         testing.make_conv_update_inputs,
     )
     yield "causal_conv1d_update", run(update, update_ref, make_update, device=device, backward=False)
+    recur, recur_ref = linear_recurrence, reference.linear_recurrence_ref
+    yield "linear_recurrence", run(recur, recur_ref, testing.make_linear_recurrence_inputs, device=device)
 
 
 def _check(name: str, run: Callable[[], None]) -> Check:

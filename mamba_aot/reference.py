@@ -23,6 +23,8 @@ Glossary (sizes: B batch, D channels, L length, N state, G groups, W conv width)
 
     h_t = ā_t h_{t-1} + φ_t B_t x_t,    y_t = C_t h_t + D x_t,    out_t = y_t silu(z_t)
 
+`linear_recurrence` is the first of these lines alone, h_t = a_t h_{t-1} + b_t, with a and b given.
+
 Sources: Gu & Dao, "Mamba" (arXiv 2312.00752), eq. 2 (recurrence), eq. 4 (zero-order hold), Algorithm 2 (input
 dependent Δ, B, C); the published code takes φ = Δ for B, which is "euler" here. Gu, Gupta, Goel & Ré, "S4D"
 (arXiv 2206.11893): diagonal A, zero-order hold, and the output 2 Re(C h) of a complex state that stands for
@@ -169,6 +171,29 @@ def causal_conv1d_update_ref(
     out = torch.zeros_like(steps)
     out[live] = _convolve(history[..., history.shape[2] - window :], weight, bias, activation).to(x.dtype)
     return out.reshape(x.shape)
+
+
+def linear_recurrence_ref(
+    a: Tensor,
+    b: Tensor,
+    initial_state: Tensor | None = None,
+    *,
+    return_last_state: bool = False,
+    reverse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Runs h_t = a_t h_{t-1} + b_t one step after the other. Shapes: `mamba_aot.linear_recurrence`."""
+    dtype = b.dtype.to_real() if b.is_complex() else b.dtype
+    decays, inflows = _wide(a, dtype).unbind(-1), _wide(b, dtype).unbind(-1)
+    h = _wide(b.new_zeros(b.shape[:-1]) if initial_state is None else initial_state, dtype)
+    steps = range(b.shape[-1])
+    states = []
+    for t in reversed(steps) if reverse else steps:
+        h = decays[t] * h + inflows[t]
+        states.append(h)
+    if reverse:
+        states.reverse()
+    out = (torch.stack(states, dim=-1) if states else _wide(b, dtype)).to(b.dtype)
+    return (out, h) if return_last_state else out
 
 
 def expm1_ratio(w: Tensor) -> Tensor:

@@ -170,6 +170,33 @@ def make_conv_inputs(
     }
 
 
+def make_linear_recurrence_inputs(
+    *shape: int,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    layout: str = "seq",
+    initial_state: bool = False,
+    reverse: bool = False,
+) -> dict[str, Any]:
+    """Arguments of `linear_recurrence` for a `shape` [..., length], [2, 8, 63] when there is none: decays of
+    magnitude 0.3 to 1, of any sign or phase; a complex `dtype` makes all complex. Layouts as in
+    `make_scan_inputs`.
+    """
+    shape = shape or (2, 8, 63)
+    random = _Random(seed)
+    decay = random.normal(*shape, of=dtype)
+    decay = decay / decay.abs().clamp(min=1e-6) * random.log_uniform(0.3, 1, *shape)
+    wide = torch.promote_types(dtype, torch.float32)
+    b, h = random.normal(*shape, of=dtype), random.normal(*shape[:-1], of=dtype)
+    return {
+        "a": place(decay.to(dtype).to(device), layout),
+        "b": place(b.to(dtype).to(device), layout),
+        "initial_state": h.to(wide).to(device) if initial_state else None,
+        "reverse": reverse,
+    }
+
+
 def make_conv_update_inputs(
     batch: int = 2,
     dim: int = 8,

@@ -128,6 +128,10 @@ def test_the_scan_does_not_spill():
     assert not spilling
 
 
+def test_the_linear_recurrence_does_not_spill():
+    assert not [row["id"] for row in cubins("linear_recurrence") if row["spill_bytes"]]
+
+
 def test_build_facts_are_complete():
     info = _native.build_info()
     assert info["torch_minimum"] == "2.10"

@@ -9,9 +9,11 @@ import pytest
 
 SCRIPT = """
 import functools
+import torch
 import mamba_aot
 from mamba_aot import reference, testing
 
+recur = mamba_aot.linear_recurrence
 scan = functools.partial(mamba_aot.selective_scan_fn, return_last_state=True)
 scan_ref = functools.partial(reference.selective_scan_ref, return_last_state=True)
 full = dict(decay_gate=True, initial_state=True, discretization="zoh", groups=2)
@@ -22,6 +24,10 @@ for options in ({}, full, {"is_complex": True}, {"is_complex": True, **full}, {"
 for layout in ("seq", "channel"):
     inputs = testing.make_conv_inputs(dim=19, layout=layout, initial_states=True)
     testing.assert_matches_reference(mamba_aot.causal_conv1d_fn, reference.causal_conv1d_ref, inputs)
+for dtype in (torch.float32, torch.bfloat16, torch.complex64):
+    for layout in ("seq", "channel"):
+        inputs = testing.make_linear_recurrence_inputs(2, 19, 70, dtype=dtype, layout=layout)
+        testing.assert_matches_reference(recur, reference.linear_recurrence_ref, inputs)
 for update, update_ref, inputs, state in (
     (
         mamba_aot.causal_conv1d_update,
