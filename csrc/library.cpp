@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "ops/causal_conv1d.h"
+#include "ops/rms_norm.h"
 #include "ops/selective_scan.h"
 #include "ops/state_update.h"
 
@@ -31,6 +32,16 @@ constexpr const char* kSchemas[] = {
 
     "state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
     "Tensor? dt_bias, Tensor? decay_gate, Tensor? state_batch_indices, bool dt_softplus, bool zoh) -> Tensor",
+
+    "rms_norm_fwd(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? z, float eps, int "
+    "group_size, "
+    "bool centered, bool? norm_before_gate, bool keep_sum, bool wide_sum) "
+    "-> (Tensor out, Tensor sum, Tensor mean, Tensor rstd)",
+
+    "rms_norm_bwd(Tensor dout, Tensor? dsum, Tensor x, Tensor weight, Tensor? bias, Tensor? residual, "
+    "Tensor? z, "
+    "Tensor mean, Tensor rstd, int group_size, bool centered, bool? norm_before_gate) "
+    "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual, Tensor dz)",
 };
 
 using Boxed = void (*)(StableIValue*, uint64_t, uint64_t);
@@ -45,6 +56,7 @@ struct Op {
 constexpr Op kOps[] = {
     MAMBA_AOT_OP(selective_scan_fwd), MAMBA_AOT_OP(selective_scan_bwd),   MAMBA_AOT_OP(causal_conv1d_fwd),
     MAMBA_AOT_OP(causal_conv1d_bwd),  MAMBA_AOT_OP(causal_conv1d_update), MAMBA_AOT_OP(state_update),
+    MAMBA_AOT_OP(rms_norm_fwd),       MAMBA_AOT_OP(rms_norm_bwd),
 };
 
 #undef MAMBA_AOT_OP

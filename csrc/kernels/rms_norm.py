@@ -1,0 +1,402 @@
+"""RMSNorm and LayerNorm of rows, with a residual added before and a gate before or after; memory-bound.
+
+u = x + residual, times silu(z) if the gate is first; h = (u - mean) rstd; y = weight h + bias, times silu(z)
+if the gate is last. Zhang & Sennrich, arXiv 1910.07467; Ba, Kiros & Hinton, arXiv 1607.06450.
+"""
+
+import triton
+import triton.language as tl
+from _norm_rows import (
+    CENTERED,
+    HAS_BIAS,
+    HAS_SUM,
+    gated_first,
+    gated_last,
+    load_as,
+    load_normed,
+    load_total,
+    store_as,
+    store_gradients,
+    store_normed,
+)
+
+from tools.aot.spec import Config, Kernel
+
+
+@triton.jit
+def rms_norm_fwd_kernel(
+    x,
+    residual,
+    z,
+    weight,
+    bias,
+    out,
+    sum_out,
+    mean_out,
+    rstd_out,
+    eps,
+    all_rows,
+    inner_rows,
+    channels,
+    G,
+    x_batch,
+    x_row,
+    x_channel,
+    residual_batch,
+    residual_row,
+    residual_channel,
+    z_batch,
+    z_row,
+    z_channel,
+    flags,
+    LAYOUT: tl.constexpr,
+    LOOP: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program norms one group of G channels of ROWS rows; with LOOP in blocks of channels, read again."""
+    if LAYOUT == "rows":
+        x_channel = 1
+        residual_channel = 1
+        z_channel = 1
+    groups = channels // G
+    group = tl.program_id(0) % groups
+    row = (tl.program_id(0) // groups).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    live = row < all_rows
+    batch = row // inner_rows
+    inner = row % inner_rows
+    x_first = (batch * x_batch + inner * x_row)[:, None]
+    residual_first = (batch * residual_batch + inner * residual_row)[:, None]
+    z_first = (batch * z_batch + inner * z_row)[:, None]
+    out_first = (row * channels)[:, None]
+    at_statistic = row * groups + group
+    mean = tl.zeros([ROWS], tl.float32)
+
+    if LOOP:
+        partial = tl.zeros([ROWS, BLOCK], tl.float32)
+        for first in range(0, G, BLOCK):
+            column = first + tl.arange(0, BLOCK)
+            channel = (group * G + column).to(tl.int64)[None, :]
+            mask = live[:, None] & (column < G)[None, :]
+            total = load_total(
+                x,
+                residual,
+                x_first + channel * x_channel,
+                residual_first + channel * residual_channel,
+                mask,
+                flags,
+            )
+            if (flags & HAS_SUM) != 0:
+                store_as(sum_out, out_first + channel, total, mask, flags, 3)
+            u = gated_first(total, z, z_first + channel * z_channel, mask, flags)
+            if (flags & CENTERED) != 0:
+                partial += u
+            else:
+                partial += u * u
+        if (flags & CENTERED) != 0:
+            mean = tl.sum(partial, 1) / G
+            partial = tl.zeros([ROWS, BLOCK], tl.float32)
+            for first in range(0, G, BLOCK):
+                column = first + tl.arange(0, BLOCK)
+                channel = (group * G + column).to(tl.int64)[None, :]
+                mask = live[:, None] & (column < G)[None, :]
+                total = load_total(
+                    x,
+                    residual,
+                    x_first + channel * x_channel,
+                    residual_first + channel * residual_channel,
+                    mask,
+                    flags,
+                )
+                u = gated_first(total, z, z_first + channel * z_channel, mask, flags)
+                centered = tl.where(mask, u - mean[:, None], 0.0)
+                partial += centered * centered
+        rstd = tl.div_rn(1.0, tl.sqrt_rn(tl.sum(partial, 1) / G + eps))
+        for first in range(0, G, BLOCK):
+            column = first + tl.arange(0, BLOCK)
+            channel = (group * G + column).to(tl.int64)[None, :]
+            inside = (column < G)[None, :]
+            mask = live[:, None] & inside
+            z_at = z_first + channel * z_channel
+            total = load_total(
+                x,
+                residual,
+                x_first + channel * x_channel,
+                residual_first + channel * residual_channel,
+                mask,
+                flags,
+            )
+            u = gated_first(total, z, z_at, mask, flags)
+            at = out_first + channel
+            store_normed(out, u, mean, rstd, weight, bias, z, at, z_at, channel, mask, inside, flags)
+    else:
+        column = tl.arange(0, BLOCK)
+        channel = (group * G + column).to(tl.int64)[None, :]
+        inside = (column < G)[None, :]
+        mask = live[:, None] & inside
+        z_at = z_first + channel * z_channel
+        u = load_total(
+            x,
+            residual,
+            x_first + channel * x_channel,
+            residual_first + channel * residual_channel,
+            mask,
+            flags,
+        )
+        if (flags & HAS_SUM) != 0:
+            store_as(sum_out, out_first + channel, u, mask, flags, 3)
+        u = gated_first(u, z, z_at, mask, flags)
+        if (flags & CENTERED) != 0:
+            mean = tl.sum(u, 1) / G
+        centered = tl.where(mask, u - mean[:, None], 0.0)
+        rstd = tl.div_rn(1.0, tl.sqrt_rn(tl.sum(centered * centered, 1) / G + eps))
+        at = out_first + channel
+        store_normed(out, u, mean, rstd, weight, bias, z, at, z_at, channel, mask, inside, flags)
+
+    if (flags & CENTERED) != 0:
+        tl.store(mean_out + at_statistic, mean, live)
+    tl.store(rstd_out + at_statistic, rstd, live)
+
+
+@triton.jit
+def rms_norm_bwd_kernel(
+    dout,
+    dsum,
+    x,
+    residual,
+    z,
+    weight,
+    bias,
+    mean_in,
+    rstd_in,
+    dx,
+    dresidual,
+    dz,
+    planes,
+    all_rows,
+    inner_rows,
+    rows_a_program,
+    channels,
+    G,
+    dout_batch,
+    dout_row,
+    dout_channel,
+    dsum_batch,
+    dsum_row,
+    dsum_channel,
+    x_batch,
+    x_row,
+    x_channel,
+    residual_batch,
+    residual_row,
+    residual_channel,
+    z_batch,
+    z_row,
+    z_channel,
+    flags,
+    LAYOUT: tl.constexpr,
+    LOOP: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """dx = (g - h mean(g h) - mean(g)) rstd with g = weight dy; the last mean only if centered.
+
+    One program takes one group of G channels of `rows_a_program` rows, ROWS at a time, and writes what they
+    have of dweight (and dbias) to its plane [1 or 2, channels]. With LOOP, where ROWS is 1, those are too
+    many for registers, and each row is added to the plane itself.
+    """
+    if LAYOUT == "rows":
+        dout_channel = 1
+        dsum_channel = 1
+        x_channel = 1
+        residual_channel = 1
+        z_channel = 1
+    groups = channels // G
+    group = tl.program_id(0) % groups
+    block = (tl.program_id(0) // groups).to(tl.int64)
+    plane = planes + block * (1 + (flags & HAS_BIAS)) * channels
+    dweight = tl.zeros([ROWS, BLOCK], tl.float32)
+    dbias = tl.zeros([ROWS, BLOCK], tl.float32)
+
+    for start in range(0, rows_a_program, ROWS):
+        row = block * rows_a_program + start + tl.arange(0, ROWS)
+        live = row < all_rows
+        batch = row // inner_rows
+        inner = row % inner_rows
+        dout_first = (batch * dout_batch + inner * dout_row)[:, None]
+        dsum_first = (batch * dsum_batch + inner * dsum_row)[:, None]
+        x_first = (batch * x_batch + inner * x_row)[:, None]
+        residual_first = (batch * residual_batch + inner * residual_row)[:, None]
+        z_first = (batch * z_batch + inner * z_row)[:, None]
+        out_first = (row * channels)[:, None]
+        rstd = tl.load(rstd_in + row * groups + group, live, 0.0)
+        mean = tl.zeros([ROWS], tl.float32)
+        if (flags & CENTERED) != 0:
+            mean = tl.load(mean_in + row * groups + group, live, 0.0)
+        whole = tl.zeros([ROWS], tl.float32)
+
+        if LOOP:
+            along_parts = tl.zeros([ROWS, BLOCK], tl.float32)
+            whole_parts = tl.zeros([ROWS, BLOCK], tl.float32)
+            for first in range(0, G, BLOCK):
+                column = first + tl.arange(0, BLOCK)
+                channel = (group * G + column).to(tl.int64)[None, :]
+                inside = (column < G)[None, :]
+                mask = live[:, None] & inside
+                z_at = z_first + channel * z_channel
+                x_at = x_first + channel * x_channel
+                residual_at = residual_first + channel * residual_channel
+                total, h = load_normed(x, residual, z, mean, rstd, x_at, residual_at, z_at, mask, flags)
+                dy = tl.load(dout + dout_first + channel * dout_channel, mask, 0.0).to(tl.float32)
+                g = gated_last(dy, z, z_at, mask, flags) * load_as(weight, channel, inside, flags, 0)
+                along_parts += g * h
+                whole_parts += g
+            along = tl.sum(along_parts, 1) / G
+            if (flags & CENTERED) != 0:
+                whole = tl.sum(whole_parts, 1) / G
+            for first in range(0, G, BLOCK):
+                column = first + tl.arange(0, BLOCK)
+                channel = (group * G + column).to(tl.int64)[None, :]
+                inside = (column < G)[None, :]
+                mask = live[:, None] & inside
+                z_at = z_first + channel * z_channel
+                x_at = x_first + channel * x_channel
+                residual_at = residual_first + channel * residual_channel
+                dout_at = dout_first + channel * dout_channel
+                total, h = load_normed(x, residual, z, mean, rstd, x_at, residual_at, z_at, mask, flags)
+                dy = gated_last(tl.load(dout + dout_at, mask, 0.0).to(tl.float32), z, z_at, mask, flags)
+                g = dy * load_as(weight, channel, inside, flags, 0)
+                du = (g - h * along[:, None] - whole[:, None]) * rstd[:, None]
+                dsum_at = dsum_first + channel * dsum_channel
+                at = out_first + channel
+                store_gradients(
+                    total,
+                    h,
+                    du,
+                    z,
+                    weight,
+                    bias,
+                    dout,
+                    dsum,
+                    dx,
+                    dresidual,
+                    dz,
+                    z_at,
+                    dout_at,
+                    dsum_at,
+                    at,
+                    channel,
+                    mask,
+                    inside,
+                    flags,
+                )
+                before = inside & (start > 0)
+                tl.store(plane + channel, tl.load(plane + channel, before, 0.0) + dy * h, inside)
+                if (flags & HAS_BIAS) != 0:
+                    at_bias = plane + channels + channel
+                    tl.store(at_bias, tl.load(at_bias, before, 0.0) + dy, inside)
+            # What one thread has added, another may read for the next row.
+            tl.debug_barrier()
+        else:
+            column = tl.arange(0, BLOCK)
+            channel = (group * G + column).to(tl.int64)[None, :]
+            inside = (column < G)[None, :]
+            mask = live[:, None] & inside
+            z_at = z_first + channel * z_channel
+            x_at = x_first + channel * x_channel
+            residual_at = residual_first + channel * residual_channel
+            dout_at = dout_first + channel * dout_channel
+            total, h = load_normed(x, residual, z, mean, rstd, x_at, residual_at, z_at, mask, flags)
+            dy = gated_last(tl.load(dout + dout_at, mask, 0.0).to(tl.float32), z, z_at, mask, flags)
+            dweight += dy * h
+            dbias += dy
+            g = dy * load_as(weight, channel, inside, flags, 0)
+            along = tl.sum(g * h, 1) / G
+            if (flags & CENTERED) != 0:
+                whole = tl.sum(g, 1) / G
+            du = (g - h * along[:, None] - whole[:, None]) * rstd[:, None]
+            dsum_at = dsum_first + channel * dsum_channel
+            at = out_first + channel
+            store_gradients(
+                total,
+                h,
+                du,
+                z,
+                weight,
+                bias,
+                dout,
+                dsum,
+                dx,
+                dresidual,
+                dz,
+                z_at,
+                dout_at,
+                dsum_at,
+                at,
+                channel,
+                mask,
+                inside,
+                flags,
+            )
+
+    if not LOOP:
+        column = tl.arange(0, BLOCK)
+        at = plane + group * G + column
+        tl.store(at, tl.sum(dweight, 0), column < G)
+        if (flags & HAS_BIAS) != 0:
+            tl.store(at + channels, tl.sum(dbias, 0), column < G)
+
+
+def _strides(*tensors: str) -> dict[str, str]:
+    return {f"{tensor}_{axis}": "i64" for tensor in tensors for axis in ("batch", "row", "channel")}
+
+
+def _aligned(tensors: tuple[str, ...], *others: str):
+    def names(values: dict) -> list[str]:
+        if values["LAYOUT"] == "strided":
+            return []
+        rows = [f"{tensor}_{axis}" for tensor in tensors for axis in ("batch", "row")]
+        return [*tensors, *others, "weight", "bias", "channels", "G", *rows]
+
+    return names
+
+
+_AXES = dict(T=["f32", "f16", "bf16"], LAYOUT=["rows", "strided"])
+_CONFIGS = [
+    Config("few", when="G <= 128", LOOP=False, ROWS=16, BLOCK=128, num_warps=4),
+    Config("small", when="LAYOUT == 'rows' and G <= 1024", LOOP=False, ROWS=1, BLOCK=1024, num_warps=4),
+    Config("medium", when="LAYOUT == 'rows' and G <= 4096", LOOP=False, ROWS=1, BLOCK=4096, num_warps=8),
+    Config("wide", when="LAYOUT == 'rows' and G <= 8192", LOOP=False, ROWS=1, BLOCK=8192, num_warps=16),
+    Config("loop", LOOP=True, ROWS=1, BLOCK=2048, num_warps=8),
+]
+
+KERNELS = [
+    Kernel(
+        rms_norm_fwd_kernel,
+        args={
+            **dict(x="*T", z="*T", out="*T", residual="*u8", sum_out="*u8", weight="*u8", bias="*u8"),
+            **dict(mean_out="*f32", rstd_out="*f32", eps="f32"),
+            **dict(all_rows="i64", inner_rows="i64", channels="i32", G="i32", flags="i32"),
+            **_strides("x", "residual", "z"),
+        },
+        axes=_AXES,
+        aligned=_aligned(("x", "residual", "z"), "out", "sum_out"),
+        shape=["G"],
+        configs=_CONFIGS,
+    ),
+    Kernel(
+        rms_norm_bwd_kernel,
+        args={
+            **dict(dout="*T", x="*T", z="*T", dx="*T", dz="*T"),
+            **dict(dsum="*u8", residual="*u8", weight="*u8", bias="*u8", dresidual="*u8"),
+            **dict(mean_in="*f32", rstd_in="*f32", planes="*f32"),
+            **dict(all_rows="i64", inner_rows="i64", rows_a_program="i32", channels="i32", G="i32"),
+            **dict(flags="i32"),
+            **_strides("dout", "dsum", "x", "residual", "z"),
+        },
+        axes=_AXES,
+        aligned=_aligned(("dout", "dsum", "x", "residual", "z"), "dx", "dresidual", "dz", "planes"),
+        shape=["G"],
+        configs=_CONFIGS,
+    ),
+]
