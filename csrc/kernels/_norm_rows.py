@@ -73,60 +73,22 @@ def gated_last(value, z, z_at, mask, flags):
 
 
 @triton.jit
-def store_normed(out, u, mean, rstd, weight, bias, z, out_at, z_at, channel, mask, inside, flags):
-    y = (u - mean[:, None]) * rstd[:, None] * load_as(weight, channel, inside, flags, 0)
+def affine(h, weight, bias, channel, inside, flags):
+    y = h * load_as(weight, channel, inside, flags, 0)
     if (flags & HAS_BIAS) != 0:
         y += load_as(bias, channel, inside, flags, 1)
+    return y
+
+
+@triton.jit
+def store_normed(out, u, mean, rstd, weight, bias, z, out_at, z_at, channel, mask, inside, flags):
+    y = affine((u - mean[:, None]) * rstd[:, None], weight, bias, channel, inside, flags)
     y = gated_last(y, z, z_at, mask, flags)
     tl.store(out + out_at, y.to(out.dtype.element_ty), mask)
 
 
 @triton.jit
 def load_normed(x, residual, z, mean, rstd, x_at, residual_at, z_at, mask, flags):
-    """What the gate, if it is first, is applied to, and h."""
-    total = load_total(x, residual, x_at, residual_at, mask, flags)
-    u = gated_first(total, z, z_at, mask, flags)
-    return total, tl.where(mask, (u - mean[:, None]) * rstd[:, None], 0.0)
-
-
-@triton.jit
-def store_gradients(
-    total,
-    h,
-    du,
-    z,
-    weight,
-    bias,
-    dout,
-    dsum,
-    dx,
-    dresidual,
-    dz,
-    z_at,
-    dout_at,
-    dsum_at,
-    out_at,
-    channel,
-    mask,
-    inside,
-    flags,
-):
-    """From the gradient of u to those of x, residual and z."""
-    if (flags & HAS_Z) != 0:
-        zv = tl.load(z + z_at, mask, 0.0).to(tl.float32)
-        s = sigmoid(zv)
-        slope = s * (1.0 + zv * (1.0 - s))
-        if (flags & GATE_LAST) != 0:
-            y = h * load_as(weight, channel, inside, flags, 0)
-            if (flags & HAS_BIAS) != 0:
-                y += load_as(bias, channel, inside, flags, 1)
-            slope *= y * tl.load(dout + dout_at, mask, 0.0).to(tl.float32)
-        else:
-            slope *= du * total
-            du *= zv * s
-        tl.store(dz + out_at, slope.to(dz.dtype.element_ty), mask)
-    if (flags & HAS_SUM) != 0:
-        du += load_as(dsum, dsum_at, mask, flags, 3)
-    tl.store(dx + out_at, du.to(dx.dtype.element_ty), mask)
-    if (flags & HAS_DRESIDUAL) != 0:
-        store_as(dresidual, out_at, du, mask, flags, 2)
+    """h, and 0 outside."""
+    u = gated_first(load_total(x, residual, x_at, residual_at, mask, flags), z, z_at, mask, flags)
+    return tl.where(mask, (u - mean[:, None]) * rstd[:, None], 0.0)

@@ -36,8 +36,8 @@ int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 void check_limits(const char* fn, const RmsNormSizes& s) {
   check(s.channels < INT32_MAX - 8192, fn, ": on CUDA channels must be below 2^31 - 8192, got ", s.channels);
-  check(s.all_rows() <= INT32_MAX / std::max<int64_t>(1, s.groups), fn,
-        ": on CUDA rows times groups must be below 2^31, got ", s.all_rows(), " rows of ", s.groups,
+  check(s.all_rows() < (INT32_MAX - 1024) / std::max<int64_t>(1, s.groups), fn,
+        ": on CUDA rows times groups must be below 2^31 - 1024, got ", s.all_rows(), " rows of ", s.groups,
         " groups. Split the rows.");
 }
 
@@ -132,8 +132,8 @@ RmsNormOutputs rms_norm_fwd(Tensor x, Tensor weight, OptionalTensor bias, Option
   args.mean_out = pointer(mean);
   args.rstd_out = pointer(rstd);
   args.eps = static_cast<float>(eps);
-  args.all_rows = s.all_rows();
-  args.inner_rows = s.rows;
+  args.all_rows = static_cast<int32_t>(s.all_rows());
+  args.inner_rows = static_cast<int32_t>(s.rows);
   args.channels = static_cast<int32_t>(s.channels);
   args.G = static_cast<int32_t>(s.group_size);
   in.x.put(args.x_batch, args.x_row, args.x_channel);
@@ -182,8 +182,8 @@ RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, Tensor x, Tensor
   args.dresidual = pointer(dresidual);
   args.dz = pointer(dz);
   args.planes = pointer(planes);
-  args.all_rows = s.all_rows();
-  args.inner_rows = s.rows;
+  args.all_rows = static_cast<int32_t>(s.all_rows());
+  args.inner_rows = static_cast<int32_t>(s.rows);
   args.rows_a_program = static_cast<int32_t>(rows_a_program);
   args.channels = static_cast<int32_t>(s.channels);
   args.G = static_cast<int32_t>(s.group_size);
