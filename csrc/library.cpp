@@ -38,7 +38,7 @@ constexpr const char* kSchemas[] = {
     "bool centered, bool? norm_before_gate, bool keep_sum, bool wide_sum) "
     "-> (Tensor out, Tensor sum, Tensor mean, Tensor rstd)",
 
-    "rms_norm_bwd(Tensor dout, Tensor? dsum, Tensor x, Tensor weight, Tensor? bias, Tensor? residual, "
+    "rms_norm_bwd(Tensor dout, Tensor? dsum, Tensor? x, Tensor weight, Tensor? bias, Tensor? residual, "
     "Tensor? z, "
     "Tensor mean, Tensor rstd, int group_size, bool centered, bool? norm_before_gate) "
     "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual, Tensor dz)",

@@ -18,8 +18,9 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-NormPlan make_plan(const RmsNormSizes& s, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                   const OptionalTensor& residual, const OptionalTensor& z, bool centered, bool gate_last) {
+NormPlan make_plan(const RmsNormSizes& s, ScalarType type, const OptionalTensor& x, const Tensor& weight,
+                   const OptionalTensor& bias, const OptionalTensor& residual, const OptionalTensor& z,
+                   bool centered, bool gate_last) {
   NormPlan plan{};
   plan.batch = s.batch;
   plan.rows = s.rows;
@@ -30,7 +31,7 @@ NormPlan make_plan(const RmsNormSizes& s, const Tensor& x, const Tensor& weight,
   plan.block_rows = std::clamp<int64_t>(ceil_div(s.all_rows(), 64), 8, 256);
   plan.centered = centered;
   plan.gate_last = gate_last;
-  plan.float64 = x.scalar_type() == ScalarType::Double;
+  plan.float64 = type == ScalarType::Double;
   plan.x = view(x);
   plan.residual = view(residual);
   plan.z = view(z);
@@ -51,7 +52,7 @@ RmsNormOutputs rms_norm_fwd(Tensor x, Tensor weight, OptionalTensor bias, Option
   const ScalarType type = state_dtype(x.scalar_type());
   const Tensor scale = to_state_dtype(weight, type);
   const OptionalTensor offset = to_state_dtype(bias, type);
-  NormPlan plan = make_plan(s, x, scale, offset, residual, z, centered, gate_last(norm_before_gate));
+  NormPlan plan = make_plan(s, type, x, scale, offset, residual, z, centered, gate_last(norm_before_gate));
   Tensor out = empty_on(x, {s.batch, s.rows, s.channels}, x.scalar_type());
   Tensor sum = keep_sum
                    ? empty_on(x, {s.batch, s.rows, s.channels}, rms_norm_sum_dtype(x, residual, wide_sum))
@@ -67,22 +68,24 @@ RmsNormOutputs rms_norm_fwd(Tensor x, Tensor weight, OptionalTensor bias, Option
   return {out, sum, mean, rstd};
 }
 
-RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, Tensor x, Tensor weight, OptionalTensor bias,
-                              OptionalTensor residual, OptionalTensor z, Tensor mean, Tensor rstd,
-                              int64_t group_size, bool centered, std::optional<bool> norm_before_gate) {
+RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x, Tensor weight,
+                              OptionalTensor bias, OptionalTensor residual, OptionalTensor z, Tensor mean,
+                              Tensor rstd, int64_t group_size, bool centered,
+                              std::optional<bool> norm_before_gate) {
   const RmsNormSizes s = check_rms_norm_backward(dout, dsum, x, weight, bias, residual, z, mean, rstd,
                                                  group_size, centered, norm_before_gate);
-  const ScalarType type = state_dtype(x.scalar_type());
+  const ScalarType type = state_dtype(dout.scalar_type());
   const Tensor scale = to_state_dtype(weight, type);
   const OptionalTensor offset = to_state_dtype(bias, type);
-  NormPlan plan = make_plan(s, x, scale, offset, residual, z, centered, gate_last(norm_before_gate));
-  Tensor dx = empty_on(x, {s.batch, s.rows, s.channels}, x.scalar_type());
-  const bool own = has_own_gradient(residual, x);
-  Tensor dresidual = own ? empty_on(x, {s.batch, s.rows, s.channels}, residual->scalar_type()) : absent_on(x);
-  Tensor dz = z ? empty_on(x, {s.batch, s.rows, s.channels}, x.scalar_type()) : absent_on(x);
+  NormPlan plan = make_plan(s, type, x, scale, offset, residual, z, centered, gate_last(norm_before_gate));
+  Tensor dx = empty_on(dout, {s.batch, s.rows, s.channels}, dout.scalar_type());
+  const bool own = has_own_gradient(residual, dout);
+  Tensor dresidual =
+      own ? empty_on(dout, {s.batch, s.rows, s.channels}, residual->scalar_type()) : absent_on(dout);
+  Tensor dz = z ? empty_on(dout, {s.batch, s.rows, s.channels}, dout.scalar_type()) : absent_on(dout);
   const int64_t items = s.empty() ? 0 : ceil_div(s.all_rows(), plan.block_rows);
-  Tensor dweight = empty_on(x, {items, s.channels}, type);
-  Tensor dbias = bias ? empty_on(x, {items, s.channels}, type) : absent_on(x);
+  Tensor dweight = empty_on(dout, {items, s.channels}, type);
+  Tensor dbias = bias ? empty_on(dout, {items, s.channels}, type) : absent_on(dout);
   plan.mean = centered ? mean.data_ptr() : nullptr;
   plan.rstd = rstd.data_ptr();
   plan.dout = view(dout);

@@ -11,7 +11,7 @@ struct NormPlan {
   double eps;
   bool centered, gate_last, float64;
 
-  // [batch, rows, channels]; residual, z and sum may be missing
+  // [batch, rows, channels]; residual, z and sum may be missing, and in the backward x beside a residual
   View x, residual, z, out, sum;
   // Contiguous, dtype S: [channels], [channels] or null
   const void *weight, *bias;

@@ -57,10 +57,10 @@ struct Row {
   void store(const Span<S>& span, const View& v, int64_t channel, const Vec<S>* from) const {
     span.store(v, batch * v.stride[0] + row * v.stride[1] + channel * v.stride[2], v.stride[2], from);
   }
-  // x, with the residual added to it; `other` is overwritten.
+  // x, with the residual added to it, or the residual alone; `other` is overwritten.
   void load_total(const Span<S>& span, int64_t channel, Vec<S>* to, Vec<S>* other) const {
-    load(span, plan.x, channel, to);
-    if (!plan.residual.data) return;
+    load(span, plan.x.data ? plan.x : plan.residual, channel, to);
+    if (!plan.x.data || !plan.residual.data) return;
     load(span, plan.residual, channel, other);
     for (int64_t i = 0; i < span.vectors(); ++i) to[i] = to[i] + other[i];
   }

@@ -13,6 +13,8 @@ CENTERED = tl.constexpr(16)
 HAS_SUM = tl.constexpr(32)
 # The gradient of residual has a dtype of its own.
 HAS_DRESIDUAL = tl.constexpr(64)
+# Without it the residual is the whole sum already, and x is not read.
+HAS_X = tl.constexpr(128)
 # From this bit on: the dtype of weight, bias, residual, sum, two bits each (0 fp32, 1 fp16, 2 bf16).
 DTYPES = tl.constexpr(8)
 
@@ -48,7 +50,9 @@ def sigmoid(z):
 
 @triton.jit
 def load_total(x, residual, x_at, residual_at, mask, flags):
-    total = tl.load(x + x_at, mask, 0.0).to(tl.float32)
+    total = tl.zeros(mask.shape, tl.float32)
+    if (flags & HAS_X) != 0:
+        total = tl.load(x + x_at, mask, 0.0).to(tl.float32)
     if (flags & HAS_RESIDUAL) != 0:
         total += load_as(residual, residual_at, mask, flags, 2)
     return total

@@ -372,11 +372,10 @@ KERNELS = [
         aligned=_aligned(("dout", "dsum", "x", "residual", "z"), "dx", "dresidual", "dz", "planes"),
         shape=["G"],
         configs=[
-            Config("few", when="LAYOUT == 'rows' and G <= 128", LOOP=False, ROWS=8, BLOCK=128, num_warps=4),
+            Config("few", when="G <= 128", LOOP=False, ROWS=4, BLOCK=128, num_warps=4),
             _whole("small", 1024, 4),
             _whole("medium", 4096, 16),
             Config("loop", when="LAYOUT == 'rows'", LOOP=True, ROWS=2, BLOCK=512, num_warps=4),
-            Config("sparse", when="G <= 128", LOOP=False, ROWS=4, BLOCK=128, num_warps=4),
             Config("scattered", LOOP=True, ROWS=1, BLOCK=512, num_warps=4),
         ],
     ),

@@ -21,6 +21,7 @@ enum Flag : int32_t {
   kCentered = 16,
   kHasSum = 32,
   kHasDresidual = 64,
+  kHasX = 128,
 };
 
 // Where the dtype codes start in `flags`, and whose they are.
@@ -92,10 +93,10 @@ struct Inputs {
   int32_t flags;
   bool rows;
 
-  Inputs(const RmsNormSizes& s, const Tensor& x_, const Tensor& weight_, const OptionalTensor& bias_,
+  Inputs(const RmsNormSizes& s, const OptionalTensor& x_, const Tensor& weight_, const OptionalTensor& bias_,
          const OptionalTensor& residual_, const OptionalTensor& z_, bool centered, bool last)
       : weight(parameter(weight_)), bias(parameter(bias_)), x(x_), residual(residual_), z(z_) {
-    flags = (bias ? kHasBias : 0) | (residual_ ? kHasResidual : 0) | (z_ ? kHasZ : 0) |
+    flags = (x_ ? kHasX : 0) | (bias ? kHasBias : 0) | (residual_ ? kHasResidual : 0) | (z_ ? kHasZ : 0) |
             (last ? kGateLast : 0) | (centered ? kCentered : 0) | dtype_code(weight, kWeight) |
             dtype_code(bias, kBias) | dtype_code(residual_, kResidual);
     rows = s.group_size % 16 == 0 && x.rows && residual.rows && z.rows && aligned(weight) &&
@@ -145,29 +146,31 @@ RmsNormOutputs rms_norm_fwd(Tensor x, Tensor weight, OptionalTensor bias, Option
   return {out, sum, mean, rstd};
 }
 
-RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, Tensor x, Tensor weight, OptionalTensor bias,
-                              OptionalTensor residual, OptionalTensor z, Tensor mean, Tensor rstd,
-                              int64_t group_size, bool centered, std::optional<bool> norm_before_gate) {
+RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x, Tensor weight,
+                              OptionalTensor bias, OptionalTensor residual, OptionalTensor z, Tensor mean,
+                              Tensor rstd, int64_t group_size, bool centered,
+                              std::optional<bool> norm_before_gate) {
   const RmsNormSizes s = check_rms_norm_backward(dout, dsum, x, weight, bias, residual, z, mean, rstd,
                                                  group_size, centered, norm_before_gate);
   check_limits(detail::rms_norm_name(centered, norm_before_gate), s);
-  Tensor dx = empty_on(x, {s.batch, s.rows, s.channels}, x.scalar_type());
-  const bool own = has_own_gradient(residual, x);
-  Tensor dresidual = own ? empty_on(x, {s.batch, s.rows, s.channels}, residual->scalar_type()) : absent_on(x);
-  Tensor dz = z ? empty_on(x, {s.batch, s.rows, s.channels}, x.scalar_type()) : absent_on(x);
+  Tensor dx = empty_on(dout, {s.batch, s.rows, s.channels}, dout.scalar_type());
+  const bool own = has_own_gradient(residual, dout);
+  Tensor dresidual =
+      own ? empty_on(dout, {s.batch, s.rows, s.channels}, residual->scalar_type()) : absent_on(dout);
+  Tensor dz = z ? empty_on(dout, {s.batch, s.rows, s.channels}, dout.scalar_type()) : absent_on(dout);
   if (s.empty()) {
     return {dx, torch::stable::new_zeros(weight, {s.channels}),
-            bias ? torch::stable::new_zeros(*bias, {s.channels}) : absent_on(x), dresidual, dz};
+            bias ? torch::stable::new_zeros(*bias, {s.channels}) : absent_on(dout), dresidual, dz};
   }
   const Inputs in(s, x, weight, bias, residual, z, centered, gate_last(norm_before_gate));
   const RowStrides gs(dout), ss(dsum);
   const RmsNormBwd::Key key{
-      dtype_of(x), in.rows && gs.rows && ss.rows ? RmsNormBwd::Layout::rows : RmsNormBwd::Layout::strided};
+      dtype_of(dout), in.rows && gs.rows && ss.rows ? RmsNormBwd::Layout::rows : RmsNormBwd::Layout::strided};
   const auto& config = RmsNormBwd::pick(key, {s.group_size});
   const int64_t wanted = std::clamp<int64_t>(ceil_div(s.all_rows() * s.groups, kPrograms), 1, kRowsInOneSum);
   const int64_t rows_a_program = ceil_div(wanted, config.ROWS) * config.ROWS;
   const int64_t blocks = ceil_div(s.all_rows(), rows_a_program);
-  Tensor planes = empty_on(x, {blocks, bias ? 2 : 1, s.channels}, ScalarType::Float);
+  Tensor planes = empty_on(dout, {blocks, bias ? 2 : 1, s.channels}, ScalarType::Float);
   RmsNormBwd::Args args{};
   args.dout = pointer(dout);
   args.dsum = pointer(dsum);
@@ -193,12 +196,12 @@ RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, Tensor x, Tensor
   in.residual.put(args.residual_batch, args.residual_row, args.residual_channel);
   in.z.put(args.z_batch, args.z_row, args.z_channel);
   args.flags = in.flags | (dsum ? kHasSum : 0) | dtype_code(dsum, kSum) | (own ? kHasDresidual : 0);
-  RmsNormBwd::launch(key, config, x.get_device_index(), blocks * s.groups, args);
+  RmsNormBwd::launch(key, config, dout.get_device_index(), blocks * s.groups, args);
 
   const int64_t over_blocks[] = {0};
   Tensor sums = torch::stable::sum(planes, over_blocks);
   return {dx, gradient_of(weight, torch::stable::select(sums, 0, 0)),
-          bias ? gradient_of(*bias, torch::stable::select(sums, 0, 1)) : absent_on(x), dresidual, dz};
+          bias ? gradient_of(*bias, torch::stable::select(sums, 0, 1)) : absent_on(dout), dresidual, dz};
 }
 
 }  // namespace mamba_aot::cuda

@@ -63,13 +63,17 @@ inline RmsNormSizes check_rms_norm(const Tensor& x, const Tensor& weight, const 
                             group_size);
 }
 
-// Checks every argument of the backward op and returns the sizes. Throws std::invalid_argument.
-inline RmsNormSizes check_rms_norm_backward(const Tensor& dout, const OptionalTensor& dsum, const Tensor& x,
-                                            const Tensor& weight, const OptionalTensor& bias,
-                                            const OptionalTensor& residual, const OptionalTensor& z,
-                                            const Tensor& mean, const Tensor& rstd, int64_t group_size,
-                                            bool centered, std::optional<bool> norm_before_gate) {
+// Checks every argument of the backward op and returns the sizes. Throws std::invalid_argument. Without x,
+// whose dtype dout has, the residual is the sum of both.
+inline RmsNormSizes check_rms_norm_backward(const Tensor& dout, const OptionalTensor& dsum,
+                                            const OptionalTensor& given_x, const Tensor& weight,
+                                            const OptionalTensor& bias, const OptionalTensor& residual,
+                                            const OptionalTensor& z, const Tensor& mean, const Tensor& rstd,
+                                            int64_t group_size, bool centered,
+                                            std::optional<bool> norm_before_gate) {
   const char* fn = detail::rms_norm_name(centered, norm_before_gate);
+  check(given_x || residual, fn, ": x must be given to the backward when residual is not");
+  const Tensor& x = given_x ? *given_x : dout;
   const RmsNormSizes s = detail::check_norm(fn, x, weight, bias, residual, z, group_size);
   Arg grad{fn, "dout", dout};
   grad.on_device_of(x, "x").has_shape("like x", {s.batch, s.rows, s.channels});
@@ -108,18 +112,20 @@ namespace cpu {
 RmsNormOutputs rms_norm_fwd(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor residual,
                             OptionalTensor z, double eps, int64_t group_size, bool centered,
                             std::optional<bool> norm_before_gate, bool keep_sum, bool wide_sum);
-RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, Tensor x, Tensor weight, OptionalTensor bias,
-                              OptionalTensor residual, OptionalTensor z, Tensor mean, Tensor rstd,
-                              int64_t group_size, bool centered, std::optional<bool> norm_before_gate);
+RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x, Tensor weight,
+                              OptionalTensor bias, OptionalTensor residual, OptionalTensor z, Tensor mean,
+                              Tensor rstd, int64_t group_size, bool centered,
+                              std::optional<bool> norm_before_gate);
 }  // namespace cpu
 
 namespace cuda {
 RmsNormOutputs rms_norm_fwd(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor residual,
                             OptionalTensor z, double eps, int64_t group_size, bool centered,
                             std::optional<bool> norm_before_gate, bool keep_sum, bool wide_sum);
-RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, Tensor x, Tensor weight, OptionalTensor bias,
-                              OptionalTensor residual, OptionalTensor z, Tensor mean, Tensor rstd,
-                              int64_t group_size, bool centered, std::optional<bool> norm_before_gate);
+RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x, Tensor weight,
+                              OptionalTensor bias, OptionalTensor residual, OptionalTensor z, Tensor mean,
+                              Tensor rstd, int64_t group_size, bool centered,
+                              std::optional<bool> norm_before_gate);
 }  // namespace cuda
 
 }  // namespace mamba_aot

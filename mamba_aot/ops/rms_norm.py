@@ -275,7 +275,7 @@ def _(
 def _(
     dout: Tensor,
     dsum: Tensor | None,
-    x: Tensor,
+    x: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
@@ -287,17 +287,22 @@ def _(
     norm_before_gate: bool | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     def like(tensor: Tensor | None) -> Tensor:
-        return x.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
+        return dout.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
 
-    dresidual = None if residual is None or residual.dtype == x.dtype else residual
-    return like(x), like(weight), like(bias), like(dresidual), like(z)
+    dresidual = None if residual is None or residual.dtype == dout.dtype else residual
+    return like(dout), like(weight), like(bias), like(dresidual), like(z)
 
 
 def _setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    x, weight, bias, residual, z, _eps, ctx.group_size, ctx.centered, ctx.norm_before_gate, _, _ = inputs
-    _, _, mean, rstd = output
+    x, weight, bias, residual, z, _eps, *options, keep_sum, _wide_sum = inputs
+    ctx.group_size, ctx.centered, ctx.norm_before_gate = options
+    _, total, mean, rstd = output
+    ctx.x_dtype = x.dtype
+    if keep_sum and residual is not None and total.dtype == residual.dtype == rstd.dtype:
+        # The sum was not rounded: it says all that the backward needs, and the next norm keeps it anyway.
+        x, residual = None, total
     ctx.save_for_backward(x, weight, bias, residual, z, mean, rstd)
-    ctx.mark_non_differentiable(mean, rstd)
+    ctx.mark_non_differentiable(mean, rstd, *(() if keep_sum else (total,)))
     # A result that the loss does not use arrives in the backward as None, not as a tensor of zeros.
     ctx.set_materialize_grads(False)
 
@@ -308,16 +313,13 @@ def _backward(ctx, dout: Tensor | None, dsum: Tensor | None, _dmean: None, _drst
         return (None,) * 11
     # Read once: under activation checkpointing every reading recomputes the forward.
     saved = ctx.saved_tensors
-    x, residual = saved[0], saved[3]
+    residual = saved[3]
     if dout is None:
-        dout = torch.zeros_like(x)
-    if dsum is not None and dsum.shape != x.shape:
-        # The empty tensor that stands for a sum which was not kept.
-        dsum = None
+        dout = torch.zeros_like(dsum, dtype=ctx.x_dtype)
     dx, dweight, dbias, dresidual, dz = torch.ops.mamba_aot.rms_norm_bwd(
         dout, dsum, *saved, ctx.group_size, ctx.centered, ctx.norm_before_gate
     )
-    if residual is not None and residual.dtype == x.dtype:
+    if residual is not None and residual.dtype == dout.dtype:
         dresidual = dx
     grads = (dx, dweight, dbias, dresidual, dz)
     wanted = [grad if need else None for grad, need in zip(grads, ctx.needs_input_grad, strict=False)]

@@ -217,6 +217,23 @@ def test_results_share_no_memory_and_are_contiguous(
         assert value.is_contiguous(), name
 
 
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [({**WIDE, **BRAIN}, ["sum"]), ({**ADD, **BRAIN}, ["x", "residual"])],
+    ids=["exact", "rounded"],
+)
+def test_an_exact_sum_is_kept_instead_of_what_was_added(
+    options: dict[str, Any], kept: list[str], device: str
+) -> None:
+    inputs = make_norm_inputs(**options, device=device)
+    leaves = {n: v.requires_grad_() if isinstance(v, Tensor) else v for n, v in inputs.items()}
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
+        _, total = rms_norm_fn(**leaves)
+    names = {inputs["x"].data_ptr(): "x", inputs["residual"].data_ptr(): "residual", total.data_ptr(): "sum"}
+    assert [names[at] for at in saved if at in names] == kept
+
+
 def test_sum_without_a_residual_is_a_copy(device: str) -> None:
     inputs = make_norm_inputs(device=device)
     _, total = rms_norm_fn(**inputs, prenorm=True)
@@ -279,6 +296,9 @@ def test_opcheck(centered: bool, layout: str, device: str) -> None:
         saved = ops.rms_norm_fwd(*tensors, 1e-6, *options, keep, False)
         dsum = saved[1] if keep else None
         torch.library.opcheck(ops.rms_norm_bwd, (saved[0], dsum, *tensors, *saved[2:], *options))
+        if keep:
+            of_sum = (None, weight, bias, saved[1], z)
+            torch.library.opcheck(ops.rms_norm_bwd, (saved[0], dsum, *of_sum, *saved[2:], *options))
         leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
         torch.library.opcheck(ops.rms_norm_fwd, (*leaves, 1e-6, *options, keep, False))
 
