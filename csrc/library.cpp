@@ -3,6 +3,7 @@
 
 #include "ops/causal_conv1d.h"
 #include "ops/linear_recurrence.h"
+#include "ops/rms_norm.h"
 #include "ops/selective_scan.h"
 #include "ops/state_update.h"
 
@@ -39,6 +40,15 @@ constexpr const char* kSchemas[] = {
     "linear_recurrence_bwd(Tensor dh, Tensor? dlast_state, Tensor a, Tensor? b, Tensor? h, "
     "Tensor? initial_state, Tensor? chunk_states, bool complex, bool reverse) "
     "-> (Tensor da, Tensor db, Tensor dinitial_state)",
+    "rms_norm_fwd(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? z, float eps, int "
+    "group_size, "
+    "bool centered, bool? norm_before_gate, bool keep_sum, bool wide_sum) "
+    "-> (Tensor out, Tensor sum, Tensor mean, Tensor rstd)",
+
+    "rms_norm_bwd(Tensor dout, Tensor? dsum, Tensor? x, Tensor weight, Tensor? bias, Tensor? residual, "
+    "Tensor? z, "
+    "Tensor mean, Tensor rstd, int group_size, bool centered, bool? norm_before_gate) "
+    "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual, Tensor dz)",
 };
 
 using Boxed = void (*)(StableIValue*, uint64_t, uint64_t);
@@ -54,6 +64,9 @@ constexpr Op kOps[] = {
     MAMBA_AOT_OP(selective_scan_fwd),    MAMBA_AOT_OP(selective_scan_bwd),    MAMBA_AOT_OP(causal_conv1d_fwd),
     MAMBA_AOT_OP(causal_conv1d_bwd),     MAMBA_AOT_OP(causal_conv1d_update),  MAMBA_AOT_OP(state_update),
     MAMBA_AOT_OP(linear_recurrence_fwd), MAMBA_AOT_OP(linear_recurrence_bwd),
+    MAMBA_AOT_OP(selective_scan_fwd), MAMBA_AOT_OP(selective_scan_bwd),   MAMBA_AOT_OP(causal_conv1d_fwd),
+    MAMBA_AOT_OP(causal_conv1d_bwd),  MAMBA_AOT_OP(causal_conv1d_update), MAMBA_AOT_OP(state_update),
+    MAMBA_AOT_OP(rms_norm_fwd),       MAMBA_AOT_OP(rms_norm_bwd),
 };
 
 #undef MAMBA_AOT_OP

@@ -16,6 +16,10 @@ __all__ = [
     "from_pretrained",
     "generate",
     "linear_recurrence",
+    "layer_norm_fn",
+    "layernorm_fn",
+    "rms_norm_fn",
+    "rmsnorm_fn",
     "save_pretrained",
     "selective_scan_fn",
     "selective_state_update",
@@ -32,6 +36,7 @@ try:
     from mamba_aot.modules import Block, Mamba, MambaState, RMSNorm, SSMConfig
     from mamba_aot.ops.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
     from mamba_aot.ops.linear_recurrence import linear_recurrence
+    from mamba_aot.ops.rms_norm import layer_norm_fn, layernorm_fn, rms_norm_fn, rmsnorm_fn
     from mamba_aot.ops.selective_scan import selective_scan_fn
     from mamba_aot.ops.state_update import selective_state_update
 except ImportError as error:

@@ -146,6 +146,7 @@ def _op_runs(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
     from mamba_aot import reference, testing
     from mamba_aot.ops.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
     from mamba_aot.ops.linear_recurrence import linear_recurrence
+    from mamba_aot.ops.rms_norm import rms_norm_fn, rmsnorm_fn
     from mamba_aot.ops.selective_scan import selective_scan_fn
     from mamba_aot.ops.state_update import selective_state_update
 
@@ -189,6 +190,10 @@ def _op_runs(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "causal_conv1d_update", run(update, update_ref, make_update, device=device, backward=False)
     recur, recur_ref = linear_recurrence, reference.linear_recurrence_ref
     yield "linear_recurrence", run(recur, recur_ref, testing.make_linear_recurrence_inputs, device=device)
+    norm, norm_ref, make_norm = rms_norm_fn, reference.rms_norm_ref, testing.make_norm_inputs
+    yield "rms_norm_fn", run(norm, norm_ref, make_norm, device=device, residual=True, prenorm=True)
+    gated, gated_ref = rmsnorm_fn, reference.rmsnorm_ref
+    yield "rmsnorm_fn", run(gated, gated_ref, make_norm, device=device, z=True, group_size=12)
 
 
 def _check(name: str, run: Callable[[], None]) -> Check:

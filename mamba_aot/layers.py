@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamba_aot.ops.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+from mamba_aot.ops.rms_norm import rms_norm_fn
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] to [..., width], same dtype."""
-        return F.rms_norm(wide(x), self.weight.shape, wide(self.weight), self.eps).to(x.dtype)
+        y = rms_norm_fn(x, self.weight, eps=self.eps)
+        assert isinstance(y, Tensor)
+        return y
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"

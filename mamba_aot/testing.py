@@ -233,6 +233,46 @@ def make_conv_update_inputs(
     }
 
 
+def make_norm_inputs(
+    batch: int = 2,
+    rows: int = 63,
+    channels: int = 24,
+    *,
+    dtype: torch.dtype = torch.float32,
+    weight_dtype: torch.dtype | None = None,
+    residual_dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    layout: str = "channel",
+    bias: bool = True,
+    residual: bool = False,
+    z: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Arguments of `rms_norm_fn` (with `residual`) or `rmsnorm_fn` (with `z`); `options` are passed on.
+
+    Args:
+        layout: Memory of x, residual and z as [batch, channels, rows]: rows lie dense in "channel" only.
+    """
+    random = _Random(seed)
+    weight = dtype if weight_dtype is None else weight_dtype
+
+    def sequence(of: torch.dtype) -> Tensor:
+        values = random.normal(batch, channels, rows) + 0.5
+        return place(values.to(of).to(device), layout).transpose(1, 2)
+
+    inputs = {
+        "x": sequence(dtype),
+        "weight": (1 + 0.5 * random.normal(channels)).to(weight).to(device),
+        "bias": random.normal(channels).to(weight).to(device) if bias else None,
+    }
+    if residual:
+        inputs["residual"] = sequence(dtype if residual_dtype is None else residual_dtype)
+    if z:
+        inputs["z"] = sequence(dtype)
+    return inputs | options
+
+
 def place(tensor: Tensor, layout: str) -> Tensor:
     """The values of `tensor` [batch, ..., length] in one of the `LAYOUTS`; see `make_scan_inputs`."""
     if layout == "seq":

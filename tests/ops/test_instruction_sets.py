@@ -28,6 +28,11 @@ for dtype in (torch.float32, torch.bfloat16, torch.complex64):
     for layout in ("seq", "channel"):
         inputs = testing.make_linear_recurrence_inputs(2, 19, 70, dtype=dtype, layout=layout)
         testing.assert_matches_reference(recur, reference.linear_recurrence_ref, inputs)
+for options in ({"residual": True, "prenorm": True}, {"channels": 1000, "layout": "seq"}):
+    inputs = testing.make_norm_inputs(**options)
+    testing.assert_matches_reference(mamba_aot.layer_norm_fn, reference.layer_norm_ref, inputs)
+inputs = testing.make_norm_inputs(z=True, group_size=12)
+testing.assert_matches_reference(mamba_aot.rmsnorm_fn, reference.rmsnorm_ref, inputs)
 for update, update_ref, inputs, state in (
     (
         mamba_aot.causal_conv1d_update,

@@ -1,0 +1,98 @@
+"""What the norms load and store of a row: operands by flag, parameters and residuals of any dtype."""
+
+import triton
+import triton.language as tl
+
+# Bits of the kernels' `flags`, the same as in csrc/ops/rms_norm.cpp.
+HAS_BIAS = tl.constexpr(1)
+HAS_RESIDUAL = tl.constexpr(2)
+HAS_Z = tl.constexpr(4)
+GATE_LAST = tl.constexpr(8)
+CENTERED = tl.constexpr(16)
+# The sum of x and residual is returned; in the backward: it has a gradient.
+HAS_SUM = tl.constexpr(32)
+# The gradient of residual has a dtype of its own.
+HAS_DRESIDUAL = tl.constexpr(64)
+# Without it the residual is the whole sum already, and x is not read.
+HAS_X = tl.constexpr(128)
+# From this bit on: the dtype of weight, bias, residual, sum, two bits each (0 fp32, 1 fp16, 2 bf16).
+DTYPES = tl.constexpr(8)
+
+
+@triton.jit
+def load_as(pointer, at, mask, flags, POSITION: tl.constexpr):
+    """Load fp32, fp16 or bf16, whichever `flags` says, as fp32."""
+    code = (flags >> (DTYPES + 2 * POSITION)) & 3
+    if code == 0:
+        value = tl.load(pointer.to(tl.pointer_type(tl.float32), bitcast=True) + at, mask, 0.0)
+    elif code == 1:
+        value = tl.load(pointer.to(tl.pointer_type(tl.float16), bitcast=True) + at, mask, 0.0).to(tl.float32)
+    else:
+        value = tl.load(pointer.to(tl.pointer_type(tl.bfloat16), bitcast=True) + at, mask, 0.0).to(tl.float32)
+    return value
+
+
+@triton.jit
+def store_as(pointer, at, value, mask, flags, POSITION: tl.constexpr):
+    code = (flags >> (DTYPES + 2 * POSITION)) & 3
+    if code == 0:
+        tl.store(pointer.to(tl.pointer_type(tl.float32), bitcast=True) + at, value, mask)
+    elif code == 1:
+        tl.store(pointer.to(tl.pointer_type(tl.float16), bitcast=True) + at, value.to(tl.float16), mask)
+    else:
+        tl.store(pointer.to(tl.pointer_type(tl.bfloat16), bitcast=True) + at, value.to(tl.bfloat16), mask)
+
+
+@triton.jit
+def sigmoid(z):
+    return 1.0 / (1.0 + tl.exp(-z))
+
+
+@triton.jit
+def load_total(x, residual, x_at, residual_at, mask, flags):
+    total = tl.zeros(mask.shape, tl.float32)
+    if (flags & HAS_X) != 0:
+        total = tl.load(x + x_at, mask, 0.0).to(tl.float32)
+    if (flags & HAS_RESIDUAL) != 0:
+        total += load_as(residual, residual_at, mask, flags, 2)
+    return total
+
+
+@triton.jit
+def gated_first(value, z, z_at, mask, flags):
+    """value silu(z) if there is a gate and it is first, else value."""
+    if (flags & (HAS_Z | GATE_LAST)) == HAS_Z:
+        zv = tl.load(z + z_at, mask, 0.0).to(tl.float32)
+        value *= zv * sigmoid(zv)
+    return value
+
+
+@triton.jit
+def gated_last(value, z, z_at, mask, flags):
+    """value silu(z) if there is a gate and it is last, else value."""
+    if (flags & (HAS_Z | GATE_LAST)) == (HAS_Z | GATE_LAST):
+        zv = tl.load(z + z_at, mask, 0.0).to(tl.float32)
+        value *= zv * sigmoid(zv)
+    return value
+
+
+@triton.jit
+def affine(h, weight, bias, channel, inside, flags):
+    y = h * load_as(weight, channel, inside, flags, 0)
+    if (flags & HAS_BIAS) != 0:
+        y += load_as(bias, channel, inside, flags, 1)
+    return y
+
+
+@triton.jit
+def store_normed(out, u, mean, rstd, weight, bias, z, out_at, z_at, channel, mask, inside, flags):
+    y = affine((u - mean[:, None]) * rstd[:, None], weight, bias, channel, inside, flags)
+    y = gated_last(y, z, z_at, mask, flags)
+    tl.store(out + out_at, y.to(out.dtype.element_ty), mask)
+
+
+@triton.jit
+def load_normed(x, residual, z, mean, rstd, x_at, residual_at, z_at, mask, flags):
+    """h, and 0 outside."""
+    u = gated_first(load_total(x, residual, x_at, residual_at, mask, flags), z, z_at, mask, flags)
+    return tl.where(mask, (u - mean[:, None]) * rstd[:, None], 0.0)
