@@ -30,7 +30,9 @@ constexpr const char* kSchemas[] = {
     "Tensor? conv_state_indices, bool silu) -> Tensor",
 
     "state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
-    "Tensor? dt_bias, Tensor? decay_gate, Tensor? state_batch_indices, bool dt_softplus, bool zoh) -> Tensor",
+    "Tensor? dt_bias, Tensor? decay_gate, Tensor? state_batch_indices, Tensor? dst_state_batch_indices, "
+    "Tensor? accepted_steps, Tensor(b!)? out, Tensor(c!)? intermediate_states, int pad_slot_id, "
+    "bool dt_softplus, bool zoh, bool update_state, bool is_complex) -> Tensor",
 };
 
 using Boxed = void (*)(StableIValue*, uint64_t, uint64_t);

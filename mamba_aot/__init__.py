@@ -17,6 +17,7 @@ __all__ = [
     "generate",
     "save_pretrained",
     "selective_scan_fn",
+    "selective_state_step",
     "selective_state_update",
     "stream",
 ]
@@ -31,7 +32,7 @@ try:
     from mamba_aot.modules import Block, Mamba, MambaState, RMSNorm, SSMConfig
     from mamba_aot.ops.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
     from mamba_aot.ops.selective_scan import selective_scan_fn
-    from mamba_aot.ops.state_update import selective_state_update
+    from mamba_aot.ops.state_update import selective_state_step, selective_state_update
 except ImportError as error:
     if not TYPE_CHECKING:
         # Raised again by every public name, not here: `mamba-aot doctor` must start to say what is wrong.
