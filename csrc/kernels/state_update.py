@@ -13,6 +13,18 @@ from _recurrence import (
     scaled_rates,
     zoh_input,
 )
+from _state_update_operands import (
+    along,
+    decoded,
+    decoded_parts,
+    dtype_code,
+    load_bits,
+    load_parts,
+    load_state,
+    row,
+    store_state,
+    widened,
+)
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -32,97 +44,12 @@ UPDATE = gl.constexpr(512)
 ZOH = gl.constexpr(1024)
 # ROWS only: A is one number per head.
 TIED = gl.constexpr(2048)
-# From this bit on: the dtype of A, B, C, D, dt_bias, gate, two bits each (0 fp32, 1 fp16, 2 bf16).
-DTYPES = gl.constexpr(12)
 
 
 @gluon.jit
-def dtype_code(flags, POSITION: gl.constexpr):
-    return (flags >> (DTYPES + 2 * POSITION)) & 3
-
-
-@gluon.jit
-def load_bits(x, offset, mask, code):
-    """Load fp32, fp16 or bf16 as it is, so that small operands need no variants: one of two loads is masked
-    out. decoded() makes numbers of it, later: anything in here that joins the two would wait for them before
-    the next load is issued.
-    """
-    words = gl.load(x.to(gl.pointer_type(gl.int32), bitcast=True) + offset, mask & (code == 0), 0)
-    halves = gl.load(x.to(gl.pointer_type(gl.int16), bitcast=True) + offset, mask & (code != 0), 0)
-    return (words, halves)
-
-
-@gluon.jit
-def decoded(bits, code):
-    word = bits[0].to(gl.float32, bitcast=True)
-    half = bits[1].to(gl.float16, bitcast=True).to(gl.float32)
-    brain = (bits[1].to(gl.int32) << 16).to(gl.float32, bitcast=True)
-    return gl.where(code == 0, word, gl.where(code == 1, half, brain))
-
-
-@gluon.jit
-def load_parts(x, offset, part, mask, flags, POSITION: gl.constexpr, COMPLEX: gl.constexpr):
-    bits = load_bits(x, offset, mask, dtype_code(flags, POSITION))
-    if COMPLEX:
-        return (bits, load_bits(x, offset + part, mask, dtype_code(flags, POSITION)))
-    else:
-        return (bits,)
-
-
-@gluon.jit
-def decoded_parts(bits, flags, POSITION: gl.constexpr, COMPLEX: gl.constexpr):
-    code = dtype_code(flags, POSITION)
-    if COMPLEX:
-        return (decoded(bits[0], code), decoded(bits[1], code))
-    else:
-        return (decoded(bits[0], code),)
-
-
-@gluon.jit
-def row(x, COMPLEX: gl.constexpr):
-    """Numbers of the states, the same for all channels of a tile."""
-    if COMPLEX:
-        return (x[0][None, :], x[1][None, :])
-    else:
-        return (x[0][None, :],)
-
-
-@gluon.jit
-def load_state(at, mask, COMPLEX: gl.constexpr):
-    if COMPLEX:
-        return (gl.load(at, mask, 0.0), gl.load(at + 1, mask, 0.0))
-    else:
-        return (gl.load(at, mask, 0.0),)
-
-
-@gluon.jit
-def widened(h, COMPLEX: gl.constexpr):
-    if COMPLEX:
-        return h
-    else:
-        return (h[0].to(gl.float32),)
-
-
-@gluon.jit
-def store_state(at, h, mask, COMPLEX: gl.constexpr):
-    gl.store(at, h[0].to(at.dtype.element_ty), mask)
-    if COMPLEX:
-        gl.store(at + 1, h[1].to(at.dtype.element_ty), mask)
-
-
-@gluon.jit
-def along(index, stride, SHORT: gl.constexpr):
-    """index * stride, in 32 bits where the host has checked that this holds it: half the instructions."""
-    if SHORT:
-        return index * stride.to(gl.int32)
-    else:
-        return index.to(gl.int64) * stride
-
-
-@gluon.jit
-def live_slot(slot, slots, pad):
-    """Slots outside the state are padding too: nothing outside it is ever touched."""
-    return (slot >= 0) & (slot < slots) & (slot != pad)
+def is_padding(slot, slots, pad):
+    """Slots beyond the state are padding too: nothing outside it is ever touched."""
+    return (slot < 0) | (slot >= slots) | (slot == pad)
 
 
 @gluon.jit
@@ -228,14 +155,14 @@ def state_update_kernel(
     valid = channel < dim - block * CHANNELS
 
     slot = batch
-    live = slot >= 0
+    padding = slot < 0
     if (flags & HAS_SOURCE) != 0:
         slot = gl.load(source + batch * source_batch).to(gl.int64)
-        live = live_slot(slot, slots, pad)
+        padding = is_padding(slot, slots, pad)
     at_out = out + batch * out_batch + head * out_head + begin * out_channel
     at_out = at_out + along(channel, out_channel, ROWS)
-    if live == 0:
-        # A padding slot: the output is 0 and no state is touched.
+    if padding:
+        # The output is 0 and no state is touched.
         zero = gl.full([CHANNELS], 0.0, gl.float32, P).to(out.dtype.element_ty)
         for t in range(0, steps):
             gl.store(at_out + t.to(gl.int64) * out_step, zero, valid)
@@ -247,7 +174,7 @@ def state_update_kernel(
             last = gl.minimum(gl.maximum(gl.load(accepted + batch * accepted_batch), 0), steps)
         if (flags & HAS_TARGET) != 0:
             to = gl.load(target + batch * target_batch).to(gl.int64)
-            last = gl.where(live_slot(to, slots, pad), last, -1)
+            last = gl.where(is_padding(to, slots, pad), -1, last)
         if (flags & UPDATE) == 0:
             last = -1
 
