@@ -112,13 +112,13 @@ def selective_state_update_ref(
     target = source if dst_state_batch_indices is None else dst_state_batch_indices.long()
     live, kept = ((slot >= 0) & (slot < state.shape[0]) for slot in (source, target))
     if state_batch_indices is not None:
-        live, kept = live & (source != pad_slot_id), kept & (target != pad_slot_id)
-    of_row = (x, dt, B, C, z, decay_gate)
-    x_live, dt, B, C, z, decay_gate = (None if t is None else t[live] for t in of_row)
-    start = state[source[live]]
-    y, states = _steps(
-        start, x_live, dt, A, B, C, D, z, dt_bias, dt_softplus, decay_gate, discretization
-    )  # [b, steps, ...], steps + 1 states [b, ..., N]
+        live = live & (source != pad_slot_id)
+    if state_batch_indices is not None or dst_state_batch_indices is not None:
+        kept = kept & (target != pad_slot_id)
+    z, decay_gate = (None if t is None else t[live] for t in (z, decay_gate))
+    of_rows = (state[source[live]], x[live], dt[live], A, B[live], C[live], D, z, dt_bias)
+    # [b, steps, ...], steps + 1 states [b, ..., N]
+    y, states = _steps(*of_rows, dt_softplus, decay_gate, discretization)
 
     if not disable_state_update:
         last = len(states) - 1

@@ -226,10 +226,8 @@ def selective_state_step(
             )
     _require_shape(name, "decay_gate", decay_gate, f"{lead}, state", (*batch, *states))
 
-    def sequence_of(tensor: Tensor | None, inner: int) -> Tensor | None:
+    def sequence_of(tensor: Tensor, inner: int) -> Tensor:
         """[batch, (steps,) ...] as [batch, ..., steps], the last `inner` dimensions made one."""
-        if tensor is None:
-            return None
         tensor = tensor.flatten(-inner, -1) if inner > 1 else tensor
         return tensor.movedim(1, -1) if many else tensor.unsqueeze(-1)
 
@@ -242,11 +240,11 @@ def selective_state_step(
         sequence_of(B, 1),
         sequence_of(C, 1),
         None if D is None else D.flatten(),
-        sequence_of(z, inner),
+        None if z is None else sequence_of(z, inner),
         None if dt_bias is None else dt_bias.flatten(),
         dt_softplus,
         return_last_state=True,
-        decay_gate=sequence_of(decay_gate, 1),
+        decay_gate=None if decay_gate is None else sequence_of(decay_gate, 1),
         discretization=discretization,
         initial_state=state.flatten(1, -2).to(wide),
     )
