@@ -49,6 +49,9 @@ constexpr const char* kSchemas[] = {
     "Tensor? z, "
     "Tensor mean, Tensor rstd, int group_size, bool centered, bool? norm_before_gate) "
     "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual, Tensor dz)",
+    "Tensor? dt_bias, Tensor? decay_gate, Tensor? state_batch_indices, Tensor? dst_state_batch_indices, "
+    "Tensor? accepted_steps, Tensor(b!)? out, Tensor(c!)? intermediate_states, int pad_slot_id, "
+    "bool dt_softplus, bool zoh, bool update_state, bool is_complex) -> Tensor",
 };
 
 using Boxed = void (*)(StableIValue*, uint64_t, uint64_t);

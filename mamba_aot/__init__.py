@@ -22,6 +22,7 @@ __all__ = [
     "rmsnorm_fn",
     "save_pretrained",
     "selective_scan_fn",
+    "selective_state_step",
     "selective_state_update",
     "stream",
 ]
@@ -38,7 +39,7 @@ try:
     from mamba_aot.ops.linear_recurrence import linear_recurrence
     from mamba_aot.ops.rms_norm import layer_norm_fn, layernorm_fn, rms_norm_fn, rmsnorm_fn
     from mamba_aot.ops.selective_scan import selective_scan_fn
-    from mamba_aot.ops.state_update import selective_state_update
+    from mamba_aot.ops.state_update import selective_state_step, selective_state_update
 except ImportError as error:
     if not TYPE_CHECKING:
         # Raised again by every public name, not here: `mamba-aot doctor` must start to say what is wrong.

@@ -106,39 +106,52 @@ def make_state_update_inputs(
     *,
     state_dtype: torch.dtype | None = None,
     slots: int | None = None,
+    targets: bool = False,
+    steps: int | None = None,
+    heads: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Arguments of `selective_state_update`: the first step of `make_scan_inputs(..., **options)`.
+    """Arguments of `selective_state_update`: the first steps of `make_scan_inputs(..., **options)`.
 
     Args:
         state_dtype: Of the state when it is not that of a scan.
         slots: Number of states kept; batch rows then use distinct slots, drawn from `options["seed"]`.
+        targets: Whether new states go to slots of their own, distinct from those they are read from.
+        steps: Number of steps, or None for an x without that dimension.
+        heads: Number of heads that the channels are, or None for an x without that dimension.
     """
-    scan = make_scan_inputs(batch, dim, 2, state, initial_state=True, **options)
+    scan = make_scan_inputs(batch, dim, 2 if steps is None else steps, state, initial_state=True, **options)
     h = scan["initial_state"]
-    indices = None
+    indices, written = None, None
     if slots is not None:
         random = _Random(options.get("seed", 0))
-        indices = torch.randperm(slots, generator=random.generator)[:batch].to(torch.int32).to(h.device)
+        order = torch.randperm(slots, generator=random.generator).to(torch.int32).to(h.device)
+        indices, written = order[:batch], order[batch : 2 * batch]
         h = random.normal(slots, dim, state, of=h.dtype).to(h)
 
     def step(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor[..., 0]
+        if tensor is None:
+            return None
+        return tensor[..., 0] if steps is None else tensor.movedim(-1, 1)
+
+    def split(tensor: Tensor | None, axis: int) -> Tensor | None:
+        return tensor if tensor is None or heads is None else tensor.unflatten(axis, (heads, dim // heads))
 
     return {
-        "state": h.clone() if state_dtype is None else h.to(state_dtype),
-        "x": step(scan["u"]),
-        "dt": step(scan["delta"]),
-        "A": scan["A"],
+        "state": split(h.clone() if state_dtype is None else h.to(state_dtype), 1),
+        "x": split(step(scan["u"]), -1),
+        "dt": split(step(scan["delta"]), -1),
+        "A": split(scan["A"], 0),
         "B": step(scan["B"]),
         "C": step(scan["C"]),
-        "D": scan["D"],
-        "z": step(scan["z"]),
-        "dt_bias": scan["delta_bias"],
+        "D": split(scan["D"], 0),
+        "z": split(step(scan["z"]), -1),
+        "dt_bias": split(scan["delta_bias"], 0),
         "dt_softplus": scan["delta_softplus"],
         "state_batch_indices": indices,
         "decay_gate": step(scan["decay_gate"]),
         "discretization": scan["discretization"],
+        **({"dst_state_batch_indices": written} if targets else {}),
     }
 
 

@@ -1,38 +1,36 @@
-// One step of the selective scan. Compiled once per instruction set.
+// Steps of the selective scan with a kept state. Compiled once per instruction set.
 #include "cpu/selective_scan_discrete.h"
 #include "cpu/state_update_plan.h"
 
 namespace mamba_aot::cpu::MAMBA_AOT_ISA {
 namespace {
 
+// Blocks of one item at the narrowest vectors, those of two doubles.
+constexpr int kMostBlocks = kSplitChannels / 2;
+
 // Rows [state, parts] of one block of channels: one pass where state and parts lie behind each other.
 template <class S>
-void load_states(const View& v, int64_t at, int lanes, int64_t state, int64_t parts, Vec<S>* rows) {
-  if (parts == 1 || (v.stride[3] == 1 && v.stride[2] == 2)) {
-    load_tile<S>(v, at, v.stride[1], parts == 1 ? v.stride[2] : 1, lanes, state * parts, rows);
+void load_states(const StateUpdateOperand& o, int64_t at, int lanes, int64_t state, int64_t parts,
+                 Vec<S>* rows) {
+  if (parts == 1 || (o.part == 1 && o.n == 2)) {
+    load_tile<S>(o.view, at, o.channel, parts == 1 ? o.n : 1, lanes, state * parts, rows);
     return;
   }
   for (int64_t i = 0; i < state * parts; ++i) {
-    load_tile<S>(v, at + i / 2 * v.stride[2] + i % 2 * v.stride[3], v.stride[1], 0, lanes, 1, rows + i);
+    load_tile<S>(o.view, at + i / 2 * o.n + i % 2 * o.part, o.channel, 0, lanes, 1, rows + i);
   }
 }
 
 template <class S>
-void store_states(const View& v, int64_t at, int lanes, int64_t state, int64_t parts, const Vec<S>* rows) {
-  if (parts == 1 || (v.stride[3] == 1 && v.stride[2] == 2)) {
-    store_tile<S>(v, at, v.stride[1], parts == 1 ? v.stride[2] : 1, lanes, state * parts, rows);
+void store_states(const StateUpdateOperand& o, int64_t at, int lanes, int64_t state, int64_t parts,
+                  const Vec<S>* rows) {
+  if (parts == 1 || (o.part == 1 && o.n == 2)) {
+    store_tile<S>(o.view, at, o.channel, parts == 1 ? o.n : 1, lanes, state * parts, rows);
     return;
   }
   for (int64_t i = 0; i < state * parts; ++i) {
-    store_tile<S>(v, at + i / 2 * v.stride[2] + i % 2 * v.stride[3], v.stride[1], 0, lanes, 1, rows + i);
+    store_tile<S>(o.view, at + i / 2 * o.n + i % 2 * o.part, o.channel, 0, lanes, 1, rows + i);
   }
-}
-
-template <class S>
-Vec<S> load_one(const View& v, int64_t at, int64_t stride, int lanes) {
-  Vec<S> x{};
-  if (v.data) load_tile<S>(v, at, stride, 0, lanes, 1, &x);
-  return x;
 }
 
 // Advances the states h of one block by one step; returns C h.
@@ -72,54 +70,131 @@ Vec<S> step(int64_t state, const Vec<S>* A, const S* B, const S* C, const S* gat
   return y.total();
 }
 
+// A number for each channel of a block.
+template <class S>
+Vec<S> load_channels(const StateUpdateOperand& o, int64_t batch, int64_t step, int64_t at, int lanes) {
+  Vec<S> x{};
+  if (o.view.data) {
+    load_tile<S>(o.view, batch * o.batch + step * o.step + at, o.channel, 0, lanes, 1, &x);
+  }
+  return x;
+}
+
+// The slot of a sequence, or -1 for padding.
+int64_t slot_of(const StateUpdatePlan& p, int64_t slot) {
+  return slot < 0 || slot >= p.slots || slot == p.pad_slot ? -1 : slot;
+}
+
+// Brings the states of one block of channels closer while another one is computed.
+void prefetch_states(const StateUpdateOperand& o, int64_t at, int lanes, int64_t state, int64_t parts) {
+  const int64_t size = o.view.dtype == DType::f64 ? 8 : o.view.dtype == DType::f32 ? 4 : 2;
+  if (o.n != parts) return;
+  for (int lane = 0; lane < lanes; ++lane) {
+    const char* row = static_cast<const char*>(o.view.data) + (at + lane * o.channel) * size;
+    for (int64_t byte = 0; byte < state * parts * size; byte += 64) __builtin_prefetch(row + byte, 1);
+  }
+}
+
+// The channels from `channel` on of one head: what they need of every sequence, in registers and scratch.
+template <class S>
+struct Block {
+  int64_t head, channel;
+  int lanes;
+  Vec<S> bias, skip;
+  const Vec<S>* A;
+
+  MAMBA_AOT_INLINE int64_t at(const StateUpdateOperand& o) const {
+    return head * o.head + channel * o.channel;
+  }
+};
+
+// What becomes of one sequence: the slots, and after how many steps the state is stored (negative: never).
+struct Row {
+  int64_t slot, target, last;
+};
+
+Row row_of(const StateUpdatePlan& p, int64_t b) {
+  Row row{p.source ? slot_of(p, p.source[b * p.source_stride]) : b, 0, p.steps};
+  row.target = p.target ? slot_of(p, p.target[b * p.target_stride]) : row.slot;
+  if (p.accepted) {
+    const int64_t accepted = p.accepted[b * p.accepted_stride];
+    row.last = accepted < 0 ? 0 : accepted < p.steps ? accepted : p.steps;
+  }
+  if (row.target < 0 || !p.update_state || (row.last == 0 && row.target == row.slot)) row.last = -1;
+  return row;
+}
+
 template <class S, bool kComplex, bool kZoh>
-void update_block(const StateUpdatePlan& p, int64_t group, int64_t channel, int lanes, Vec<S>* scratch) {
-  const int64_t row = p.state * p.parts;
-  Vec<S>*A = scratch, *h = scratch + row;
-  View A_view = flat_view<S>(p.A);
-  load_tile<S>(A_view, channel * row, row, 1, lanes, row, A);
-  const Vec<S> bias = load_one<S>(flat_view<S>(p.dt_bias), channel, 1, lanes);
-  const Vec<S> skip = load_one<S>(flat_view<S>(p.D), channel, 1, lanes);
-  for (int64_t b = 0; b < p.batch; ++b) {
-    const int64_t slot = p.indices ? p.indices[b * p.indices_stride] : b;
-    const int64_t out_at = b * p.out.stride[0] + channel * p.out.stride[1];
-    Vec<S> y{};
-    if (slot >= 0) {
-      Vec<S> dt =
-          load_one<S>(p.dt, b * p.dt.stride[0] + channel * p.dt.stride[1], p.dt.stride[1], lanes) + bias;
-      if (p.softplus) dt = softplus<S>(dt);
-      const Vec<S> x = load_one<S>(p.x, b * p.x.stride[0] + channel * p.x.stride[1], p.x.stride[1], lanes);
-      const int64_t held_at = slot * p.held.stride[0] + channel * p.held.stride[1];
-      const int64_t inputs_at = (b * p.groups + group) * row;
-      load_states<S>(p.held, held_at, lanes, p.state, p.parts, h);
-      y = step<S, kComplex, kZoh>(p.state, A, static_cast<const S*>(p.B) + inputs_at,
-                                  static_cast<const S*>(p.C) + inputs_at,
-                                  p.gate ? static_cast<const S*>(p.gate) + b * p.state : nullptr, dt, x, h);
-      store_states<S>(p.held, held_at, lanes, p.state, p.parts, h);
-      y = fma(skip, x, y);
-      if (p.z.data) {
-        y = y * Silu<S>(load_one<S>(p.z, b * p.z.stride[0] + channel * p.z.stride[1], p.z.stride[1], lanes))
-                    .value;
-      }
+void update_block(const StateUpdatePlan& p, const Block<S>& block, int64_t b, const Row& row, Vec<S>* h) {
+  const int64_t width = p.state * p.parts, group = block.head / (p.heads / p.groups);
+  const int lanes = block.lanes;
+  const int64_t out_at = b * p.out.batch + block.at(p.out), held_at = block.at(p.held);
+  if (row.slot < 0) {
+    const Vec<S> zero{};
+    for (int64_t t = 0; t < p.steps; ++t) {
+      store_tile<S>(p.out.view, out_at + t * p.out.step, p.out.channel, 0, lanes, 1, &zero);
     }
-    store_tile<S>(p.out, out_at, p.out.stride[1], 0, lanes, 1, &y);
+    return;
+  }
+  load_states<S>(p.held, row.slot * p.held.batch + held_at, lanes, p.state, p.parts, h);
+  const int64_t target_at = row.target * p.held.batch + held_at;
+  if (row.last == 0) store_states<S>(p.held, target_at, lanes, p.state, p.parts, h);
+  for (int64_t t = 0; t < p.steps; ++t) {
+    Vec<S> dt = load_channels<S>(p.dt, b, t, block.at(p.dt), lanes) + block.bias;
+    if (p.softplus) dt = softplus<S>(dt);
+    const Vec<S> x = load_channels<S>(p.x, b, t, block.at(p.x), lanes);
+    const int64_t inputs_at = ((b * p.steps + t) * p.groups + group) * width;
+    const S* gate = p.gate ? static_cast<const S*>(p.gate) + (b * p.steps + t) * p.state : nullptr;
+    Vec<S> y = step<S, kComplex, kZoh>(p.state, block.A, static_cast<const S*>(p.B) + inputs_at,
+                                       static_cast<const S*>(p.C) + inputs_at, gate, dt, x, h);
+    if (t + 1 == row.last) store_states<S>(p.held, target_at, lanes, p.state, p.parts, h);
+    if (p.intermediate.view.data) {
+      const int64_t at = b * p.intermediate.batch + t * p.intermediate.step + block.at(p.intermediate);
+      store_states<S>(p.intermediate, at, lanes, p.state, p.parts, h);
+    }
+    y = fma(block.skip, x, y);
+    if (p.z.view.data) y = y * Silu<S>(load_channels<S>(p.z, b, t, block.at(p.z), lanes)).value;
+    store_tile<S>(p.out.view, out_at + t * p.out.step, p.out.channel, 0, lanes, 1, &y);
   }
 }
 
 template <class S, bool kComplex, bool kZoh>
 int64_t run(const StateUpdatePlan& p, int64_t begin, int64_t end, void* scratch) {
   constexpr int kLanes = Simd<S>::kLanes;
-  const int64_t group_channels = p.channels / p.groups;
+  const int64_t width = p.state * p.parts, most = (p.split_channels + kLanes - 1) / kLanes;
+  Vec<S>*h = static_cast<Vec<S>*>(scratch), *rates = h + width;
   for (int64_t i = begin; i < end; ++i) {
-    const int64_t group = i / p.splits, first = i % p.splits * p.split_channels;
-    const int64_t limit = first + p.split_channels, last = limit < group_channels ? limit : group_channels;
+    const int64_t head = i / p.splits, first = i % p.splits * p.split_channels;
+    const int64_t limit = first + p.split_channels, last = limit < p.channels ? limit : p.channels;
+    Block<S> blocks[kMostBlocks];
+    int count = 0;
     for (int64_t c = first; c < last; c += kLanes) {
-      const int lanes = static_cast<int>(last - c < kLanes ? last - c : kLanes);
-      update_block<S, kComplex, kZoh>(p, group, group * group_channels + c, lanes,
-                                      static_cast<Vec<S>*>(scratch));
+      Block<S>& block = blocks[count];
+      block.head = head;
+      block.channel = c;
+      block.lanes = static_cast<int>(last - c < kLanes ? last - c : kLanes);
+      Vec<S>* A = rates + count++ * width;
+      load_states<S>(p.A, block.at(p.A), block.lanes, p.state, p.parts, A);
+      block.A = A;
+      block.bias = load_channels<S>(p.dt_bias, 0, 0, block.at(p.dt_bias), block.lanes);
+      block.skip = load_channels<S>(p.D, 0, 0, block.at(p.D), block.lanes);
+    }
+    // One sequence after the other, so that a state is read from its beginning to its end.
+    Row next = row_of(p, 0);
+    for (int64_t b = 0; b < p.batch; ++b) {
+      const Row row = next;
+      if (b + 1 < p.batch) next = row_of(p, b + 1);
+      for (int k = 0; k < count; ++k) {
+        const Block<S>& block = blocks[k];
+        if (b + 1 < p.batch && next.slot >= 0) {
+          const int64_t at = next.slot * p.held.batch + block.at(p.held);
+          prefetch_states(p.held, at, block.lanes, p.state, p.parts);
+        }
+        update_block<S, kComplex, kZoh>(p, block, b, row, h);
+      }
     }
   }
-  return 2 * p.state * p.parts * kVectorBytes;
+  return (1 + most) * width * kVectorBytes;
 }
 
 template <class S>
@@ -133,7 +208,7 @@ int64_t pick(const StateUpdatePlan& p, int64_t begin, int64_t end, void* scratch
 }  // namespace
 
 // Runs the items [begin, end) in `scratch`; returns the bytes of scratch that takes.
-int64_t state_update_step(const StateUpdatePlan& plan, int64_t begin, int64_t end, void* scratch) {
+int64_t state_update_steps(const StateUpdatePlan& plan, int64_t begin, int64_t end, void* scratch) {
   return plan.float64 ? pick<double>(plan, begin, end, scratch) : pick<float>(plan, begin, end, scratch);
 }
 

@@ -34,6 +34,21 @@ def conv(**inputs: Any) -> tuple[Tensor, Tensor]:
     return mamba_aot.causal_conv1d_fn(**inputs, return_final_states=True)  # type: ignore[return-value]
 
 
+def make_steps(device: str, **options: Any) -> dict[str, Any]:
+    """Everything that `selective_state_update` takes beside one step."""
+    inputs = make_state_update_inputs(device=device, steps=3, decay_gate=True, **options)
+    return inputs | {
+        "accepted_steps": torch.tensor([2, 3], dtype=torch.int32, device=device),
+        "intermediate_states": inputs["state"].new_zeros(2, 3, *inputs["state"].shape[1:]),
+        "out": torch.zeros_like(inputs["x"]),
+    }
+
+
+def make_step(steps: int, device: str) -> dict[str, Any]:
+    inputs = make_state_update_inputs(device=device, steps=steps, heads=4, decay_gate=True)
+    return {name: value for name, value in inputs.items() if name != "state_batch_indices"}
+
+
 # Each public function with inputs of a given length; updates ignore it.
 CALLS: dict[str, tuple[Callable[..., Any], Callable[[int, str], dict[str, Any]]]] = {
     "scan": (scan, lambda n, device: make_scan_inputs(length=n, device=device)),
@@ -69,6 +84,15 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[int, str], dict[str, Any]]]
         mamba_aot.selective_state_update,
         lambda n, device: make_state_update_inputs(device=device, is_complex=True, decay_gate=True),
     ),
+    "state update, everything": (
+        mamba_aot.selective_state_update,
+        lambda n, device: make_steps(device, slots=5, targets=True, heads=4, groups=2),
+    ),
+    "state update, complex, everything": (
+        mamba_aot.selective_state_update,
+        lambda n, device: make_steps(device, is_complex=True),
+    ),
+    "state step": (mamba_aot.selective_state_step, make_step),
     "conv update": (
         mamba_aot.causal_conv1d_update,
         lambda n, device: make_conv_update_inputs(device=device, slots=5),
@@ -78,12 +102,13 @@ each_call = pytest.mark.parametrize(("function", "make"), CALLS.values(), ids=CA
 
 
 def takes_gradients(function: Callable[..., Any]) -> bool:
-    return function in (scan, conv)
+    return function in (scan, conv, mamba_aot.selective_state_step)
 
 
 def run(call: Callable[..., Any], inputs: dict[str, Any], function: Callable[..., Any]) -> dict[str, Tensor]:
     """Results of `call`, which is `function` in some form, with gradients or with what it writes."""
-    written = [name for name in ("state", "conv_state") if name in inputs]
+    names = () if takes_gradients(function) else ("state", "conv_state", "intermediate_states", "out")
+    written = [name for name in names if name in inputs]
     return results_of(call, inputs, backward=takes_gradients(function), written=written)
 
 
@@ -203,6 +228,8 @@ def test_checkpoint_recomputes(
 def test_replays_in_a_cuda_graph(function: Callable[..., Any], make: Callable[..., dict[str, Any]]) -> None:
     inputs = make(70, "cuda")
     written = next((name for name in ("state", "conv_state") if name in inputs), None)
+    if takes_gradients(function):
+        written = None
     leaves = [
         t for t in inputs.values() if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())
     ]

@@ -46,6 +46,12 @@ for update, update_ref, inputs, state in (
         testing.make_state_update_inputs(dim=19, is_complex=True, decay_gate=True, discretization="zoh"),
         "state",
     ),
+    (
+        mamba_aot.selective_state_update,
+        reference.selective_state_update_ref,
+        testing.make_state_update_inputs(dim=38, heads=2, steps=3, slots=5, targets=True),
+        "state",
+    ),
 ):
     testing.assert_matches_reference(update, update_ref, inputs, backward=False, written=[state])
 """

@@ -143,11 +143,14 @@ def test_meets_the_tolerances_of_mamba_ssm(
 
 # The base call is batch 2, channels 8, state 16; each row changes some arguments of it.
 SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
-    "x rank": ({"x": torch.zeros(2, 8, 1)}, "x must be [batch, channels] (2 dimensions), got [2, 8, 1]"),
+    "x rank": (
+        {"x": torch.zeros(2, 8, 1, 1)},
+        "x must be [batch, channels] or [batch, steps, channels], as state has no heads, got [2, 8, 1, 1]",
+    ),
     "x is no tensor": ({"x": 0}, "x must be a torch.Tensor, got int"),
     "state with heads": (
         {"state": torch.zeros(2, 4, 2, 16), "A": torch.zeros(4, 2, 16)},
-        "state must be [slots, channels, state] and A [channels, state], got [2, 4, 2, 16] and [4, 2, 16]",
+        "x must be [batch, heads, dim] or [batch, steps, heads, dim], as state has heads, got [2, 8]",
     ),
     "state shape": (
         {"state": torch.zeros(2, 8, 15)},

@@ -1,0 +1,92 @@
+"""How the steps of state_update read their operands and keep the state. Numbers are tuples (real,) or (real,
+imaginary).
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+# From this bit of `flags` on: the dtype of A, B, C, D, dt_bias, gate, two bits each (0 fp32, 1 fp16, 2 bf16).
+DTYPES = gl.constexpr(12)
+
+
+@gluon.jit
+def dtype_code(flags, POSITION: gl.constexpr):
+    return (flags >> (DTYPES + 2 * POSITION)) & 3
+
+
+@gluon.jit
+def load_bits(x, offset, mask, code):
+    """Load fp32, fp16 or bf16 as it is, so that small operands need no variants: one of two loads is masked
+    out. decoded() makes numbers of it, later: anything in here that joins the two would wait for them before
+    the next load is issued.
+    """
+    words = gl.load(x.to(gl.pointer_type(gl.int32), bitcast=True) + offset, mask & (code == 0), 0)
+    halves = gl.load(x.to(gl.pointer_type(gl.int16), bitcast=True) + offset, mask & (code != 0), 0)
+    return (words, halves)
+
+
+@gluon.jit
+def decoded(bits, code):
+    word = bits[0].to(gl.float32, bitcast=True)
+    half = bits[1].to(gl.float16, bitcast=True).to(gl.float32)
+    brain = (bits[1].to(gl.int32) << 16).to(gl.float32, bitcast=True)
+    return gl.where(code == 0, word, gl.where(code == 1, half, brain))
+
+
+@gluon.jit
+def load_parts(x, offset, part, mask, flags, POSITION: gl.constexpr, COMPLEX: gl.constexpr):
+    bits = load_bits(x, offset, mask, dtype_code(flags, POSITION))
+    if COMPLEX:
+        return (bits, load_bits(x, offset + part, mask, dtype_code(flags, POSITION)))
+    else:
+        return (bits,)
+
+
+@gluon.jit
+def decoded_parts(bits, flags, POSITION: gl.constexpr, COMPLEX: gl.constexpr):
+    code = dtype_code(flags, POSITION)
+    if COMPLEX:
+        return (decoded(bits[0], code), decoded(bits[1], code))
+    else:
+        return (decoded(bits[0], code),)
+
+
+@gluon.jit
+def row(x, COMPLEX: gl.constexpr):
+    """Numbers of the states, the same for all channels of a tile."""
+    if COMPLEX:
+        return (x[0][None, :], x[1][None, :])
+    else:
+        return (x[0][None, :],)
+
+
+@gluon.jit
+def load_state(at, mask, COMPLEX: gl.constexpr):
+    if COMPLEX:
+        return (gl.load(at, mask, 0.0), gl.load(at + 1, mask, 0.0))
+    else:
+        return (gl.load(at, mask, 0.0),)
+
+
+@gluon.jit
+def widened(h, COMPLEX: gl.constexpr):
+    if COMPLEX:
+        return h
+    else:
+        return (h[0].to(gl.float32),)
+
+
+@gluon.jit
+def store_state(at, h, mask, COMPLEX: gl.constexpr):
+    gl.store(at, h[0].to(at.dtype.element_ty), mask)
+    if COMPLEX:
+        gl.store(at + 1, h[1].to(at.dtype.element_ty), mask)
+
+
+@gluon.jit
+def along(index, stride, SHORT: gl.constexpr):
+    """index * stride, in 32 bits where the host has checked that this holds it: half the instructions."""
+    if SHORT:
+        return index * stride.to(gl.int32)
+    else:
+        return index.to(gl.int64) * stride
