@@ -13,6 +13,7 @@ __all__ = [
     "SSMConfig",
     "causal_conv1d_fn",
     "causal_conv1d_update",
+    "causal_conv1d_varlen_states",
     "from_pretrained",
     "generate",
     "save_pretrained",
@@ -29,7 +30,11 @@ try:
     from mamba_aot.generation import GeneratedToken, generate, stream
     from mamba_aot.model import MambaLM, MambaLMConfig
     from mamba_aot.modules import Block, Mamba, MambaState, RMSNorm, SSMConfig
-    from mamba_aot.ops.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+    from mamba_aot.ops.causal_conv1d import (
+        causal_conv1d_fn,
+        causal_conv1d_update,
+        causal_conv1d_varlen_states,
+    )
     from mamba_aot.ops.selective_scan import selective_scan_fn
     from mamba_aot.ops.state_update import selective_state_update
 except ImportError as error:
