@@ -141,5 +141,5 @@ def load_sequences(sequences, first, batch, batches, L, STEPS: tl.constexpr):
         t = first + i
         at = sequences + batch * L + t
         starts = starts + (tl.load(at, mask=t < L, other=PADDING),)
-        rows = rows + (tl.load(at + batches * L, mask=t < L, other=-1),)
+        rows = rows + (tl.load(at + batches.to(tl.int64) * L, mask=t < L, other=-1),)
     return starts, rows

@@ -26,7 +26,7 @@ def load_start(sequences, t, batch, batches, L, flags):
     if (flags & HAS_SEQUENCES) != 0:
         at = sequences + batch * L + t
         start = tl.load(at, mask=t < L, other=PADDING)
-        row = tl.load(at + batches * L, mask=t < L, other=-1)
+        row = tl.load(at + batches.to(tl.int64) * L, mask=t < L, other=-1)
     return start, row
 
 

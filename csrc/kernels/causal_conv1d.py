@@ -171,16 +171,19 @@ def _aligned(*tensors: str):
     return names
 
 
-def _configs(packed_steps: int) -> list[Config]:
+def _configs(packed_steps: int, packed_columns: dict[str, int]) -> list[Config]:
     # A run of a sequence-last row is what one 16-byte load holds.
     rows = dict(W=4, RUNS=32, CHANNELS=4, num_warps=4)
     # Others are as long as registers and code allow: packed sequences take more of both.
-    columns, square = dict(W=4, RUNS=8, CHANNELS=64, num_warps=4), dict(W=4, RUNS=8, CHANNELS=32, num_warps=4)
+    columns = dict(RUNS=8, CHANNELS=64, num_warps=4)
+    square = dict(W=4, RUNS=8, CHANNELS=32, num_warps=4)
     return [
         Config("short", when="LAYOUT == 'seq' and T == 'f32'", STEPS=4, **rows),
         Config("rows", when="LAYOUT == 'seq'", STEPS=8, **rows),
-        Config("columns", when="LAYOUT == 'last' and PACKED", STEPS=packed_steps, **columns),
-        Config("long", when="LAYOUT == 'last'", STEPS=8, **columns),
+        Config(
+            "columns", when="LAYOUT == 'last' and PACKED", W=4, STEPS=packed_steps, **columns | packed_columns
+        ),
+        Config("long", when="LAYOUT == 'last'", W=4, STEPS=8, **columns),
         Config("square", when="PACKED", STEPS=packed_steps, **square),
         Config("oblong", STEPS=8, **square),
     ]
@@ -196,7 +199,7 @@ KERNELS = [
         },
         axes=_AXES,
         aligned=_aligned("x", "out"),
-        configs=_configs(packed_steps=8),
+        configs=_configs(8, {}),
     ),
     Kernel(
         causal_conv1d_bwd_kernel,
@@ -208,7 +211,7 @@ KERNELS = [
         },
         axes=_AXES,
         aligned=_aligned("dout", "x", "dx"),
-        configs=_configs(packed_steps=4),
+        configs=_configs(4, dict(RUNS=16, CHANNELS=32, num_warps=8)),
     ),
     Kernel(
         causal_conv1d_wide_kernel,

@@ -279,6 +279,27 @@ def test_meets_the_tolerances_of_causal_conv1d(
         torch.testing.assert_close(value, wanted[name], rtol=r, atol=a, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("dtype", PEER_TOLERANCE, ids=str)
+@pytest.mark.parametrize("ring", [False, True], ids=["shift", "ring"])
+@pytest.mark.parametrize("more", [0, 1, 9])
+@pytest.mark.parametrize("steps", [1, 4, 5])
+@pytest.mark.parametrize("width", [2, 3, 4])
+def test_update_meets_the_tolerances_of_causal_conv1d(
+    width: int, steps: int, more: int, ring: bool, dtype: torch.dtype, device: str
+) -> None:
+    rtol, atol = PEER_TOLERANCE[dtype]
+    kept = width - 1 + more
+    inputs = make_conv_update_inputs(
+        6, 80, width, steps=steps, kept=kept, slots=20, ring=ring, dtype=dtype, device=device
+    )
+    inputs["conv_state_indices"][4] = -1
+    wanted = inputs | {"conv_state": inputs["conv_state"].clone()}
+    out = causal_conv1d_update(**inputs)
+    torch.testing.assert_close(out, causal_conv1d_update_ref(**wanted), rtol=rtol, atol=atol)
+    assert torch.equal(inputs["conv_state"], wanted["conv_state"])
+    assert not out[4].any()
+
+
 # Base calls: batch 2, channels 8, length 63 (update: one step), width 4; each row changes some arguments.
 SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
     "x rank": ({"x": torch.zeros(2, 8)}, "x must be [batch, channels, length] (3 dimensions), got [2, 8]"),

@@ -86,6 +86,24 @@ def test_packed_is_one_by_one(width: int, layout: str, device: str) -> None:
     assert_matches_reference(conv, one_by_one, inputs)
 
 
+@pytest.mark.parametrize("layout", ["seq", "channel"])
+@pytest.mark.parametrize("packing", [{"length": 16}, {"seq_idx": [[3, -2, 11]]}], ids=["plain", "packed"])
+def test_more_than_65536_channels(packing: dict[str, Any], layout: str, device: str) -> None:
+    options: dict[str, Any] = {"batch": 1, "dim": 65536 + 48, "layout": layout, **packing, **STATES, **BRAIN}
+    assert_matches_reference(conv, conv_ref, make_conv_inputs(**options, device=device))
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_filter_reaches_no_further_than_its_width(layout: str, width: int, device: str) -> None:
+    inputs = make_conv_inputs(1, 16, 48, width, layout=layout, device=device)
+    inputs["x"][..., 20] = torch.nan
+    results = results_of(causal_conv1d_fn, inputs)
+    met, met_too = (results[name][0, 0].isnan().nonzero().flatten() for name in ("out 0", "grad x"))
+    assert met.tolist() == list(range(20, 20 + width))
+    assert met_too.tolist() == list(range(20 - width + 1, 20 + width))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_both_spellings_are_one(layout: str, device: str) -> None:
     lengths = [3, 1, 20, 40]

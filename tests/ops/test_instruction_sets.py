@@ -19,9 +19,11 @@ for options in ({}, full, {"is_complex": True}, {"is_complex": True, **full}, {"
     for layout in ("seq", "channel"):
         inputs = testing.make_scan_inputs(length=70, layout=layout, **options)
         testing.assert_matches_reference(scan, scan_ref, inputs)
-for layout in ("seq", "channel"):
-    inputs = testing.make_conv_inputs(dim=19, layout=layout, initial_states=True)
-    testing.assert_matches_reference(mamba_aot.causal_conv1d_fn, reference.causal_conv1d_ref, inputs)
+rows, ends = [[40, -3, 7, 20], [70]], [40, 0, 30]
+for options in ({}, {"width": 9}, {"seq_idx": rows}, {"cu_seqlens": ends, "width": 9}):
+    for layout in ("seq", "channel"):
+        inputs = testing.make_conv_inputs(dim=19, layout=layout, initial_states=True, **options)
+        testing.assert_matches_reference(mamba_aot.causal_conv1d_fn, reference.causal_conv1d_ref, inputs)
 for update, update_ref, inputs, state in (
     (
         mamba_aot.causal_conv1d_update,
