@@ -212,7 +212,7 @@ def _last_steps(x: Tensor, before: Tensor | None, count: int) -> Tensor:
 def _ends_of_sequences(x: Tensor, cu_seqlens: Tensor, count: int, before: Tensor | None) -> Tensor:
     """The last `count` steps of each sequence in `x` [1, D, L], with its own steps `before` in front."""
     starts, ends = cu_seqlens[:-1], cu_seqlens[1:]
-    return _steps_until(x, torch.zeros_like(ends), starts, ends, count, before)
+    return _steps_until(x, torch.zeros_like(ends, dtype=torch.int64), starts, ends, count, before)
 
 
 def _ends_of_rows(x: Tensor, seq_idx: Tensor, sequences: Tensor, count: int, before: Tensor | None) -> Tensor:
