@@ -100,7 +100,7 @@ def conv_rows(batch: int, channels: int, length: int, channel_last: bool) -> lis
     weight, bias = torch.randn(channels, 4, device="cuda"), torch.randn(channels, device="cuda")
     op = torch.ops.mamba_aot
     forward = device_time(lambda: causal_conv1d_fn(x, weight, bias, activation="silu"))
-    backward = device_time(lambda: op.causal_conv1d_bwd(dout, x, weight, bias, None, True), 4)
+    backward = device_time(lambda: op.causal_conv1d_bwd(dout, x, weight, bias, None, None, True), 4)
     common = {"shape": [batch, channels, length], "layout": "channel-last" if channel_last else "seq-last"}
     return [
         {"op": "causal_conv1d forward", **common, "us": forward},

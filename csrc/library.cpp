@@ -22,14 +22,18 @@ constexpr const char* kSchemas[] = {
     "bool zoh) -> (Tensor du, Tensor ddelta, Tensor dA, Tensor dB, Tensor dC, Tensor dD, Tensor dz, "
     "Tensor ddelta_bias, Tensor ddecay_gate, Tensor dinitial_state)",
 
-    "causal_conv1d_fwd(Tensor x, Tensor weight, Tensor? bias, Tensor? initial_states, bool silu) -> Tensor",
+    "causal_conv1d_sequences(Tensor x, Tensor weight, Tensor? seq_idx, Tensor? cu_seqlens, "
+    "Tensor? initial_states) -> Tensor",
 
-    "causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, Tensor? bias, Tensor? initial_states, bool "
-    "silu) "
+    "causal_conv1d_fwd(Tensor x, Tensor weight, Tensor? bias, Tensor? initial_states, Tensor? sequences, "
+    "bool silu) -> Tensor",
+
+    "causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, Tensor? bias, Tensor? initial_states, "
+    "Tensor? sequences, bool silu) "
     "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dinitial_states)",
 
     "causal_conv1d_update(Tensor x, Tensor(a!) conv_state, Tensor weight, Tensor? bias, "
-    "Tensor? conv_state_indices, bool silu) -> Tensor",
+    "Tensor? cache_seqlens, Tensor? conv_state_indices, bool silu) -> Tensor",
 
     "state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
     "Tensor? dt_bias, Tensor? decay_gate, Tensor? state_batch_indices, bool dt_softplus, bool zoh) -> Tensor",
@@ -70,6 +74,9 @@ constexpr Op kOps[] = {
     MAMBA_AOT_OP(selective_scan_fwd), MAMBA_AOT_OP(selective_scan_bwd),   MAMBA_AOT_OP(causal_conv1d_fwd),
     MAMBA_AOT_OP(causal_conv1d_bwd),  MAMBA_AOT_OP(causal_conv1d_update), MAMBA_AOT_OP(state_update),
     MAMBA_AOT_OP(rms_norm_fwd),       MAMBA_AOT_OP(rms_norm_bwd),
+    MAMBA_AOT_OP(selective_scan_fwd), MAMBA_AOT_OP(selective_scan_bwd), MAMBA_AOT_OP(causal_conv1d_sequences),
+    MAMBA_AOT_OP(causal_conv1d_fwd),  MAMBA_AOT_OP(causal_conv1d_bwd),  MAMBA_AOT_OP(causal_conv1d_update),
+    MAMBA_AOT_OP(state_update),
 };
 
 #undef MAMBA_AOT_OP

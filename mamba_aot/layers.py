@@ -24,7 +24,7 @@ class SSMConfig:
     Attributes:
         d_model: Width of the sequence that goes in and out.
         d_state: State size N of every inner channel.
-        d_conv: Width W of the causal convolution, 2 to 4.
+        d_conv: Width W of the causal convolution, 1 to 64; up to 4 is fast on a GPU.
         expand: Inner channels per channel of `d_model`.
         dt_rank: Rank R of the projection to Δ; "auto" is d_model / 16, rounded up.
         dt_min: Smallest Δ at the start.
@@ -50,12 +50,12 @@ class SSMConfig:
     decay_gate: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "d_state", "expand"):
+        for name in ("d_model", "d_state", "d_conv", "expand"):
             _require_count("SSMConfig", name, getattr(self, name))
         if self.dt_rank != "auto":
             _require_count("SSMConfig", "dt_rank", self.dt_rank)
-        if self.d_conv not in (2, 3, 4):
-            raise ValueError(f"SSMConfig: d_conv must be 2, 3 or 4, got {self.d_conv!r}")
+        if self.d_conv > 64:
+            raise ValueError(f"SSMConfig: d_conv must be 1 to 64, got {self.d_conv!r}")
         if not 0 < self.dt_min <= self.dt_max:
             raise ValueError(
                 f"SSMConfig: dt_min and dt_max must hold 0 < dt_min <= dt_max, "

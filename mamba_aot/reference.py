@@ -32,6 +32,7 @@ itself and its conjugate. The decay gate is this package's addition.
 """
 
 from typing import Any
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -215,15 +216,28 @@ def causal_conv1d_ref(
     return_final_states: bool = False,
     final_states_out: Tensor | None = None,
     activation: str | None = None,
+    *,
+    cu_seqlens: Tensor | None = None,
+    validate: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Sums the shifted sequence, one term per tap. Shapes and source: `mamba_aot.causal_conv1d_fn`."""
-    if seq_idx is not None:
-        raise ValueError("causal_conv1d_ref: seq_idx must be None, packed sequences are not supported")
-    batch, channels, _ = x.shape
-    before = x.new_zeros(batch, channels, weight.shape[1] - 1) if initial_states is None else initial_states
-    padded = torch.cat([before.to(x.dtype), x], dim=2)
-    out = _convolve(padded, weight, bias, activation)
-    final_states = padded[..., x.shape[2] :].clone()
+    batch, channels, length = x.shape
+    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    zero = x.new_zeros(rows, channels, weight.shape[1] - 1)
+    before = zero if initial_states is None else initial_states.to(x.dtype)
+    if seq_idx is None and cu_seqlens is None:
+        padded = torch.cat([before, x], dim=2)
+        out = _convolve(padded, weight, bias, activation)
+        final_states = padded[..., length:].clone()
+    else:
+        # Each packed sequence by itself, with the steps before it.
+        out, ends = torch.zeros_like(x), list(zero.unbind(0))
+        for row, start, stop, states_row in _sequences(seq_idx, cu_seqlens):
+            early = zero[:1] if states_row is None else before[states_row : states_row + 1]
+            padded = torch.cat([early, x[row : row + 1, :, start:stop]], dim=2)
+            out[row, :, start:stop] = _convolve(padded, weight, bias, activation)[0]
+            ends[row if cu_seqlens is None else states_row] = padded[0, :, stop - start :]
+        final_states = torch.stack(ends) if ends else zero
     if final_states_out is not None:
         final_states = final_states_out.copy_(final_states)
     return (out, final_states) if return_final_states else out
@@ -239,15 +253,18 @@ def causal_conv1d_update_ref(
     conv_state_indices: Tensor | None = None,
 ) -> Tensor:
     """Convolves new steps and shifts them into `conv_state`. Shapes: `mamba_aot.causal_conv1d_update`."""
-    if cache_seqlens is not None:
-        raise ValueError(
-            "causal_conv1d_update_ref: cache_seqlens must be None, circular states are not supported"
-        )
     slots, live = _slots(conv_state_indices, x)
     steps = x if x.dim() == 3 else x.unsqueeze(2)
-    history = torch.cat([conv_state[slots], steps[live].to(conv_state.dtype)], dim=2)
-    conv_state[slots] = history[..., history.shape[2] - conv_state.shape[2] :]
-    window = steps.shape[2] + weight.shape[1] - 1
+    kept, length = conv_state.shape[2], steps.shape[2]
+    # Where the state keeps its steps, oldest first: in their order, or from somewhere in a ring.
+    order = torch.arange(kept, device=x.device).expand(slots.shape[0], conv_state.shape[1], kept)
+    after = order
+    if cache_seqlens is not None:
+        order = (order + cache_seqlens[live, None, None].long()) % max(kept, 1)
+        after = (order + length) % max(kept, 1)
+    history = torch.cat([conv_state[slots].gather(2, order), steps[live].to(conv_state.dtype)], dim=2)
+    conv_state[slots] = conv_state[slots].scatter(2, after, history[..., history.shape[2] - kept :])
+    window = length + weight.shape[1] - 1
     out = torch.zeros_like(steps)
     out[live] = _convolve(history[..., history.shape[2] - window :], weight, bias, activation).to(x.dtype)
     return out.reshape(x.shape)
@@ -327,6 +344,13 @@ def rmsnorm_ref(
 ) -> Tensor:
     """`layernorm_ref` without the mean. Arguments and source: `mamba_aot.rmsnorm_fn`."""
     return layernorm_ref(x, weight, bias, z, is_rms_norm=True, **options)
+def causal_conv1d_varlen_states_ref(x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:
+    """The last steps of each sequence. Shapes and source: `mamba_aot.causal_conv1d_varlen_states`."""
+    states = [
+        torch.cat([x.new_zeros(state_len, x.shape[1]), x[start:stop]])[stop - start :].T
+        for _, start, stop, _ in _sequences(None, cu_seqlens)
+    ]
+    return torch.stack(states) if states else x.new_zeros(0, x.shape[1], state_len)
 
 
 def expm1_ratio(w: Tensor) -> Tensor:
@@ -382,6 +406,21 @@ def _norm(
     normed = (rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + eps)).reshape(u.shape)
     y = normed * weight
     return y if bias is None else y + bias.to(y.dtype)
+def _sequences(seq_idx: Tensor | None, cu_seqlens: Tensor | None) -> list[tuple[int, int, int, int | None]]:
+    """(batch row, first step, step after the last, row of the initial states if any) of packed sequences."""
+    if cu_seqlens is not None:
+        ends = cu_seqlens.tolist()
+        return [(0, start, stop, i) for i, (start, stop) in enumerate(itertools.pairwise(ends))]
+    found: list[tuple[int, int, int, int | None]] = []
+    assert seq_idx is not None
+    for row, indices in enumerate(seq_idx.tolist()):
+        start = 0
+        for stop in range(1, len(indices) + 1):
+            if stop == len(indices) or indices[stop] != indices[start]:
+                if indices[start] >= 0:
+                    found.append((row, start, stop, row if start == 0 else None))
+                start = stop
+    return found
 
 
 def _wide(tensor: Tensor, dtype: torch.dtype) -> Tensor:

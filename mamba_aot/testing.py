@@ -12,6 +12,7 @@ input moves up or down by one rounding step of the arithmetic (float32, or float
 shows how much of the result is cancellation.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -169,12 +170,30 @@ def make_conv_inputs(
     bias: bool = True,
     initial_states: bool = False,
     activation: str | None = "silu",
+    seq_idx: Sequence[Sequence[int]] | None = None,
+    cu_seqlens: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Arguments of `causal_conv1d_fn`; dtypes and layouts as in `make_scan_inputs`."""
+    """Arguments of `causal_conv1d_fn`; dtypes and layouts as in `make_scan_inputs`.
+
+    Args:
+        seq_idx: Lengths of the sequences packed in each batch row, which make up `batch` and `length`; a
+            negative one is that many steps of padding.
+        cu_seqlens: Lengths of the sequences packed in one row.
+    """
     random = _Random(seed)
     weight = dtype if weight_dtype is None else weight_dtype
-    before = place(random.normal(batch, dim, width - 1).to(dtype).to(device), layout)
+    rows, packing = batch, {}
+    if seq_idx is not None:
+        batch, length = len(seq_idx), sum(map(abs, seq_idx[0]))
+        steps = [[i if n > 0 else -1 for i, n in enumerate(row) for _ in range(abs(n))] for row in seq_idx]
+        rows, packing = batch, {"seq_idx": torch.tensor(steps, dtype=torch.int32, device=device)}
+    if cu_seqlens is not None:
+        batch, length, rows = 1, sum(cu_seqlens), len(cu_seqlens)
+        ends = [0, *itertools.accumulate(cu_seqlens)]
+        packing = {"cu_seqlens": torch.tensor(ends, dtype=torch.int32, device=device)}
+    before = place(random.normal(rows, dim, width - 1).to(dtype).to(device), layout)
     return {
+        **packing,
         "x": place(random.normal(batch, dim, length).to(dtype).to(device), layout),
         "weight": random.normal(dim, width).to(weight).to(device),
         "bias": random.normal(dim).to(weight).to(device) if bias else None,
@@ -218,6 +237,7 @@ def make_conv_update_inputs(
     steps: int | None = None,
     kept: int | None = None,
     slots: int | None = None,
+    ring: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Arguments of `causal_conv1d_update`.
@@ -226,6 +246,7 @@ def make_conv_update_inputs(
         steps: Length of x, or None for a two-dimensional x.
         kept: Steps the state holds, width - 1 when None.
         slots: Number of states kept; batch rows then use distinct slots, drawn from `options["seed"]`.
+        ring: Whether the state is one, of which each sequence has seen another number of steps.
         options: Those of `make_conv_inputs`.
     """
     kept = width - 1 if kept is None else kept
@@ -236,12 +257,14 @@ def make_conv_update_inputs(
     if slots is not None:
         generator = _Random(options.get("seed", 0)).generator
         indices = torch.randperm(slots, generator=generator)[:batch].to(torch.int32).to(conv["x"].device)
+    seen = 7 * torch.arange(batch, dtype=torch.int32, device=conv["x"].device) + 2
     return {
         "x": conv["x"] if steps is not None else conv["x"][..., 0],
         "conv_state": states["x"],
         "weight": conv["weight"],
         "bias": conv["bias"],
         "activation": conv["activation"],
+        "cache_seqlens": seen if ring else None,
         "conv_state_indices": indices,
     }
 

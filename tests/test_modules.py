@@ -19,6 +19,7 @@ KINDS = {
     "ungated": {"decay_gate": False},
     "published": {"A_real": True, "discretization": "euler", "decay_gate": False},
     "narrow": {"d_conv": 2, "d_state": 1, "expand": 1, "dt_rank": 3, "conv_bias": False, "bias": True},
+    "wide filter": {"d_conv": 7},
 }
 
 
@@ -247,7 +248,7 @@ def test_rms_norm() -> None:
             lambda: make()(inputs(), make().allocate_state(3)),
             r"the state must be of the batch size .* 2, got 3",
         ),
-        (lambda: SSMConfig(d_conv=5), "d_conv must be 2, 3 or 4, got 5"),
+        (lambda: SSMConfig(d_conv=65), "d_conv must be 1 to 64, got 65"),
         (lambda: SSMConfig(d_state=0), "d_state must be an integer of at least 1, got 0"),
         (lambda: config(d_model=1.5), "d_model must be an integer"),
         (lambda: SSMConfig(dt_min=0.2), "0 < dt_min <= dt_max"),

@@ -1,217 +1,194 @@
-// Causal convolution, forward, backward and one update. Compiled once per instruction set.
+// Causal convolution over a sequence, forward and backward. Compiled once per instruction set.
 // Channels are the lanes; tiles of [steps, channels] come from any memory layout.
-#include "cpu/causal_conv1d_plan.h"
-#include "cpu/tile.h"
-#include "cpu/vector_math.h"
+#include "cpu/causal_conv1d_block.h"
 
 namespace mamba_aot::cpu::MAMBA_AOT_ISA {
 namespace {
 
 constexpr int64_t kSteps = 64;
-constexpr int kMaxTaps = 4;
 
-// The filter of one block of channels.
-template <class S>
-struct Filter {
-  Vec<S> tap[kMaxTaps], bias;
+// The inputs around a chunk of steps: `inputs[0]` is width - 1 steps before step t. Packed sequences end at
+// their start: what the filter meets before that comes from the initial states, or is zero.
+template <class S, int kWidth, bool kPacked>
+struct Chunk {
+  const Block<S>& block;
+  const Filter<S, kWidth>& filter;
+  const Vec<S>* inputs;
+  int64_t t;
 
-  Filter(const void* weight, const void* bias_data, int64_t channel, int lanes, int64_t width) : bias{} {
-    load_tile<S>(flat_view<S>(weight), channel * width, width, 1, lanes, width, tap);
-    if (bias_data) load_tile<S>(flat_view<S>(bias_data), channel, 1, 0, lanes, 1, &bias);
+  MAMBA_AOT_INLINE int64_t start_of(int64_t i) const {
+    return block.plan.starts[block.batch * block.plan.length + t + i];
   }
 
-  // The value before the activation, from the `width` inputs that end at its step.
-  template <int kWidth>
-  MAMBA_AOT_INLINE Vec<S> at(const Vec<S>* inputs) const {
-    Vec<S> y = bias;
-#pragma GCC unroll 4
-    for (int k = 0; k < kWidth; ++k) y = fma(tap[k], inputs[k], y);
-    return y;
+  MAMBA_AOT_INLINE bool is_padding(int64_t i) const {
+    if constexpr (kPacked) return start_of(i) > t + i;
+    return false;
   }
-};
 
-// One block of channels of one sequence.
-template <class S>
-struct Block {
-  const ConvPlan& plan;
-  int64_t batch, channel;
-  int lanes;
-
-  void load_steps(const View& v, int64_t t, int64_t steps, Vec<S>* tile) const {
-    load_tile<S>(v, batch * v.stride[0] + channel * v.stride[1] + t * v.stride[2], v.stride[1], v.stride[2],
-                 lanes, steps, tile);
+  // What tap k of step i meets.
+  MAMBA_AOT_INLINE Vec<S> input(int64_t i, int64_t k) const {
+    if constexpr (kPacked) {
+      const int64_t early = start_of(i) - (t + i - filter.width() + 1 + k);
+      if (early > 0) return before(i, filter.width() - 1 - early);
+    }
+    return inputs[i + k];
   }
-  void store_steps(const View& v, int64_t t, int64_t steps, const Vec<S>* tile) const {
-    store_tile<S>(v, batch * v.stride[0] + channel * v.stride[1] + t * v.stride[2], v.stride[1], v.stride[2],
-                  lanes, steps, tile);
-  }
-  // The width - 1 inputs before step t, from the initial states (or zero) where that is before the sequence.
-  void load_history(int64_t t, Vec<S>* tile) const {
-    const int64_t before = plan.width - 1, missing = t < before ? before - t : 0;
-    for (int64_t i = 0; i < missing; ++i) tile[i] = Vec<S>{};
-    if (plan.initial_states.data && missing) load_steps(plan.initial_states, t, missing, tile);
-    if (missing < before) load_steps(plan.x, t - before + missing, before - missing, tile + missing);
-  }
-};
 
-// Calls visit(Block, first, last, lanes) for each block of the item.
-struct Item {
-  int64_t batch, segment, first_channel, last_channel, begin, end;
+  // What all taps of step i meet, in `space` where that differs from the inputs in their order.
+  MAMBA_AOT_INLINE const Vec<S>* window(int64_t i, Vec<S>* space) const {
+    if constexpr (kPacked) {
+      if (start_of(i) > t + i - filter.width() + 1) {
+        for (int64_t k = 0; k < filter.width(); ++k) space[k] = input(i, k);
+        return space;
+      }
+    }
+    return inputs + i;
+  }
 
-  Item(const ConvPlan& plan, int64_t index) {
-    const int64_t split = index % plan.splits, rest = index / plan.splits;
-    segment = rest % plan.segments;
-    batch = rest / plan.segments;
-    first_channel = split * plan.split_channels;
-    last_channel = first_channel + plan.split_channels;
-    if (last_channel > plan.channels) last_channel = plan.channels;
-    begin = segment * plan.segment_length;
-    end = begin + plan.segment_length;
-    if (end > plan.length) end = plan.length;
+  // Input `index` of the initial states of the sequence that step i belongs to.
+  Vec<S> before(int64_t i, int64_t index) const {
+    const ConvPlan& plan = block.plan;
+    const View& states = plan.initial_states;
+    const int64_t row = plan.rows[block.batch * plan.length + t + i];
+    Vec<S> value{};
+    if (row >= 0 && index >= 0 && states.data) {
+      load_tile<S>(states,
+                   row * states.stride[0] + block.channel * states.stride[1] + index * states.stride[2],
+                   states.stride[1], states.stride[2], block.lanes, 1, &value);
+    }
+    return value;
   }
 };
 
-template <class S>
-MAMBA_AOT_INLINE Block<S> block_at(const ConvPlan& plan, const Item& item, int64_t channel) {
-  const int64_t rest = item.last_channel - channel;
-  return {plan, item.batch, channel, static_cast<int>(rest < Simd<S>::kLanes ? rest : Simd<S>::kLanes)};
-}
-
-template <class S, int kWidth>
+template <class S, int kWidth, bool kPacked>
 void forward_item(const ConvPlan& plan, const Item& item) {
-  constexpr int kLanes = Simd<S>::kLanes;
-  Vec<S> inputs[kWidth - 1 + kSteps], y[kSteps];
+  constexpr int kLanes = Simd<S>::kLanes, kRoom = Filter<S, kWidth>::kRoom;
+  const int64_t before = plan.width - 1;
+  Vec<S> inputs[kRoom - 1 + kSteps], y[kSteps], space[kRoom];
   for (int64_t t = item.begin; t < item.end; t += kSteps) {
     const int64_t steps = item.end - t < kSteps ? item.end - t : kSteps;
     for (int64_t channel = item.first_channel; channel < item.last_channel; channel += kLanes) {
       const Block<S> block = block_at<S>(plan, item, channel);
-      const Filter<S> filter(plan.weight, plan.bias, channel, block.lanes, kWidth);
+      const Filter<S, kWidth> filter(plan.weight, plan.bias, channel, block.lanes, plan.width);
+      const Chunk<S, kWidth, kPacked> chunk{block, filter, inputs, t};
       block.load_history(t, inputs);
-      block.load_steps(plan.x, t, steps, inputs + kWidth - 1);
+      block.load_steps(plan.x, t, steps, inputs + before);
       if (plan.silu) {
-        for (int64_t i = 0; i < steps; ++i) y[i] = Silu<S>(filter.template at<kWidth>(inputs + i)).value;
+        for (int64_t i = 0; i < steps; ++i) y[i] = Silu<S>(filter.at(chunk.window(i, space))).value;
       } else {
-        for (int64_t i = 0; i < steps; ++i) y[i] = filter.template at<kWidth>(inputs + i);
+        for (int64_t i = 0; i < steps; ++i) y[i] = filter.at(chunk.window(i, space));
+      }
+      if constexpr (kPacked) {
+        for (int64_t i = 0; i < steps; ++i) y[i] = chunk.is_padding(i) ? Vec<S>{} : y[i];
       }
       block.store_steps(plan.out, t, steps, y);
     }
   }
 }
 
-// grad[i] becomes the gradient before the activation, for `steps` steps from inputs[0] on.
-template <class S, int kWidth>
-MAMBA_AOT_INLINE void through_activation(const ConvPlan& plan, const Filter<S>& filter, const Vec<S>* inputs,
-                                         int64_t steps, Vec<S>* grad) {
-  if (!plan.silu) return;
+// grad[i] becomes the gradient before the activation, for `steps` steps from the chunk's first one on.
+template <class S, int kWidth, bool kPacked>
+MAMBA_AOT_INLINE void through_activation(const Chunk<S, kWidth, kPacked>& chunk, int64_t steps,
+                                         Vec<S>* grad) {
+  Vec<S> space[Filter<S, kWidth>::kRoom];
+  if constexpr (kPacked) {
+    for (int64_t i = 0; i < steps; ++i) grad[i] = chunk.is_padding(i) ? Vec<S>{} : grad[i];
+  }
+  if (!chunk.block.plan.silu) return;
   for (int64_t i = 0; i < steps; ++i) {
-    grad[i] = grad[i] * Silu<S>(filter.template at<kWidth>(inputs + i)).slope;
+    grad[i] = grad[i] * Silu<S>(chunk.filter.at(chunk.window(i, space))).slope;
   }
 }
 
-template <class S, int kWidth>
+// The gradient of the initial states of the sequence that starts at step i: their input j is read by its
+// first j + 1 outputs.
+template <class S, int kWidth, bool kPacked>
+void initial_states_gradient(const Chunk<S, kWidth, kPacked>& chunk, int64_t i, int64_t row,
+                             const Vec<S>* grad) {
+  const ConvPlan& plan = chunk.block.plan;
+  const View& states = plan.dinitial_states;
+  const int64_t before = chunk.filter.width() - 1, start = chunk.t + i;
+  Vec<S> sums[Filter<S, kWidth>::kRoom];
+  for (int64_t j = 0; j < before; ++j) {
+    sums[j] = Vec<S>{};
+    for (int64_t m = 0; m <= j && start + m < plan.length; ++m) {
+      if (kPacked && chunk.start_of(i + m) != start) break;
+      sums[j] = fma(chunk.filter.tap[j - m], grad[i + m], sums[j]);
+    }
+  }
+  store_tile<S>(states, row * states.stride[0] + chunk.block.channel * states.stride[1], states.stride[1],
+                states.stride[2], chunk.block.lanes, before, sums);
+}
+
+template <class S, int kWidth, bool kPacked>
 void backward_block(const ConvPlan& plan, const Item& item, const Block<S>& block) {
-  constexpr int64_t kBefore = kWidth - 1;
-  const Filter<S> filter(plan.weight, plan.bias, block.channel, block.lanes, kWidth);
+  constexpr int kRoom = Filter<S, kWidth>::kRoom;
+  const Filter<S, kWidth> filter(plan.weight, plan.bias, block.channel, block.lanes, plan.width);
+  const int64_t width = filter.width(), before = width - 1;
   // grad holds a chunk and the first width - 1 steps of the one after it, which its inputs reach.
-  Vec<S> inputs[kBefore + kSteps], grad[kSteps + kBefore], dx[kSteps];
-  Vec<S> dweight[kWidth] = {}, dbias{};
+  Vec<S> inputs[kRoom - 1 + kSteps], grad[kSteps + kRoom - 1], next[kRoom], dx[kSteps];
+  Vec<S> dweight[kRoom] = {}, dbias{};
   const int64_t chunks = (item.end - item.begin + kSteps - 1) / kSteps;
-  for (int64_t i = 0; i < kBefore; ++i) grad[i] = Vec<S>{};
-  const int64_t after = plan.length - item.end < kBefore ? plan.length - item.end : kBefore;
+  for (int64_t i = 0; i < before; ++i) grad[i] = Vec<S>{};
+  const int64_t after = plan.length - item.end < before ? plan.length - item.end : before;
   if (after > 0) {
     block.load_history(item.end, inputs);
-    block.load_steps(plan.x, item.end, after, inputs + kBefore);
+    block.load_steps(plan.x, item.end, after, inputs + before);
     block.load_steps(plan.dout, item.end, after, grad);
-    through_activation<S, kWidth>(plan, filter, inputs, after, grad);
+    through_activation<S, kWidth, kPacked>({block, filter, inputs, item.end}, after, grad);
   }
-  for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
-    const int64_t t = item.begin + chunk * kSteps;
+  for (int64_t index = chunks - 1; index >= 0; --index) {
+    const int64_t t = item.begin + index * kSteps;
     const int64_t steps = item.end - t < kSteps ? item.end - t : kSteps;
-    Vec<S> next[kBefore];
-    for (int64_t i = 0; i < kBefore; ++i) next[i] = grad[i];
-    for (int64_t i = 0; i < kBefore; ++i) grad[steps + i] = next[i];
+    const Chunk<S, kWidth, kPacked> chunk{block, filter, inputs, t};
+    for (int64_t i = 0; i < before; ++i) next[i] = grad[i];
+    for (int64_t i = 0; i < before; ++i) grad[steps + i] = next[i];
     block.load_history(t, inputs);
-    block.load_steps(plan.x, t, steps, inputs + kBefore);
+    block.load_steps(plan.x, t, steps, inputs + before);
     block.load_steps(plan.dout, t, steps, grad);
-    through_activation<S, kWidth>(plan, filter, inputs, steps, grad);
+    through_activation(chunk, steps, grad);
     for (int64_t i = 0; i < steps; ++i) {
       Vec<S> sum{};
+      int64_t first = 0;
+      if constexpr (kPacked) {
+        // Tap k met this step as an input of step i + before - k, unless that is of another sequence.
+        while (first < width &&
+               (t + i + before - first >= plan.length || chunk.start_of(i + before - first) > t + i)) {
+          ++first;
+        }
+      }
 #pragma GCC unroll 4
-      for (int k = 0; k < kWidth; ++k) sum = fma(filter.tap[k], grad[i + kBefore - k], sum);
+      for (int64_t k = first; k < width; ++k) sum = fma(filter.tap[k], grad[i + before - k], sum);
       dx[i] = sum;
     }
     StepSum<S> chunk_bias;
     for (int64_t i = 0; i < steps; ++i) chunk_bias.add(i, grad[i]);
     dbias = dbias + chunk_bias.total();
-    for (int k = 0; k < kWidth; ++k) {
+    for (int64_t k = 0; k < width; ++k) {
       StepSum<S> chunk_weight;
-      for (int64_t i = 0; i < steps; ++i) chunk_weight.add(i, grad[i] * inputs[i + k]);
+      for (int64_t i = 0; i < steps; ++i) chunk_weight.add(i, grad[i] * chunk.input(i, k));
       dweight[k] = dweight[k] + chunk_weight.total();
     }
     block.store_steps(plan.dx, t, steps, dx);
-  }
-  if (item.segment == 0 && plan.dinitial_states.data) {
-    // Input i of the initial states is read by the first i + 1 outputs.
-    for (int64_t i = 0; i < kBefore; ++i) {
-      Vec<S> sum{};
-      for (int64_t k = 0; k <= i; ++k)
-        sum = fma(filter.tap[k], i - k < plan.length ? grad[i - k] : Vec<S>{}, sum);
-      dx[i] = sum;
+    if (!kPacked || !plan.dinitial_states.data) continue;
+    for (int64_t i = 0; i < steps; ++i) {
+      const int64_t row = plan.rows[block.batch * plan.length + t + i];
+      if (row >= 0 && chunk.start_of(i) == t + i) initial_states_gradient(chunk, i, row, grad);
     }
-    block.store_steps(plan.dinitial_states, 0, kBefore, dx);
+  }
+  if (!kPacked && item.segment == 0 && plan.dinitial_states.data) {
+    initial_states_gradient(Chunk<S, kWidth, kPacked>{block, filter, inputs, 0}, 0, item.batch, grad);
   }
   const int64_t at = (item.batch * plan.segments + item.segment) * plan.channels + block.channel;
-  store_tile<S>(flat_view<S>(plan.dweight), at * kWidth, kWidth, 1, block.lanes, kWidth, dweight);
+  store_tile<S>(flat_view<S>(plan.dweight), at * width, width, 1, block.lanes, width, dweight);
   if (plan.dbias) store_tile<S>(flat_view<S>(plan.dbias), at, 1, 0, block.lanes, 1, &dbias);
 }
 
-template <class S, int kWidth>
+template <class S, int kWidth, bool kPacked>
 void backward_item(const ConvPlan& plan, const Item& item) {
   for (int64_t channel = item.first_channel; channel < item.last_channel; channel += Simd<S>::kLanes) {
-    backward_block<S, kWidth>(plan, item, block_at<S>(plan, item, channel));
+    backward_block<S, kWidth, kPacked>(plan, item, block_at<S>(plan, item, channel));
   }
-}
-
-template <class S, int kWidth>
-void update_item(const ConvUpdatePlan& plan, int64_t split, Vec<S>* inputs) {
-  constexpr int kLanes = Simd<S>::kLanes;
-  const int64_t begin = split * plan.split_channels, limit = begin + plan.split_channels;
-  const int64_t end = limit < plan.channels ? limit : plan.channels;
-  Vec<S>* y = inputs + plan.state_length + plan.length;
-  for (int64_t channel = begin; channel < end; channel += kLanes) {
-    const int lanes = static_cast<int>(end - channel < kLanes ? end - channel : kLanes);
-    const Filter<S> filter(plan.weight, plan.bias, channel, lanes, kWidth);
-    for (int64_t b = 0; b < plan.batch; ++b) {
-      const int64_t slot = plan.indices ? plan.indices[b * plan.indices_stride] : b;
-      const View &x = plan.x, &out = plan.out, &state = plan.conv_state;
-      const int64_t out_at = b * out.stride[0] + channel * out.stride[1];
-      if (slot < 0) {
-        for (int64_t i = 0; i < plan.length; ++i) y[i] = Vec<S>{};
-        store_tile<S>(out, out_at, out.stride[1], out.stride[2], lanes, plan.length, y);
-        continue;
-      }
-      const int64_t state_at = slot * state.stride[0] + channel * state.stride[1];
-      load_tile<S>(state, state_at, state.stride[1], state.stride[2], lanes, plan.state_length, inputs);
-      load_tile<S>(x, b * x.stride[0] + channel * x.stride[1], x.stride[1], x.stride[2], lanes, plan.length,
-                   inputs + plan.state_length);
-      const Vec<S>* window = inputs + plan.state_length - (kWidth - 1);
-      for (int64_t i = 0; i < plan.length; ++i) {
-        const Vec<S> sum = filter.template at<kWidth>(window + i);
-        y[i] = plan.silu ? Silu<S>(sum).value : sum;
-      }
-      store_tile<S>(state, state_at, state.stride[1], state.stride[2], lanes, plan.state_length,
-                    inputs + plan.length);
-      store_tile<S>(out, out_at, out.stride[1], out.stride[2], lanes, plan.length, y);
-    }
-  }
-}
-
-// Calls f with the width as a compile-time number.
-template <template <int> class F, class... Args>
-MAMBA_AOT_INLINE void for_width(int64_t width, const Args&... args) {
-  if (width == 2) F<2>::run(args...);
-  if (width == 3) F<3>::run(args...);
-  if (width == 4) F<4>::run(args...);
 }
 
 }  // namespace
@@ -219,39 +196,22 @@ MAMBA_AOT_INLINE void for_width(int64_t width, const Args&... args) {
 template <int kWidth>
 struct ForwardRange {
   static void run(const ConvPlan& plan, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      if (plan.float64) {
-        forward_item<double, kWidth>(plan, Item(plan, i));
-      } else {
-        forward_item<float, kWidth>(plan, Item(plan, i));
-      }
-    }
+    const auto one =
+        plan.float64
+            ? (plan.starts ? &forward_item<double, kWidth, true> : &forward_item<double, kWidth, false>)
+            : (plan.starts ? &forward_item<float, kWidth, true> : &forward_item<float, kWidth, false>);
+    for (int64_t i = begin; i < end; ++i) one(plan, Item(plan, i));
   }
 };
 
 template <int kWidth>
 struct BackwardRange {
   static void run(const ConvPlan& plan, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      if (plan.float64) {
-        backward_item<double, kWidth>(plan, Item(plan, i));
-      } else {
-        backward_item<float, kWidth>(plan, Item(plan, i));
-      }
-    }
-  }
-};
-
-template <int kWidth>
-struct UpdateRange {
-  static void run(const ConvUpdatePlan& plan, int64_t begin, int64_t end, void* scratch) {
-    for (int64_t i = begin; i < end; ++i) {
-      if (plan.float64) {
-        update_item<double, kWidth>(plan, i, static_cast<Vec<double>*>(scratch));
-      } else {
-        update_item<float, kWidth>(plan, i, static_cast<Vec<float>*>(scratch));
-      }
-    }
+    const auto one =
+        plan.float64
+            ? (plan.starts ? &backward_item<double, kWidth, true> : &backward_item<double, kWidth, false>)
+            : (plan.starts ? &backward_item<float, kWidth, true> : &backward_item<float, kWidth, false>);
+    for (int64_t i = begin; i < end; ++i) one(plan, Item(plan, i));
   }
 };
 
@@ -264,11 +224,6 @@ int64_t causal_conv1d_forward(const ConvPlan& plan, int64_t begin, int64_t end, 
 int64_t causal_conv1d_backward(const ConvPlan& plan, int64_t begin, int64_t end, void*) {
   for_width<BackwardRange>(plan.width, plan, begin, end);
   return 0;
-}
-
-int64_t causal_conv1d_step(const ConvUpdatePlan& plan, int64_t begin, int64_t end, void* scratch) {
-  if (scratch) for_width<UpdateRange>(plan.width, plan, begin, end, scratch);
-  return (plan.state_length + 2 * plan.length) * kVectorBytes;
 }
 
 }  // namespace mamba_aot::cpu::MAMBA_AOT_ISA

@@ -1,4 +1,4 @@
-"""Causal depthwise convolution along time, forward, backward and one-token update.
+"""Causal depthwise convolution along time, forward, backward and update; and where packed sequences start.
 
 y[t] = act(bias + sum_k w[k] x[t - W + 1 + k]), act the identity or SiLU (Mamba paper 2312.00752, section
 3.4).
@@ -6,200 +6,66 @@ y[t] = act(bias + sum_k w[k] x[t - W + 1 + k]), act the identity or SiLU (Mamba 
 
 import triton
 import triton.language as tl
+from _causal_conv1d_narrow import causal_conv1d_bwd_kernel, causal_conv1d_fwd_kernel
+from _causal_conv1d_steps import HAS_BIAS, HAS_INDICES, HAS_SEEN, PADDING, SILU, silu
+from _causal_conv1d_wide import causal_conv1d_wide_bwd_kernel, causal_conv1d_wide_kernel
 
 from tools.aot.spec import Config, Kernel
 
-# Bits of `flags`, the same as in csrc/ops/causal_conv1d.cpp.
-SILU = tl.constexpr(1)
-HAS_BIAS = tl.constexpr(2)
-HAS_STATES = tl.constexpr(4)
-HAS_INDICES = tl.constexpr(8)
-
 
 @triton.jit
-def load_input(x, states, t, channel, L, width, x_time, x_channel, states_time, states_channel, valid, flags):
-    """x at time t in fp32; before the sequence its initial states, or 0."""
-    value = tl.load(x + t * x_time + channel * x_channel, mask=valid & (t >= 0) & (t < L), other=0.0).to(
-        tl.float32
-    )
-    if (flags & HAS_STATES) != 0:
-        before = valid & (t < 0) & (t > -width)
-        at = states + (t + width - 1) * states_time + channel * states_channel
-        value += tl.load(at, mask=before, other=0.0).to(tl.float32)
-    return value
-
-
-@triton.jit
-def silu_slope(y):
-    s = 1.0 / (1.0 + tl.exp(-y))
-    return s * (1.0 + y * (1.0 - s))
-
-
-@triton.jit
-def causal_conv1d_fwd_kernel(
-    x,
-    weight,
-    bias,
-    states,
-    out,
-    D,
+def causal_conv1d_sequences_kernel(
+    seq_idx,
+    ends,
+    sequences,
+    size,
     L,
+    count,
+    halvings,
     width,
-    x_batch,
-    x_channel,
-    x_time,
-    states_batch,
-    states_channel,
-    states_time,
-    out_batch,
-    out_channel,
-    out_time,
-    flags,
-    W: tl.constexpr,
-    LAYOUT: tl.constexpr,
-    TIMES: tl.constexpr,
-    CHANNELS: tl.constexpr,
+    idx_batch,
+    idx_time,
+    ends_stride,
+    BY_ENDS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    if LAYOUT == "seq":
-        x_time = 1
-        out_time = 1
-    if LAYOUT == "last":
-        x_channel = 1
-        out_channel = 1
-    time_blocks = tl.cdiv(L, TIMES)
-    channel_blocks = tl.cdiv(D, CHANNELS)
-    pid = tl.program_id(0)
-    start = (pid % time_blocks).to(tl.int64) * TIMES
-    channel = (pid // time_blocks % channel_blocks).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
-    batch = (pid // (time_blocks * channel_blocks)).to(tl.int64)
-    valid = (channel < D)[None, :]
-    t = (start + tl.arange(0, TIMES))[:, None]
-    d = channel[None, :]
-    x += batch * x_batch
-    states += batch * states_batch
+    """One thread per step of any batch row: where its sequence starts, and its row of the initial states.
 
-    y = tl.zeros([TIMES, CHANNELS], tl.float32)
-    if (flags & HAS_BIAS) != 0:
-        y += tl.load(bias + d, mask=valid, other=0.0)
-    for k in tl.static_range(W):
-        # A width below W is a filter whose first taps are missing.
-        tap = width - W + k
-        w = tl.load(weight + d * width + tap, mask=valid & (tap >= 0), other=0.0)
-        past = t - (W - 1 - k)
-        y += w * load_input(
-            x, states, past, d, L, width, x_time, x_channel, states_time, states_channel, valid, flags
-        )
-    if (flags & SILU) != 0:
-        y = y / (1.0 + tl.exp(-y))
-    at = out + batch * out_batch + t * out_time + d * out_channel
-    tl.store(at, y.to(out.dtype.element_ty), mask=valid & (t < L))
-
-
-@triton.jit
-def causal_conv1d_bwd_kernel(
-    dout,
-    x,
-    weight,
-    bias,
-    states,
-    dx,
-    dstates,
-    dfilter,
-    D,
-    L,
-    width,
-    dout_batch,
-    dout_channel,
-    dout_time,
-    x_batch,
-    x_channel,
-    x_time,
-    states_batch,
-    states_channel,
-    states_time,
-    dx_batch,
-    dx_channel,
-    dx_time,
-    flags,
-    W: tl.constexpr,
-    LAYOUT: tl.constexpr,
-    TIMES: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
-    """dx[t] = sum_k w[k] g[t + W - 1 - k] with g the gradient before the activation, computed again from x.
-
-    With initial states the time axis starts width - 1 steps earlier, and what falls there is their gradient.
-    `dfilter` holds one row [W + 1, D] per (batch, time block): dw[k] = sum_t g[t] x[t - W + 1 + k], then
-    dbias.
+    By seq_idx, a start further back than the filter reaches is not looked for: the first step it reaches
+    stands for it. By ends (cu_seqlens, count + 1 numbers), the sequence is looked up by bisection; what they
+    leave out is padding, and whatever they hold, nothing outside of them is read.
     """
-    if LAYOUT == "seq":
-        dout_time = 1
-        x_time = 1
-        dx_time = 1
-    if LAYOUT == "last":
-        dout_channel = 1
-        x_channel = 1
-        dx_channel = 1
-    early = 0
-    if (flags & HAS_STATES) != 0:
-        early = width - 1
-    time_blocks = tl.cdiv(L + early, TIMES)
-    channel_blocks = tl.cdiv(D, CHANNELS)
-    pid = tl.program_id(0)
-    time_block = pid % time_blocks
-    channel = (pid // time_blocks % channel_blocks).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
-    batch = (pid // (time_blocks * channel_blocks)).to(tl.int64)
-    valid = (channel < D)[None, :]
-    t = (time_block.to(tl.int64) * TIMES - early + tl.arange(0, TIMES))[:, None]
-    d = channel[None, :]
-    x += batch * x_batch
-    dout += batch * dout_batch
-    states += batch * states_batch
-    filter_row = dfilter + (batch * time_blocks + time_block) * (W + 1) * D + channel
-
-    slope_bias = tl.zeros([TIMES, CHANNELS], tl.float32)
-    if (flags & HAS_BIAS) != 0:
-        slope_bias += tl.load(bias + d, mask=valid, other=0.0)
-    total = tl.zeros([TIMES, CHANNELS], tl.float32)
-    for ahead in tl.static_range(W):
-        s = t + ahead
-        g = tl.load(dout + s * dout_time + d * dout_channel, mask=valid & (s >= 0) & (s < L), other=0.0)
-        g = g.to(tl.float32)
-        if (flags & SILU) != 0:
-            y = slope_bias
-            for k in tl.static_range(W):
-                tap = width - W + k
-                w = tl.load(weight + d * width + tap, mask=valid & (tap >= 0), other=0.0)
-                y += w * load_input(
-                    x,
-                    states,
-                    s - (W - 1 - k),
-                    d,
-                    L,
-                    width,
-                    x_time,
-                    x_channel,
-                    states_time,
-                    states_channel,
-                    valid,
-                    flags,
-                )
-            g *= silu_slope(y)
-        tap = width - 1 - ahead
-        total += g * tl.load(weight + d * width + tap, mask=valid & (tap >= 0), other=0.0)
-        if ahead == 0:
-            for k in tl.static_range(W):
-                past = t - (W - 1 - k)
-                v = load_input(
-                    x, states, past, d, L, width, x_time, x_channel, states_time, states_channel, valid, flags
-                )
-                tl.store(filter_row + k * D, tl.sum(g * v, 0), mask=channel < D)
-            tl.store(filter_row + W * D, tl.sum(g, 0), mask=channel < D)
-    at = dx + batch * dx_batch + t * dx_time + d * dx_channel
-    tl.store(at, total.to(dx.dtype.element_ty), mask=valid & (t >= 0) & (t < L))
-    if (flags & HAS_STATES) != 0:
-        at = dstates + (batch * D + d) * (width - 1) + (t + width - 1)
-        tl.store(at, total.to(dstates.dtype.element_ty), mask=valid & (t < 0))
+    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = n < size
+    batch = n // L
+    t = n % L
+    if BY_ENDS:
+        low = tl.zeros([BLOCK], tl.int32)
+        high = tl.zeros([BLOCK], tl.int32) + count + 1
+        for _ in range(halvings):
+            middle = (low + high) // 2
+            searching = inside & (low < high)
+            end = tl.load(ends + middle.to(tl.int64) * ends_stride, mask=searching, other=0)
+            left = searching & (end <= t)
+            high = tl.where(searching & (end > t), middle, high)
+            low = tl.where(left, middle + 1, low)
+        row = low - 1
+        live = inside & (row >= 0) & (row < count)
+        start = tl.load(ends + row.to(tl.int64) * ends_stride, mask=live, other=-1)
+        live = live & (start >= 0) & (start <= t)
+    else:
+        at = seq_idx + batch * idx_batch + t * idx_time
+        own = tl.load(at, mask=inside, other=-1)
+        live = own >= 0
+        same = live
+        start = t.to(tl.int32)
+        for back in range(1, width):
+            same = same & (t >= back)
+            same = same & (tl.load(at - back * idx_time, mask=same, other=-1) == own)
+            start -= same.to(tl.int32)
+        row = tl.where(start == 0, batch.to(tl.int32), -1)
+    tl.store(sequences + n, tl.where(live, start, PADDING), mask=inside)
+    tl.store(sequences + size + n, tl.where(live, row, -1), mask=inside)
 
 
 @triton.jit
@@ -208,11 +74,13 @@ def causal_conv1d_update_kernel(
     conv_state,
     weight,
     bias,
+    seen,
     indices,
     out,
     D,
     L,
     width,
+    slots,
     state_length,
     x_batch,
     x_channel,
@@ -220,11 +88,16 @@ def causal_conv1d_update_kernel(
     state_slot,
     state_channel,
     state_time,
+    seen_batch,
     indices_batch,
     flags,
     CHANNELS: tl.constexpr,
 ):
-    """One thread owns a channel: it reads its window, then shifts its state to the left, so nothing races."""
+    """One thread owns a channel: it reads its window, then shifts its state to the left, so nothing races.
+
+    With `seen` the state is a ring: its oldest step, which the next new one replaces, is at seen %
+    state_length.
+    """
     channel_blocks = tl.cdiv(D, CHANNELS)
     batch = (tl.program_id(0) // channel_blocks).to(tl.int64)
     d = (tl.program_id(0) % channel_blocks).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
@@ -232,7 +105,13 @@ def causal_conv1d_update_kernel(
     slot = batch
     if (flags & HAS_INDICES) != 0:
         slot = tl.load(indices + batch * indices_batch).to(tl.int64)
-    kept = valid & (slot >= 0)
+    # A slot that does not exist is padding too: nothing outside the state is written.
+    kept = valid & (slot >= 0) & (slot < slots)
+    ring = (flags & HAS_SEEN) != 0
+    oldest = 0
+    if ring:
+        oldest = tl.load(seen + batch * seen_batch) % tl.maximum(state_length, 1)
+        oldest = tl.where(oldest < 0, oldest + state_length, oldest)
     x += batch * x_batch + d * x_channel
     conv_state += slot * state_slot + d * state_channel
     out += (batch * D + d) * L
@@ -245,20 +124,34 @@ def causal_conv1d_update_kernel(
             past = t - (width - 1 - k)
             w = tl.load(weight + d * width + k, mask=kept, other=0.0)
             new = tl.load(x + past * x_time, mask=kept & (past >= 0), other=0.0).to(tl.float32)
-            old = tl.load(conv_state + (state_length + past) * state_time, mask=kept & (past < 0), other=0.0)
+            at = state_length + past
+            # No remainder: of two 31-bit numbers, the sum may need 32.
+            at = tl.where(at < state_length - oldest, at + oldest, at - (state_length - oldest))
+            old = tl.load(conv_state + at * state_time, mask=kept & (past < 0), other=0.0)
             y += w * (new + old.to(tl.float32))
         if (flags & SILU) != 0:
-            y = y / (1.0 + tl.exp(-y))
+            y = silu(y)
         tl.store(out + t, y.to(out.dtype.element_ty), mask=valid)
-    for j in range(state_length):
-        late = j + L - state_length
-        old = tl.load(conv_state + (j + L) * state_time, mask=kept & (late < 0), other=0.0)
-        new = tl.load(x + late * x_time, mask=kept & (late >= 0), other=0.0)
-        tl.store(conv_state + j * state_time, tl.where(late < 0, old, new), mask=kept)
+    if ring:
+        at = oldest
+        for t in range(L):
+            if t >= L - state_length:
+                tl.store(
+                    conv_state + at * state_time, tl.load(x + t * x_time, mask=kept, other=0.0), mask=kept
+                )
+            at = tl.where(at + 1 >= state_length, 0, at + 1)
+    else:
+        for j in range(state_length):
+            late = j + L - state_length
+            old = tl.load(conv_state + (j + L) * state_time, mask=kept & (late < 0), other=0.0)
+            new = tl.load(x + late * x_time, mask=kept & (late >= 0), other=0.0)
+            tl.store(conv_state + j * state_time, tl.where(late < 0, old, new), mask=kept)
 
 
 _STRIDED = ("batch", "channel", "time")
-_AXES = dict(T=["f32", "f16", "bf16"], LAYOUT=["seq", "last", "strided"])
+_DTYPES = ["f32", "f16", "bf16"]
+_AXES = dict(T=_DTYPES, LAYOUT=["seq", "last", "strided"], PACKED=[False, True])
+_SIZES = dict(D="i32", L="i32", batches="i32", width="i32", flags="i32")
 
 
 def _strides(*tensors: str) -> dict[str, str]:
@@ -266,9 +159,7 @@ def _strides(*tensors: str) -> dict[str, str]:
 
 
 def _aligned(*tensors: str):
-    """16-byte loads along whichever axis is contiguous; the convolution's shifted loads stay narrow along
-    time.
-    """
+    """16-byte loads along whichever axis is contiguous."""
 
     def names(values: dict) -> list[str]:
         if values["LAYOUT"] == "seq":
@@ -280,11 +171,21 @@ def _aligned(*tensors: str):
     return names
 
 
-def _configs(times: int) -> list[Config]:
+def _configs(packed_steps: int, packed_columns: dict[str, int]) -> list[Config]:
+    # A run of a sequence-last row is what one 16-byte load holds.
+    rows = dict(W=4, RUNS=32, CHANNELS=4, num_warps=4)
+    # Others are as long as registers and code allow: packed sequences take more of both.
+    columns = dict(RUNS=8, CHANNELS=64, num_warps=4)
+    square = dict(W=4, RUNS=8, CHANNELS=32, num_warps=4)
     return [
-        Config("rows", when="LAYOUT == 'seq'", W=4, TIMES=times, CHANNELS=2, num_warps=4),
-        Config("columns", when="LAYOUT == 'last'", W=4, TIMES=times // 32, CHANNELS=64, num_warps=4),
-        Config("square", W=4, TIMES=times // 16, CHANNELS=32, num_warps=4),
+        Config("short", when="LAYOUT == 'seq' and T == 'f32'", STEPS=4, **rows),
+        Config("rows", when="LAYOUT == 'seq'", STEPS=8, **rows),
+        Config(
+            "columns", when="LAYOUT == 'last' and PACKED", W=4, STEPS=packed_steps, **columns | packed_columns
+        ),
+        Config("long", when="LAYOUT == 'last'", W=4, STEPS=8, **columns),
+        Config("square", when="PACKED", STEPS=packed_steps, **square),
+        Config("oblong", STEPS=8, **square),
     ]
 
 
@@ -292,35 +193,69 @@ KERNELS = [
     Kernel(
         causal_conv1d_fwd_kernel,
         args={
-            **dict(x="*T", states="*T", out="*T", weight="*f32", bias="*f32"),
-            **dict(D="i32", L="i32", width="i32", flags="i32"),
+            **dict(x="*T", states="*T", out="*T", weight="*f32", bias="*f32", sequences="*i32"),
+            **_SIZES,
             **_strides("x", "states", "out"),
         },
         axes=_AXES,
         aligned=_aligned("x", "out"),
-        configs=_configs(512),
+        configs=_configs(8, {}),
     ),
     Kernel(
         causal_conv1d_bwd_kernel,
         args={
             **dict(dout="*T", x="*T", states="*T", dx="*T", dstates="*T"),
-            **dict(weight="*f32", bias="*f32", dfilter="*f32"),
-            **dict(D="i32", L="i32", width="i32", flags="i32"),
+            **dict(weight="*f32", bias="*f32", dfilter="*f32", sequences="*i32"),
+            **_SIZES,
             **_strides("dout", "x", "states", "dx"),
         },
         axes=_AXES,
         aligned=_aligned("dout", "x", "dx"),
-        configs=_configs(256),
+        configs=_configs(4, dict(RUNS=16, CHANNELS=32, num_warps=8)),
+    ),
+    Kernel(
+        causal_conv1d_wide_kernel,
+        args={
+            **dict(x="*T", states="*T", dout="*T", out="*T", slope="*f32"),
+            **dict(weight="*f32", bias="*f32", sequences="*i32"),
+            **_SIZES,
+            **_strides("x", "states", "dout", "out"),
+        },
+        axes=dict(T=_DTYPES),
+        configs=[Config("square", TIMES=32, CHANNELS=32, num_warps=4)],
+    ),
+    Kernel(
+        causal_conv1d_wide_bwd_kernel,
+        args={
+            **dict(slope="*f32", x="*T", states="*T", dx="*T", dstates="*T"),
+            **dict(weight="*f32", dfilter="*f32", sequences="*i32"),
+            **_SIZES,
+            **_strides("x", "states", "dx"),
+        },
+        axes=dict(T=_DTYPES),
+        configs=[Config("square", TIMES=32, CHANNELS=32, num_warps=4)],
+    ),
+    Kernel(
+        causal_conv1d_sequences_kernel,
+        args={
+            **dict(seq_idx="*i32", ends="*i32", sequences="*i32"),
+            **dict(size="i64", L="i32", count="i32", halvings="i32", width="i32"),
+            **dict(idx_batch="i64", idx_time="i64", ends_stride="i64"),
+        },
+        axes=dict(BY_ENDS=[False, True]),
+        configs=[Config("block", BLOCK=128, num_warps=4)],
     ),
     Kernel(
         causal_conv1d_update_kernel,
         args={
-            **dict(x="*T", conv_state="*T", out="*T", weight="*f32", bias="*f32", indices="*i32"),
-            **dict(D="i32", L="i32", width="i32", state_length="i32", flags="i32"),
-            **dict(state_slot="i64", state_channel="i64", state_time="i64", indices_batch="i64"),
+            **dict(x="*T", conv_state="*T", out="*T", weight="*f32", bias="*f32"),
+            **dict(seen="*i32", indices="*i32"),
+            **dict(D="i32", L="i32", width="i32", slots="i32", state_length="i32", flags="i32"),
+            **dict(state_slot="i64", state_channel="i64", state_time="i64"),
+            **dict(seen_batch="i64", indices_batch="i64"),
             **_strides("x"),
         },
-        axes=dict(T=["f32", "f16", "bf16"]),
+        axes=dict(T=_DTYPES),
         configs=[Config("block", CHANNELS=128, num_warps=4)],
     ),
 ]

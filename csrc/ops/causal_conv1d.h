@@ -5,10 +5,11 @@
 
 namespace mamba_aot {
 
-inline constexpr int64_t kMinWidth = 2, kMaxWidth = 4;
+inline constexpr int64_t kMinWidth = 1, kMaxWidth = 64;
 
 struct CausalConv1dSizes {
-  int64_t batch, channels, length, width;
+  // `rows` of initial states: one per batch row, or one per packed sequence.
+  int64_t batch, channels, length, width, rows;
 
   bool empty() const { return batch == 0 || channels == 0 || length == 0; }
 };
@@ -28,7 +29,7 @@ inline int64_t check_conv_filter(const char* fn, const Tensor& x, const Tensor& 
   Arg w{fn, "weight", weight};
   w.has_rank("[channels, width]", 2).on_device_of(x, "x").is_float();
   const int64_t width = weight.size(1);
-  check(width >= kMinWidth && width <= kMaxWidth, fn, ": weight must have a width of ", kMinWidth, ", 3 or ",
+  check(width >= kMinWidth && width <= kMaxWidth, fn, ": weight must have a width of ", kMinWidth, " to ",
         kMaxWidth, ", got ", width, " (weight is ", shape(weight),
         "). Use torch.nn.functional.conv1d for others.");
   w.has_shape("[channels, width]", {channels, width});
@@ -40,15 +41,23 @@ inline int64_t check_conv_filter(const char* fn, const Tensor& x, const Tensor& 
 
 // Checks every argument of the forward op and returns the sizes. Throws std::invalid_argument.
 inline CausalConv1dSizes check_causal_conv1d(const Tensor& x, const Tensor& weight,
-                                             const OptionalTensor& bias,
-                                             const OptionalTensor& initial_states) {
+                                             const OptionalTensor& bias, const OptionalTensor& initial_states,
+                                             const OptionalTensor& sequences) {
   const char* fn = "causal_conv1d_fn";
   Arg{fn, "x", x}.has_rank("[batch, channels, length]", 3).is_data_dtype();
-  CausalConv1dSizes s{x.size(0), x.size(1), x.size(2), 0};
+  CausalConv1dSizes s{x.size(0), x.size(1), x.size(2), 0, x.size(0)};
   s.width = detail::check_conv_filter(fn, x, weight, bias, s.channels);
+  if (sequences) {
+    Arg packed{fn, "sequences", *sequences};
+    packed.on_device_of(x, "x").has_shape("[2, batch, length]", {2, s.batch, s.length});
+    packed.has_dtype(ScalarType::Int, "(as causal_conv1d_sequences makes it)");
+    check(sequences->is_contiguous(), fn, ": sequences must be contiguous. Pass sequences.contiguous().");
+  }
   if (initial_states) {
     Arg states{fn, "initial_states", *initial_states};
-    states.on_device_of(x, "x").has_shape("[batch, channels, width - 1]", {s.batch, s.channels, s.width - 1});
+    // How many rows there are was checked when `sequences` was made.
+    if (sequences && initial_states->dim() == 3) s.rows = initial_states->size(0);
+    states.on_device_of(x, "x").has_shape("[batch, channels, width - 1]", {s.rows, s.channels, s.width - 1});
     states.has_dtype(x.scalar_type(), "like x");
   }
   return s;
@@ -57,17 +66,56 @@ inline CausalConv1dSizes check_causal_conv1d(const Tensor& x, const Tensor& weig
 // Checks every argument of the backward op and returns the sizes. Throws std::invalid_argument.
 inline CausalConv1dSizes check_causal_conv1d_backward(const Tensor& dout, const Tensor& x,
                                                       const Tensor& weight, const OptionalTensor& bias,
-                                                      const OptionalTensor& initial_states) {
-  CausalConv1dSizes s = check_causal_conv1d(x, weight, bias, initial_states);
+                                                      const OptionalTensor& initial_states,
+                                                      const OptionalTensor& sequences) {
+  CausalConv1dSizes s = check_causal_conv1d(x, weight, bias, initial_states, sequences);
   Arg grad{"causal_conv1d_fn", "dout", dout};
   grad.on_device_of(x, "x").has_shape("[batch, channels, length]", {s.batch, s.channels, s.length});
   grad.has_dtype(x.scalar_type(), "like x");
   return s;
 }
 
+// Checks what says which steps are one sequence: exactly one of seq_idx and cu_seqlens. The values of
+// cu_seqlens are left to who can read them. Throws std::invalid_argument.
+inline CausalConv1dSizes check_causal_conv1d_sequences(const Tensor& x, const Tensor& weight,
+                                                       const OptionalTensor& seq_idx,
+                                                       const OptionalTensor& cu_seqlens,
+                                                       const OptionalTensor& initial_states) {
+  const char* fn = "causal_conv1d_fn";
+  Arg{fn, "x", x}.has_rank("[batch, channels, length]", 3).is_data_dtype();
+  CausalConv1dSizes s{x.size(0), x.size(1), x.size(2), 0, x.size(0)};
+  s.width = detail::check_conv_filter(fn, x, weight, std::nullopt, s.channels);
+  check(seq_idx.has_value() != cu_seqlens.has_value(), fn,
+        ": seq_idx must be None when cu_seqlens is given, got both. Pass one of them.");
+  if (seq_idx) {
+    Arg index{fn, "seq_idx", *seq_idx};
+    index.on_device_of(x, "x").has_dtype(ScalarType::Int, "(one sequence index per step)");
+    index.has_shape("[batch, length]", {s.batch, s.length});
+    if (initial_states) {
+      Arg{fn, "initial_states", *initial_states}.has_shape("[batch, channels, width - 1]",
+                                                           {s.rows, s.channels, s.width - 1});
+    }
+    return s;
+  }
+  Arg ends{fn, "cu_seqlens", *cu_seqlens};
+  ends.on_device_of(x, "x").has_dtype(ScalarType::Int, "(where each sequence ends, from 0 on)");
+  ends.has_rank("[sequences + 1]", 1);
+  check(cu_seqlens->size(0) > 0, fn, ": cu_seqlens must be [sequences + 1], so hold at least the 0 it ",
+        "starts with, got ", shape(*cu_seqlens));
+  check(s.batch == 1, fn, ": x must be [1, channels, total length] when cu_seqlens is given, got ", shape(x),
+        ". Join the sequences along the length.");
+  s.rows = cu_seqlens->size(0) - 1;
+  if (initial_states) {
+    Arg{fn, "initial_states", *initial_states}.has_shape("[sequences, channels, width - 1]",
+                                                         {s.rows, s.channels, s.width - 1});
+  }
+  return s;
+}
+
 // Checks every argument of the update op and returns the sizes. Throws std::invalid_argument.
 inline CausalConv1dUpdateSizes check_causal_conv1d_update(const Tensor& x, const Tensor& conv_state,
                                                           const Tensor& weight, const OptionalTensor& bias,
+                                                          const OptionalTensor& cache_seqlens,
                                                           const OptionalTensor& conv_state_indices) {
   const char* fn = "causal_conv1d_update";
   check(x.dim() == 2 || x.dim() == 3, fn, ": x must be [batch, channels] or [batch, channels, length], got ",
@@ -84,6 +132,11 @@ inline CausalConv1dUpdateSizes check_causal_conv1d_update(const Tensor& x, const
         "length of at least width - 1 = ", s.width - 1, ", got ", shape(conv_state));
   state.has_shape("[slots, channels, state length]", {s.slots, s.channels, s.state_length});
   state.has_dtype(x.scalar_type(), "like x").is_writable();
+  if (cache_seqlens) {
+    Arg seen{fn, "cache_seqlens", *cache_seqlens};
+    seen.on_device_of(x, "x").has_shape("[batch]", {s.batch});
+    seen.has_dtype(ScalarType::Int, "(steps seen by each sequence)");
+  }
   if (conv_state_indices) {
     Arg indices{fn, "conv_state_indices", *conv_state_indices};
     indices.on_device_of(x, "x").has_shape("[batch]", {s.batch});
@@ -97,23 +150,32 @@ inline CausalConv1dUpdateSizes check_causal_conv1d_update(const Tensor& x, const
 
 using CausalConv1dGradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-// Both namespaces implement the three schemas of library.cpp, argument for argument.
+// What `sequences` says of a step that is padding: no input is that late, no initial states come before it.
+inline constexpr int32_t kPaddingStart = INT32_MAX, kNoRow = -1;
+
+// Both namespaces implement the four schemas of library.cpp, argument for argument.
+// `sequences`, int32 [2, batch, length], says of each step where its sequence starts, and which row of the
+// initial states comes before that (kNoRow: none). A start width - 1 or more steps back may be any such step.
 namespace cpu {
+Tensor causal_conv1d_sequences(Tensor x, Tensor weight, OptionalTensor seq_idx, OptionalTensor cu_seqlens,
+                               OptionalTensor initial_states);
 Tensor causal_conv1d_fwd(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor initial_states,
-                         bool silu);
+                         OptionalTensor sequences, bool silu);
 CausalConv1dGradients causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, OptionalTensor bias,
-                                        OptionalTensor initial_states, bool silu);
+                                        OptionalTensor initial_states, OptionalTensor sequences, bool silu);
 Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, OptionalTensor bias,
-                            OptionalTensor conv_state_indices, bool silu);
+                            OptionalTensor cache_seqlens, OptionalTensor conv_state_indices, bool silu);
 }  // namespace cpu
 
 namespace cuda {
+Tensor causal_conv1d_sequences(Tensor x, Tensor weight, OptionalTensor seq_idx, OptionalTensor cu_seqlens,
+                               OptionalTensor initial_states);
 Tensor causal_conv1d_fwd(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor initial_states,
-                         bool silu);
+                         OptionalTensor sequences, bool silu);
 CausalConv1dGradients causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, OptionalTensor bias,
-                                        OptionalTensor initial_states, bool silu);
+                                        OptionalTensor initial_states, OptionalTensor sequences, bool silu);
 Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, OptionalTensor bias,
-                            OptionalTensor conv_state_indices, bool silu);
+                            OptionalTensor cache_seqlens, OptionalTensor conv_state_indices, bool silu);
 }  // namespace cuda
 
 }  // namespace mamba_aot

@@ -22,6 +22,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "base": {},
     "width 2": {"width": 2},
     "width 3": {"width": 3},
+    "width 1": {"width": 1, "initial_states": True},
+    "width 5": {"width": 5, "length": 129, "dim": 40},
+    "width 9, initial states, channel-last": {"width": 9, "initial_states": True, "layout": "channel"},
+    "width 9, longer than the sequence": {"width": 9, "length": 3, "initial_states": True},
+    "width 64": {"width": 64, "length": 150, "initial_states": True},
+    "width 64, bfloat16": {"width": 64, "length": 150, "dtype": torch.bfloat16, "layout": "strided"},
     "one step": {"length": 1},
     "two steps": {"length": 2},
     "129 steps": {"length": 129},
@@ -65,6 +71,10 @@ UPDATE_ROWS: dict[str, dict[str, Any]] = {
     "base": {},
     "width 2": {"width": 2},
     "width 3": {"width": 3},
+    "width 1": {"width": 1, "steps": 2},
+    "width 1, keeps more": {"width": 1, "kept": 2, "steps": 3},
+    "width 7": {"width": 7, "steps": 3},
+    "width 64, slots": {"width": 64, "slots": 4, "steps": 2},
     "one sequence": {"batch": 1},
     "one channel": {"dim": 1},
     "1000 channels": {"dim": 1000},
@@ -76,6 +86,15 @@ UPDATE_ROWS: dict[str, dict[str, Any]] = {
     "keeps more, 20 steps": {"kept": 9, "steps": 20},
     "slots": {"slots": 7},
     "slots, 5 steps, keeps more": {"slots": 7, "steps": 5, "kept": 6},
+    "ring": {"ring": True},
+    "ring, 2 steps": {"ring": True, "steps": 2},
+    "ring, 5 steps": {"ring": True, "steps": 5, "batch": 5},
+    "ring keeps more": {"ring": True, "kept": 9, "batch": 5},
+    "ring keeps more, 5 steps": {"ring": True, "kept": 9, "steps": 5, "batch": 5},
+    "ring keeps more, 20 steps, slots": {"ring": True, "kept": 9, "steps": 20, "slots": 5},
+    "ring, width 1 keeps nothing": {"ring": True, "width": 1, "steps": 2},
+    "ring, width 9": {"ring": True, "width": 9, "kept": 11, "steps": 4},
+    "ring, bfloat16, channel-last": {"ring": True, **BRAIN, "layout": "channel", "steps": 3, "kept": 6},
     "channel-last": {"layout": "channel", "steps": 3},
     "sliced": {"layout": "sliced"},
     "strided": {"layout": "strided", "steps": 3},
@@ -138,6 +157,45 @@ def test_update_leaves_padding_and_other_slots_alone(device: str) -> None:
         assert torch.equal(inputs["conv_state"][slot], before[slot]) == (slot not in live)
 
 
+def test_slots_that_do_not_exist_are_never_written(device: str) -> None:
+    inputs = make_conv_update_inputs(batch=3, slots=5, steps=2, ring=True, device=device)
+    inputs["conv_state_indices"][1] = 5
+    # One slot more lies behind the state, where a write would land.
+    memory = torch.cat([inputs["conv_state"], torch.ones_like(inputs["conv_state"][:1])])
+    inputs["conv_state"] = memory[:5]
+    before = memory.clone()
+    if device == "cpu":
+        with pytest.raises(ValueError, match="conv_state_indices must be slots below 5"):
+            causal_conv1d_update(**inputs)
+        assert torch.equal(memory, before)
+        return
+    assert not causal_conv1d_update(**inputs)[1].any()
+    live = inputs["conv_state_indices"].tolist()
+    for slot in range(6):
+        assert torch.equal(memory[slot], before[slot]) == (slot not in live or slot == 5)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8])
+def test_a_ring_is_a_state_that_never_shifts(steps: int, device: str) -> None:
+    inputs = make_conv_update_inputs(kept=5, steps=24, device=device)
+    filters = {name: inputs[name] for name in ("weight", "bias", "activation")}
+    shifting = inputs["conv_state"].clone()
+    ring = shifting.roll(2, dims=2)
+    seen = torch.full((2,), 2, dtype=torch.int32, device=device)
+    for part in inputs["x"].split(steps, dim=2):
+        wanted = causal_conv1d_update(part, shifting, **filters)
+        assert torch.equal(causal_conv1d_update(part, ring, **filters, cache_seqlens=seen), wanted)
+        seen += steps
+        assert torch.equal(ring.roll(-int(seen[0]), dims=2), shifting)
+
+
+@pytest.mark.parametrize("seen", [[-1, -9], [2**31 - 1, 2**31 - 2]], ids=str)
+def test_a_ring_turns_by_any_number(seen: list[int], device: str) -> None:
+    inputs = make_conv_update_inputs(kept=5, steps=3, ring=True, device=device)
+    inputs["cache_seqlens"] = torch.tensor(seen, dtype=torch.int32, device=device)
+    assert_step_matches(inputs)
+
+
 def test_autograd_notices_that_the_state_was_written(device: str) -> None:
     inputs = make_conv_update_inputs(device=device)
     sequence = make_conv_inputs(device=device)
@@ -169,7 +227,7 @@ def test_final_states_out_is_written_and_returned(device: str) -> None:
 
 
 @pytest.mark.parametrize("activation", [None, "silu"])
-@pytest.mark.parametrize("width", [2, 3, 4])
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 6])
 def test_gradcheck(width: int, activation: str | None) -> None:
     inputs = make_conv_inputs(
         1, 2, 5, width, dtype=torch.float64, initial_states=True, activation=activation, layout="channel"
@@ -221,20 +279,40 @@ def test_meets_the_tolerances_of_causal_conv1d(
         torch.testing.assert_close(value, wanted[name], rtol=r, atol=a, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("dtype", PEER_TOLERANCE, ids=str)
+@pytest.mark.parametrize("ring", [False, True], ids=["shift", "ring"])
+@pytest.mark.parametrize("more", [0, 1, 9])
+@pytest.mark.parametrize("steps", [1, 4, 5])
+@pytest.mark.parametrize("width", [2, 3, 4])
+def test_update_meets_the_tolerances_of_causal_conv1d(
+    width: int, steps: int, more: int, ring: bool, dtype: torch.dtype, device: str
+) -> None:
+    rtol, atol = PEER_TOLERANCE[dtype]
+    kept = width - 1 + more
+    inputs = make_conv_update_inputs(
+        6, 80, width, steps=steps, kept=kept, slots=20, ring=ring, dtype=dtype, device=device
+    )
+    inputs["conv_state_indices"][4] = -1
+    wanted = inputs | {"conv_state": inputs["conv_state"].clone()}
+    out = causal_conv1d_update(**inputs)
+    torch.testing.assert_close(out, causal_conv1d_update_ref(**wanted), rtol=rtol, atol=atol)
+    assert torch.equal(inputs["conv_state"], wanted["conv_state"])
+    assert not out[4].any()
+
+
 # Base calls: batch 2, channels 8, length 63 (update: one step), width 4; each row changes some arguments.
 SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
     "x rank": ({"x": torch.zeros(2, 8)}, "x must be [batch, channels, length] (3 dimensions), got [2, 8]"),
     "x dtype": ({"x": torch.zeros(2, 8, 63, dtype=torch.int32)}, "x must be float32, float16, bfloat16"),
     "x is no tensor": ({"x": [1.0]}, "x must be a torch.Tensor, got list"),
     "weight rank": ({"weight": torch.zeros(8, 1, 4)}, "weight must be [channels, width] (2 dimensions)"),
-    "width 5": ({"weight": torch.zeros(8, 5)}, "weight must have a width of 2, 3 or 4, got 5"),
-    "width 1": ({"weight": torch.zeros(8, 1)}, "weight must have a width of 2, 3 or 4, got 1"),
+    "width 0": ({"weight": torch.zeros(8, 0)}, "weight must have a width of 1 to 64, got 0"),
+    "width 65": ({"weight": torch.zeros(8, 65)}, "weight must have a width of 1 to 64, got 65"),
     "weight channels": (
         {"weight": torch.zeros(7, 4)},
         "weight must be [channels, width] = [8, 4], got [7, 4]",
     ),
     "bias shape": ({"bias": torch.zeros(7)}, "bias must be [channels] = [8], got [7]"),
-    "seq_idx": ({"seq_idx": torch.zeros(2, 63)}, "seq_idx must be None, packed sequences are not"),
     "initial_states shape": (
         {"initial_states": torch.zeros(2, 8, 4)},
         "initial_states must be [batch, channels, width - 1] = [2, 8, 3], got [2, 8, 4]",
@@ -261,7 +339,14 @@ UPDATE_SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
         {"conv_state_indices": torch.zeros(3, dtype=torch.int32)},
         "conv_state_indices must be [batch] = [2], got [3]",
     ),
-    "cache_seqlens": ({"cache_seqlens": torch.zeros(2)}, "cache_seqlens must be None, circular states"),
+    "cache_seqlens dtype": (
+        {"cache_seqlens": torch.zeros(2)},
+        "cache_seqlens must be int32 (steps seen by each sequence), got float32",
+    ),
+    "cache_seqlens shape": (
+        {"cache_seqlens": torch.zeros(3, dtype=torch.int32)},
+        "cache_seqlens must be [batch] = [2], got [3]",
+    ),
     "activation": ({"activation": "gelu"}, 'activation must be None, "silu" or "swish", got \'gelu\''),
 }
 

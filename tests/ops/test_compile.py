@@ -76,6 +76,19 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[int, str], dict[str, Any]]]
         conv,
         lambda n, device: make_conv_inputs(length=n, device=device, layout="strided", **BRAIN),
     ),
+    "conv, packed rows": (
+        conv,
+        lambda n, device: make_conv_inputs(
+            seq_idx=[[n // 3, n - n // 3], [-5, n - 5]], device=device, initial_states=True
+        ),
+    ),
+    "conv, packed in one row": (
+        conv,
+        lambda n, device: make_conv_inputs(
+            cu_seqlens=[n // 3, 0, n - n // 3], device=device, layout="channel", initial_states=True
+        ),
+    ),
+    "conv, width 9": (conv, lambda n, device: make_conv_inputs(length=n, width=9, device=device)),
     "state update": (
         mamba_aot.selective_state_update,
         lambda n, device: make_state_update_inputs(device=device, slots=5),
@@ -96,6 +109,10 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[int, str], dict[str, Any]]]
     "conv update": (
         mamba_aot.causal_conv1d_update,
         lambda n, device: make_conv_update_inputs(device=device, slots=5),
+    ),
+    "conv update, ring": (
+        mamba_aot.causal_conv1d_update,
+        lambda n, device: make_conv_update_inputs(device=device, slots=5, steps=2, kept=6, ring=True),
     ),
 }
 each_call = pytest.mark.parametrize(("function", "make"), CALLS.values(), ids=CALLS)
@@ -127,9 +144,11 @@ class Recorder(TorchDispatchMode):
 
 @each_call
 def test_opcheck(function: Callable[..., Any], make: Callable[..., dict[str, Any]], device: str) -> None:
+    inputs = make(70, device)
     with Recorder() as recorder:
-        run(function, make(70, device), function)
-    assert len(recorder.calls) == (2 if takes_gradients(function) else 1)
+        run(function, inputs, function)
+    packed = "seq_idx" in inputs or "cu_seqlens" in inputs
+    assert len(recorder.calls) == (2 + packed if takes_gradients(function) else 1)
     for op, args in recorder.calls:
         arguments = [a.detach() if isinstance(a, Tensor) else a for a in args]
         if op in (ops.selective_scan_fwd.default, ops.causal_conv1d_fwd.default):

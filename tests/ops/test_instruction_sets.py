@@ -33,6 +33,11 @@ for options in ({"residual": True, "prenorm": True}, {"channels": 1000, "layout"
     testing.assert_matches_reference(mamba_aot.layer_norm_fn, reference.layer_norm_ref, inputs)
 inputs = testing.make_norm_inputs(z=True, group_size=12)
 testing.assert_matches_reference(mamba_aot.rmsnorm_fn, reference.rmsnorm_ref, inputs)
+rows, ends = [[40, -3, 7, 20], [70]], [40, 0, 30]
+for options in ({}, {"width": 9}, {"seq_idx": rows}, {"cu_seqlens": ends, "width": 9}):
+    for layout in ("seq", "channel"):
+        inputs = testing.make_conv_inputs(dim=19, layout=layout, initial_states=True, **options)
+        testing.assert_matches_reference(mamba_aot.causal_conv1d_fn, reference.causal_conv1d_ref, inputs)
 for update, update_ref, inputs, state in (
     (
         mamba_aot.causal_conv1d_update,
