@@ -36,7 +36,9 @@ constexpr const char* kSchemas[] = {
     "Tensor? cache_seqlens, Tensor? conv_state_indices, bool silu) -> Tensor",
 
     "state_update(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
-    "Tensor? dt_bias, Tensor? decay_gate, Tensor? state_batch_indices, bool dt_softplus, bool zoh) -> Tensor",
+    "Tensor? dt_bias, Tensor? decay_gate, Tensor? state_batch_indices, Tensor? dst_state_batch_indices, "
+    "Tensor? accepted_steps, Tensor(b!)? out, Tensor(c!)? intermediate_states, int pad_slot_id, "
+    "bool dt_softplus, bool zoh, bool update_state, bool is_complex) -> Tensor",
 
     "linear_recurrence_fwd(Tensor a, Tensor b, Tensor? initial_state, bool complex, bool reverse, "
     "bool save_states) -> (Tensor h, Tensor last_state, Tensor chunk_states)",
@@ -44,6 +46,7 @@ constexpr const char* kSchemas[] = {
     "linear_recurrence_bwd(Tensor dh, Tensor? dlast_state, Tensor a, Tensor? b, Tensor? h, "
     "Tensor? initial_state, Tensor? chunk_states, bool complex, bool reverse) "
     "-> (Tensor da, Tensor db, Tensor dinitial_state)",
+
     "rms_norm_fwd(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? z, float eps, int "
     "group_size, "
     "bool centered, bool? norm_before_gate, bool keep_sum, bool wide_sum) "
@@ -53,9 +56,6 @@ constexpr const char* kSchemas[] = {
     "Tensor? z, "
     "Tensor mean, Tensor rstd, int group_size, bool centered, bool? norm_before_gate) "
     "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual, Tensor dz)",
-    "Tensor? dt_bias, Tensor? decay_gate, Tensor? state_batch_indices, Tensor? dst_state_batch_indices, "
-    "Tensor? accepted_steps, Tensor(b!)? out, Tensor(c!)? intermediate_states, int pad_slot_id, "
-    "bool dt_softplus, bool zoh, bool update_state, bool is_complex) -> Tensor",
 };
 
 using Boxed = void (*)(StableIValue*, uint64_t, uint64_t);
@@ -68,15 +68,17 @@ struct Op {
 #define MAMBA_AOT_OP(name) {#name, TORCH_BOX(&cpu::name), TORCH_BOX(&cuda::name)}
 
 constexpr Op kOps[] = {
-    MAMBA_AOT_OP(selective_scan_fwd),    MAMBA_AOT_OP(selective_scan_bwd),    MAMBA_AOT_OP(causal_conv1d_fwd),
-    MAMBA_AOT_OP(causal_conv1d_bwd),     MAMBA_AOT_OP(causal_conv1d_update),  MAMBA_AOT_OP(state_update),
-    MAMBA_AOT_OP(linear_recurrence_fwd), MAMBA_AOT_OP(linear_recurrence_bwd),
-    MAMBA_AOT_OP(selective_scan_fwd), MAMBA_AOT_OP(selective_scan_bwd),   MAMBA_AOT_OP(causal_conv1d_fwd),
-    MAMBA_AOT_OP(causal_conv1d_bwd),  MAMBA_AOT_OP(causal_conv1d_update), MAMBA_AOT_OP(state_update),
-    MAMBA_AOT_OP(rms_norm_fwd),       MAMBA_AOT_OP(rms_norm_bwd),
-    MAMBA_AOT_OP(selective_scan_fwd), MAMBA_AOT_OP(selective_scan_bwd), MAMBA_AOT_OP(causal_conv1d_sequences),
-    MAMBA_AOT_OP(causal_conv1d_fwd),  MAMBA_AOT_OP(causal_conv1d_bwd),  MAMBA_AOT_OP(causal_conv1d_update),
+    MAMBA_AOT_OP(selective_scan_fwd),
+    MAMBA_AOT_OP(selective_scan_bwd),
+    MAMBA_AOT_OP(causal_conv1d_sequences),
+    MAMBA_AOT_OP(causal_conv1d_fwd),
+    MAMBA_AOT_OP(causal_conv1d_bwd),
+    MAMBA_AOT_OP(causal_conv1d_update),
     MAMBA_AOT_OP(state_update),
+    MAMBA_AOT_OP(linear_recurrence_fwd),
+    MAMBA_AOT_OP(linear_recurrence_bwd),
+    MAMBA_AOT_OP(rms_norm_fwd),
+    MAMBA_AOT_OP(rms_norm_bwd),
 };
 
 #undef MAMBA_AOT_OP

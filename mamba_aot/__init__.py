@@ -16,9 +16,9 @@ __all__ = [
     "causal_conv1d_varlen_states",
     "from_pretrained",
     "generate",
-    "linear_recurrence",
     "layer_norm_fn",
     "layernorm_fn",
+    "linear_recurrence",
     "rms_norm_fn",
     "rmsnorm_fn",
     "save_pretrained",
@@ -36,14 +36,13 @@ try:
     from mamba_aot.generation import GeneratedToken, generate, stream
     from mamba_aot.model import MambaLM, MambaLMConfig
     from mamba_aot.modules import Block, Mamba, MambaState, RMSNorm, SSMConfig
-    from mamba_aot.ops.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
-    from mamba_aot.ops.linear_recurrence import linear_recurrence
-    from mamba_aot.ops.rms_norm import layer_norm_fn, layernorm_fn, rms_norm_fn, rmsnorm_fn
     from mamba_aot.ops.causal_conv1d import (
         causal_conv1d_fn,
         causal_conv1d_update,
         causal_conv1d_varlen_states,
     )
+    from mamba_aot.ops.linear_recurrence import linear_recurrence
+    from mamba_aot.ops.rms_norm import layer_norm_fn, layernorm_fn, rms_norm_fn, rmsnorm_fn
     from mamba_aot.ops.selective_scan import selective_scan_fn
     from mamba_aot.ops.state_update import selective_state_step, selective_state_update
 except ImportError as error:

@@ -31,8 +31,8 @@ dependent Δ, B, C); the published code takes φ = Δ for B, which is "euler" he
 itself and its conjugate. The decay gate is this package's addition.
 """
 
-from typing import Any
 import itertools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -291,6 +291,8 @@ def linear_recurrence_ref(
         states.reverse()
     out = (torch.stack(states, dim=-1) if states else _wide(b, dtype)).to(b.dtype)
     return (out, h) if return_last_state else out
+
+
 def layer_norm_ref(
     x: Tensor,
     weight: Tensor,
@@ -344,6 +346,8 @@ def rmsnorm_ref(
 ) -> Tensor:
     """`layernorm_ref` without the mean. Arguments and source: `mamba_aot.rmsnorm_fn`."""
     return layernorm_ref(x, weight, bias, z, is_rms_norm=True, **options)
+
+
 def causal_conv1d_varlen_states_ref(x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:
     """The last steps of each sequence. Shapes and source: `mamba_aot.causal_conv1d_varlen_states`."""
     states = [
@@ -406,6 +410,8 @@ def _norm(
     normed = (rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + eps)).reshape(u.shape)
     y = normed * weight
     return y if bias is None else y + bias.to(y.dtype)
+
+
 def _sequences(seq_idx: Tensor | None, cu_seqlens: Tensor | None) -> list[tuple[int, int, int, int | None]]:
     """(batch row, first step, step after the last, row of the initial states if any) of packed sequences."""
     if cu_seqlens is not None:
