@@ -261,6 +261,7 @@ def test_opcheck(layout: str, kind: dict[str, Any], device: str) -> None:
     torch.library.opcheck(ops.linear_recurrence_fwd.default, (*leaves, is_complex, True, half))
 
 
+@pytest.mark.filterwarnings("default")
 @each_dtype
 @pytest.mark.parametrize("layout", ["seq", "channel"])
 def test_compiles_as_one_graph_of_any_length(kind: dict[str, Any], layout: str, device: str) -> None:
