@@ -236,7 +236,9 @@ def causal_conv1d_ref(
             early = zero[:1] if states_row is None else before[states_row : states_row + 1]
             padded = torch.cat([early, x[row : row + 1, :, start:stop]], dim=2)
             out[row, :, start:stop] = _convolve(padded, weight, bias, activation)[0]
-            ends[row if cu_seqlens is None else states_row] = padded[0, :, stop - start :]
+            ends[row if cu_seqlens is None or states_row is None else states_row] = padded[
+                0, :, stop - start :
+            ]
         final_states = torch.stack(ends) if ends else zero
     if final_states_out is not None:
         final_states = final_states_out.copy_(final_states)

@@ -309,13 +309,13 @@ def _setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor, Ten
 
 @once_differentiable
 def _backward(ctx, dout: Tensor | None, dsum: Tensor | None, _dmean: None, _drstd: None) -> tuple:
-    if dout is None and dsum is None:
-        return (None,) * 11
+    if dout is None:
+        if dsum is None:
+            return (None,) * 11
+        dout = torch.zeros_like(dsum, dtype=ctx.x_dtype)
     # Read once: under activation checkpointing every reading recomputes the forward.
     saved = ctx.saved_tensors
     residual = saved[3]
-    if dout is None:
-        dout = torch.zeros_like(dsum, dtype=ctx.x_dtype)
     dx, dweight, dbias, dresidual, dz = torch.ops.mamba_aot.rms_norm_bwd(
         dout, dsum, *saved, ctx.group_size, ctx.centered, ctx.norm_before_gate
     )
