@@ -1,27 +1,14 @@
-"""Inputs and comparisons for tests of the ops: the ones this package's own tests use.
-
-The rule of closeness has no constants to tune. Against the truth, which is the eager function in float64 on
-the same values, a result may be off by twice the error that the eager function makes in the result's own
-precision, and by a rounding band:
-
-    max|out - truth| ≤ 2 max|eager - truth| + eps(result) max|truth| + max|nudged - truth|
-
-Twice, because two right orders of one sum differ by that much. The band, because eager's error can be small
-by luck: one rounding step of the result's dtype where it is largest, and what becomes of the truth when every
-input moves up or down by one rounding step of the arithmetic (float32, or float64 for float64 inputs), which
-shows how much of the result is cancellation.
-"""
+"""Arguments for the ops, drawn from a seed."""
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Directions that inputs are nudged in: enough that a sum is not left where it was in all of them by chance.
-_NUDGES = 4
+from mamba_aot.testing._random import Random
 
 LAYOUTS = ("seq", "channel", "sliced", "strided")
 
@@ -60,7 +47,7 @@ def make_scan_inputs(
         is_complex: Whether A, B, C and the state are complex; Im A is pi n (S4D-Lin).
         interleaved: Whether complex B and C are passed as real ones with a last dim of 2L.
     """
-    random = _Random(seed)
+    random = Random(seed)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     weight = wide if weight_dtype is None else weight_dtype
     state_like = wide.to_complex() if is_complex else wide
@@ -125,7 +112,7 @@ def make_state_update_inputs(
     h = scan["initial_state"]
     indices, written = None, None
     if slots is not None:
-        random = _Random(options.get("seed", 0))
+        random = Random(options.get("seed", 0))
         order = torch.randperm(slots, generator=random.generator).to(torch.int32).to(h.device)
         indices, written = order[:batch], order[batch : 2 * batch]
         h = random.normal(slots, dim, state, of=h.dtype).to(h)
@@ -180,7 +167,7 @@ def make_conv_inputs(
             negative one is that many steps of padding.
         cu_seqlens: Lengths of the sequences packed in one row.
     """
-    random = _Random(seed)
+    random = Random(seed)
     weight = dtype if weight_dtype is None else weight_dtype
     rows, packing = batch, {}
     if seq_idx is not None:
@@ -216,7 +203,7 @@ def make_linear_recurrence_inputs(
     `make_scan_inputs`.
     """
     shape = shape or (2, 8, 63)
-    random = _Random(seed)
+    random = Random(seed)
     decay = random.normal(*shape, of=dtype)
     decay = decay / decay.abs().clamp(min=1e-6) * random.log_uniform(0.3, 1, *shape)
     wide = torch.promote_types(dtype, torch.float32)
@@ -255,7 +242,7 @@ def make_conv_update_inputs(
     states = make_conv_inputs(batch if slots is None else slots, dim, kept, width, **options)
     indices = None
     if slots is not None:
-        generator = _Random(options.get("seed", 0)).generator
+        generator = Random(options.get("seed", 0)).generator
         indices = torch.randperm(slots, generator=generator)[:batch].to(torch.int32).to(conv["x"].device)
     seen = 7 * torch.arange(batch, dtype=torch.int32, device=conv["x"].device) + 2
     return {
@@ -290,7 +277,7 @@ def make_norm_inputs(
     Args:
         layout: Memory of x, residual and z as [batch, channels, rows]: rows lie dense in "channel" only.
     """
-    random = _Random(seed)
+    random = Random(seed)
     weight = dtype if weight_dtype is None else weight_dtype
 
     def sequence(of: torch.dtype) -> Tensor:
@@ -325,172 +312,5 @@ def place(tensor: Tensor, layout: str) -> Tensor:
     raise ValueError(f"place: layout must be one of {LAYOUTS}, got {layout!r}")
 
 
-def assert_close_to_fp64(
-    out: Tensor,
-    ref_same_precision: Tensor,
-    ref_fp64: Tensor,
-    name: str,
-    ref_nudged: Sequence[Tensor] = (),
-) -> None:
-    """Holds `out` to the rule at the top of this file.
-
-    Args:
-        out: The result under test.
-        ref_same_precision: What an independent eager implementation gives in the same dtypes.
-        ref_fp64: The truth: the same computation on the same values, widened to float64.
-        name: What the message calls the result.
-        ref_nudged: The truth for inputs nudged in different directions; the largest change counts.
-
-    Raises:
-        AssertionError: Shape or dtype differ from the reference's, or the error is over the limit.
-    """
-    got, wanted = (tuple(out.shape), out.dtype), (tuple(ref_same_precision.shape), ref_same_precision.dtype)
-    if got != wanted:
-        raise AssertionError(f"{name}: shape and dtype must be {wanted}, got {got}")
-    if out.numel() == 0:
-        return
-    wide, truth = out.detach().to(ref_fp64.dtype), ref_fp64.detach()
-    errors = (wide - truth).abs()
-    eager = _largest(ref_same_precision.detach().to(ref_fp64.dtype) - truth)
-    rounding = torch.finfo(out.dtype).eps * _largest(truth)
-    nudge = max((_largest(nudged.detach() - truth) for nudged in ref_nudged), default=0.0)
-    limit = 2 * eager + rounding + nudge
-    if _largest(errors) <= limit:
-        return
-    worst = int(torch.where(errors.isnan(), math.inf, errors).argmax())
-    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), out.shape))
-    over = int((~(errors <= limit)).sum())
-    raise AssertionError(
-        f"{name}: error against float64 must be at most 2 x eager's + rounding + nudge = 2 x {eager:.3g} + "
-        f"{rounding:.3g} + {nudge:.3g} = {limit:.3g}, got {errors[index].item():.3g} at {index}: "
-        f"{wide[index].item():.8g} instead of {truth[index].item():.8g}; {over} of {out.numel()} elements "
-        f"are over, dtype {out.dtype}"
-    )
-
-
-def assert_matches_reference(
-    function: Callable[..., Any],
-    reference: Callable[..., Any],
-    inputs: Mapping[str, Any],
-    *,
-    backward: bool = True,
-    written: Sequence[str] = (),
-    seed: int = 0,
-) -> None:
-    """Holds every result, and every gradient of a random weighting of them, to the rule above.
-
-    Args:
-        function: The function under test, returning a tensor or a tuple of tensors.
-        reference: The eager function with the same arguments, as in `mamba_aot.reference`.
-        inputs: Keyword arguments, which stay as they are.
-        backward: Whether every floating or complex tensor gets a gradient, and the gradients are compared.
-        written: Names of arguments the functions write into; what is written is compared as well.
-        seed: Of the weighting.
-    """
-    got = results_of(function, inputs, backward=backward, written=written, seed=seed)
-    eager = results_of(reference, inputs, backward=backward, written=written, seed=seed)
-    wide = {name: _widened(value) for name, value in inputs.items()}
-    truth = results_of(reference, wide, backward=backward, written=written, seed=seed)
-    random, step = _Random(seed), torch.finfo(_arithmetic(inputs)).eps
-    nudged = []
-    for _ in range(_NUDGES):
-        moved = {name: random.nudged(value, step) for name, value in wide.items()}
-        nudged.append(results_of(reference, moved, backward=backward, written=written, seed=seed))
-    if got.keys() != eager.keys():
-        raise AssertionError(f"the results must be {list(eager)}, got {list(got)}")
-    for name, value in got.items():
-        assert_close_to_fp64(value, eager[name], truth[name], name, [results[name] for results in nudged])
-
-
-def results_of(
-    function: Callable[..., Any],
-    inputs: Mapping[str, Any],
-    *,
-    backward: bool = True,
-    written: Sequence[str] = (),
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """Calls `function(**inputs)` and names what comes out: "out 0", "grad u", "written state".
-
-    Arguments as in `assert_matches_reference`.
-    """
-    leaves = {name: _leaf(value, backward) for name, value in inputs.items()}
-    outputs = function(**leaves)
-    outputs = outputs if isinstance(outputs, Sequence) else (outputs,)
-    results = {f"out {i}": out for i, out in enumerate(outputs)}
-    results |= {f"written {name}": leaves[name] for name in written}
-    if backward:
-        random = _Random(seed)
-        weights = [random.coarse(*out.shape, of=out.dtype).to(out) for out in outputs]
-        paired = [(out, weight) for out, weight in zip(outputs, weights, strict=True) if out.requires_grad]
-        wanted = {name: leaf for name, leaf in leaves.items() if _is_numeric(leaf)}
-        grads = torch.autograd.grad(
-            [out for out, _ in paired],
-            list(wanted.values()),
-            [weight for _, weight in paired],
-            materialize_grads=True,
-        )
-        results |= {f"grad {name}": grad for name, grad in zip(wanted, grads, strict=True)}
-    return results
-
-
-def _is_numeric(value: Any) -> bool:
-    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
-
-
-def _leaf(value: Any, backward: bool) -> Any:
-    if not _is_numeric(value):
-        return value
-    if backward:
-        return value.detach().requires_grad_()
-    # A copy with the same strides: the function may write into it.
-    copy = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
-    return copy.copy_(value.detach())
-
-
-def _widened(value: Any) -> Any:
-    if not _is_numeric(value):
-        return value
-    return value.detach().to(torch.complex128 if value.is_complex() else torch.float64)
-
-
-def _arithmetic(inputs: Mapping[str, Any]) -> torch.dtype:
-    wide = any(_is_numeric(v) and v.dtype in (torch.float64, torch.complex128) for v in inputs.values())
-    return torch.float64 if wide else torch.float32
-
-
-def _largest(tensor: Tensor) -> float:
-    return tensor.abs().max().item()
-
-
 def _inverse_softplus(y: Tensor) -> Tensor:
     return y + torch.log(-torch.expm1(-y))
-
-
-class _Random:
-    """Draws on the CPU in float64, so that a seed means the same numbers on every device and dtype."""
-
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def normal(self, *shape: int, of: torch.dtype = torch.float64) -> Tensor:
-        dtype = torch.complex128 if of.is_complex else torch.float64
-        return torch.randn(shape, generator=self.generator, dtype=dtype)
-
-    def coarse(self, *shape: int, of: torch.dtype = torch.float64) -> Tensor:
-        """Normal numbers in steps of 1/32, which every dtype holds exactly."""
-        values = 32 * self.normal(*shape, of=of)
-        pairs = torch.view_as_real(values) if of.is_complex else values
-        pairs = pairs.round() / 32
-        return torch.view_as_complex(pairs) if of.is_complex else pairs
-
-    def nudged(self, value: Any, step: float) -> Any:
-        """`value` with every element made larger or smaller by a factor of 1 ± `step`."""
-        if not _is_numeric(value):
-            return value
-        signs = 2 * torch.randint(0, 2, value.shape, generator=self.generator, dtype=torch.float64) - 1
-        return value * (1 + step * signs.to(value.device))
-
-    def log_uniform(self, low: float, high: float, *shape: int) -> Tensor:
-        uniform = torch.rand(shape, generator=self.generator, dtype=torch.float64)
-        return torch.exp(math.log(low) + (math.log(high) - math.log(low)) * uniform)
