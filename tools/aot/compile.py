@@ -1,4 +1,4 @@
-"""Compiles every variant of one kernel file for one architecture: `python -m tools.aot.compile --help`.
+"""Compiles the variants of a kernel file for a family of architectures: `python -m tools.aot.compile --help`.
 
 Each call is a process of its own, started by ninja. It writes the images one after another into one file, a
 C++ file that embeds it with a table of facts, and a list of the sources it depends on.
@@ -37,8 +37,10 @@ def settle_environment(cache: Path) -> None:
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
 
 
-def compile_variant(variant: Variant, arch: int) -> dict[tree.Target, Image]:
-    """Compiles a variant: its cubin for `sm_<arch>` and, for sm_80, the PTX that newer GPUs can take.
+def compile_variant(variant: Variant, family: list[int]) -> dict[tree.Target, Image]:
+    """Compiles a variant: a cubin for each of a family and, with sm_80, the PTX that newer GPUs can take.
+
+    Triton runs once; what the others of the family differ in is the assembler's work.
 
     Raises:
         CompileError: Triton refuses the kernel, or the launcher could not launch what came out.
@@ -53,17 +55,21 @@ def compile_variant(variant: Variant, arch: int) -> dict[tree.Target, Image]:
     source = source_type(function, variant.signature, _constexprs(variant), variant.attributes)
     # Contracting a * b + c stops being Triton's default in 3.10: numbers must not drift with the compiler.
     options: dict[str, Any] = {"enable_fp_fusion": True, **variant.config.options}
-    if arch == tree.PTX_ARCH:
+    # The bytes for sm_86 must not depend on what else is built: Ampere and Ada always start from sm_80.
+    base = tree.PTX_ARCH if family[0] < 90 else family[0]
+    if base == tree.PTX_ARCH:
         options["ptx_version"] = _PTX_VERSION
-    name = variant.id(f"sm{arch}")
+    name = variant.id(f"sm{base}")
+    cubins = {}
     try:
-        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+        compiled = triton.compile(source, target=GPUTarget("cuda", base, 32), options=options)
+        for arch in family:
+            name = variant.id(f"sm{arch}")
+            ptx = compiled.asm["ptx"]
+            cubins[arch] = compiled.asm["cubin"] if arch == base else _assemble(ptx, arch, options)
     except Exception as error:
         raise CompileError(f"{name}: {type(error).__name__}: {error}") from error
     _check_launchable(variant, name, compiled)
-    facts = elf.facts(compiled.asm["cubin"])
-    if facts.arch != arch:
-        raise CompileError(f"{name}: the cubin must be for sm_{arch}, got one for sm_{facts.arch}")
     meta = compiled.metadata
     common = {
         "variant": variant.name,
@@ -72,14 +78,29 @@ def compile_variant(variant: Variant, arch: int) -> dict[tree.Target, Image]:
         "shared_bytes": meta.shared,
     }
     images = {}
-    for target in tree.targets([arch]):
-        data = plain_ptx(compiled.asm["ptx"]).encode() + b"\0" if target.ptx else compiled.asm["cubin"]
-        # The driver decides a PTX's registers when it compiles it.
-        registers, spill_bytes = (0, 0) if target.ptx else (facts.registers, facts.spill_bytes)
+    for target in tree.targets(family):
+        if target.ptx:
+            # The driver decides a PTX's registers when it compiles it.
+            data, registers, spill_bytes = plain_ptx(compiled.asm["ptx"]).encode() + b"\0", 0, 0
+        else:
+            data = cubins[target.arch]
+            facts = elf.facts(data)
+            if facts.arch != target.arch:
+                raise CompileError(f"{variant.id(target.name)}: got a cubin for sm_{facts.arch}")
+            registers, spill_bytes = facts.registers, facts.spill_bytes
         images[target] = Image(
             id=variant.id(target.name), data=data, registers=registers, spill_bytes=spill_bytes, **common
         )
     return images
+
+
+def _assemble(ptx: str, arch: int, options: dict[str, Any]) -> bytes:
+    """Machine code for `arch` from the PTX of an older architecture, by Triton's own assembler call."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler.compiler import make_backend
+
+    backend: Any = make_backend(GPUTarget("cuda", arch, 32))
+    return backend.make_cubin(ptx, {}, backend.parse_options(dict(options)), arch)
 
 
 def _constexprs(variant: Variant) -> dict[str, Any]:
@@ -118,18 +139,18 @@ def plain_ptx(text: str) -> str:
     return "\n".join(line for line in lines if line) + "\n"
 
 
-def compile_file(root: Path, stem: str, arch: int, folder: Path) -> None:
-    """Writes `<stem>-sm<arch>.bin` and `.cpp` under `folder`, and for sm_80 `<stem>-ptx80` too."""
+def compile_file(root: Path, stem: str, family: list[int], folder: Path) -> None:
+    """Writes `<stem>-sm<arch>.bin` and `.cpp` under `folder`, with sm_80 `<stem>-ptx80` too."""
     made = []
     problems = []
     for variant in [v for kernel in tree.kernels(root, stem) for v in kernel.variants]:
         try:
-            made.append(compile_variant(variant, arch))
+            made.append(compile_variant(variant, family))
         except CompileError as error:
             problems.append(str(error))
     if problems:
         raise CompileError("\n".join(problems))
-    for target in tree.targets([arch]):
+    for target in tree.targets(family):
         images = [images_of[target] for images_of in made]
         packed, starts = pack(images)
         binary = folder / f"{stem}-{target.name}.bin"
@@ -141,7 +162,7 @@ def compile_file(root: Path, stem: str, arch: int, folder: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.aot.compile", description=compile_file.__doc__)
     parser.add_argument("stem", help="a kernel file's name without .py")
-    parser.add_argument("--arch", type=int, required=True)
+    parser.add_argument("--archs", required=True, help="a family, such as 80;86;89")
     parser.add_argument("--triton", required=True, help="its version, so that another one compiles anew")
     parser.add_argument(
         "--out", type=Path, default=Path("build/images"), help="folder, below the current one"
@@ -154,11 +175,12 @@ def main() -> int:
     settle_environment(root / "build" / "triton")
     arguments.out.mkdir(parents=True, exist_ok=True)
     try:
-        compile_file(root, arguments.stem, arguments.arch, arguments.out)
+        family = [int(arch) for arch in arguments.archs.split(";")]
+        compile_file(root, arguments.stem, family, arguments.out)
     except (CompileError, tree.TableError) as error:
         print(f"tools.aot: {error}", file=sys.stderr)
         return 1
-    target = arguments.out / f"{arguments.stem}-sm{arguments.arch}"
+    target = arguments.out / f"{arguments.stem}-sm{family[0]}"
     sources = " ".join(path.as_posix() for path in tree.kernel_sources(root))
     target.with_suffix(".d").write_text(f"{target}.bin: {sources}\n")
     return 0

@@ -94,9 +94,9 @@ def _rules(ninja: ninja_syntax.Writer) -> None:
     python = '"$$MAMBA_AOT_PYTHON" -m'
     ninja.rule(
         "images",
-        f"{python} tools.aot.compile $stem --arch $arch --triton $triton",
-        description="images $stem sm_$arch",
-        depfile="build/images/${stem}-sm${arch}.d",
+        f"{python} tools.aot.compile $stem --archs $archs --triton $triton",
+        description="images $stem for $archs",
+        depfile="build/images/$first.d",
         deps="gcc",
         restat=True,
     )
@@ -145,10 +145,12 @@ def _kernel_edges(
         triton = tools.versions.get("triton", "none")
         ninja.build(generated, "launchers", [kernel], variables={"stem": stem, "archs": f"'{listed}'"})
         sources.append((generated[0], []))
-        for arch in archs:
-            binaries = [f"build/images/{stem}-{target.name}.bin" for target in tree.targets([arch])]
+        for family in tree.families(archs):
+            binaries = [f"build/images/{stem}-{target.name}.bin" for target in tree.targets(family)]
             embedding = [binary.replace(".bin", ".cpp") for binary in binaries]
-            values = {"stem": stem, "arch": str(arch), "triton": triton}
+            members = ";".join(map(str, family))
+            first = f"{stem}-sm{family[0]}"
+            values = {"stem": stem, "archs": f"'{members}'", "first": first, "triton": triton}
             # A table with mistakes is reported once, by the launchers' step.
             ninja.build(binaries + embedding, "images", [kernel], order_only=generated[:1], variables=values)
             sources += [(source, [binary]) for source, binary in zip(embedding, binaries, strict=True)]

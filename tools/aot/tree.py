@@ -76,6 +76,12 @@ def chosen_archs(setting: str | None) -> list[int]:
     return sorted({int(part) for part in parts})
 
 
+def families(archs: list[int]) -> list[list[int]]:
+    """Groups architectures whose machine code comes from one PTX: Ampere and Ada take that of sm_80."""
+    ampere = [arch for arch in archs if PTX_ARCH <= arch < 90]
+    return ([ampere] if ampere else []) + [[arch] for arch in archs if arch not in ampere]
+
+
 def targets(archs: list[int]) -> list[Target]:
     """What is built for these architectures: a cubin for each, and PTX beside the one it is taken from."""
     return [Target(arch) for arch in archs] + [Target(arch, ptx=True) for arch in archs if arch == PTX_ARCH]
