@@ -140,7 +140,7 @@ def plain_ptx(text: str) -> str:
 
 
 def compile_file(root: Path, stem: str, family: list[int], folder: Path) -> None:
-    """Writes `<stem>-sm<arch>.bin` and `.cpp` under `folder`, with sm_80 `<stem>-ptx80` too."""
+    """Writes `<stem>-sm<arch>[-sm<arch>...].bin` and `.cpp` under `folder`, with sm_80 `<stem>-ptx80` too."""
     made = []
     problems = []
     for variant in [v for kernel in tree.kernels(root, stem) for v in kernel.variants]:
@@ -150,12 +150,13 @@ def compile_file(root: Path, stem: str, family: list[int], folder: Path) -> None
             problems.append(str(error))
     if problems:
         raise CompileError("\n".join(problems))
-    for target in tree.targets(family):
-        images = [images_of[target] for images_of in made]
+    for targets in tree.files(family):
+        # Images of one variant lie side by side: alike as they are, they compress as one.
+        images = [images_of[target] for images_of in made for target in targets]
         packed, starts = pack(images)
-        binary = folder / f"{stem}-{target.name}.bin"
+        binary = folder / f"{tree.images_name(stem, targets)}.bin"
         write_if_changed(binary, packed)
-        text = images_source(stem, target, binary.as_posix(), list(zip(images, starts, strict=True)))
+        text = images_source(stem, targets, binary.as_posix(), list(zip(images, starts, strict=True)))
         write_if_changed(binary.with_suffix(".cpp"), text.encode())
 
 
@@ -180,7 +181,7 @@ def main() -> int:
     except (CompileError, tree.TableError) as error:
         print(f"tools.aot: {error}", file=sys.stderr)
         return 1
-    target = arguments.out / f"{arguments.stem}-sm{family[0]}"
+    target = arguments.out / tree.images_name(arguments.stem, tree.files(family)[0])
     sources = " ".join(path.as_posix() for path in tree.kernel_sources(root))
     target.with_suffix(".d").write_text(f"{target}.bin: {sources}\n")
     return 0

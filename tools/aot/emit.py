@@ -215,22 +215,34 @@ def launchers(stem: str, kernels: Sequence[Kernel], targets: Sequence[Target]) -
     return header, source
 
 
-def images_source(stem: str, target: Target, binary: str, images: Sequence[tuple[Image, int]]) -> str:
-    """The C++ file that embeds one file of images and says what each is; `images` come with their offsets."""
-    symbol = f"mamba_aot_{stem}_{target.name}"
-    rows = [
-        f"{{{_quoted(i.id)}, {_quoted(i.entry)}, {symbol} + {start}, {len(i.data)}, "
-        f"{i.num_warps}, {i.shared_bytes}, {i.registers}, {i.spill_bytes},\n     {_quoted(i.sha256)}}},"
-        for i, start in images
-    ]
+def images_source(
+    stem: str, targets: Sequence[Target], binary: str, images: Sequence[tuple[Image, int]]
+) -> str:
+    """The C++ file that embeds one file of images and says what each is.
+
+    `images` come with their offsets, the first variant's for every target, then the second's.
+    """
+    names = ", ".join(target.name for target in targets)
+    symbol = f"mamba_aot_{stem}_{targets[0].name}"
+    tables = []
+    for position, target in enumerate(targets):
+        rows = [
+            f"{{{_quoted(i.id)}, {_quoted(i.entry)}, {symbol} + {start}, {len(i.data)}, "
+            f"{i.num_warps}, {i.shared_bytes}, {i.registers}, {i.spill_bytes},\n     {_quoted(i.sha256)}}},"
+            for i, start in images[position :: len(targets)]
+        ]
+        name = f"k{camel(stem)}_{target.name}"
+        tables.append(
+            f"extern const runtime::Image {name}[];\n"
+            f"const runtime::Image {name}[] = {{\n{_indented(rows, 4)}\n}};\n"
+        )
     return _fill(
         "images.cpp.in",
         stem=stem,
-        target=target.name,
+        targets=names,
         symbol=symbol,
         binary=binary,
-        name=f"k{camel(stem)}_{target.name}",
-        rows=_indented(rows, 4),
+        tables="\n".join(tables),
     )
 
 

@@ -21,10 +21,11 @@ BUILD = Path("build")
 LIBRARY = BUILD / "libmamba_aot.so"
 # The oldest torch that the library runs on: newer interfaces are hidden from the compiler.
 TORCH_TARGET = "0x020a000000000000"
+# Only what most machines run is worth the compiler's time: x86-64 without AVX2 is older than 2013.
 _ISAS = {
     "baseline": "",
-    "avx2": "-mavx2 -mfma -mf16c",
-    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512",
+    "avx2": "-O3 -mavx2 -mfma -mf16c",
+    "avx512": "-O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512",
 }
 
 
@@ -78,7 +79,7 @@ def _variables(ninja: ninja_syntax.Writer, tools: Tools) -> None:
     ninja.variable("prefixes", "-ffile-prefix-map=$torch=torch")
     ninja.variable(
         "flags",
-        "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -Wall -Wextra "
+        "-std=c++17 -O2 -fPIC -fvisibility=hidden -fno-math-errno -Wall -Wextra "
         f"-DTORCH_TARGET_VERSION={TORCH_TARGET} $prefixes -Icsrc -Ibuild -isystem $torch/include",
     )
     # pybind11's own flags: hidden symbols; no torch headers, so no tie to its ABI.
@@ -146,11 +147,11 @@ def _kernel_edges(
         ninja.build(generated, "launchers", [kernel], variables={"stem": stem, "archs": f"'{listed}'"})
         sources.append((generated[0], []))
         for family in tree.families(archs):
-            binaries = [f"build/images/{stem}-{target.name}.bin" for target in tree.targets(family)]
-            embedding = [binary.replace(".bin", ".cpp") for binary in binaries]
+            names = [tree.images_name(stem, targets) for targets in tree.files(family)]
+            binaries = [f"build/images/{name}.bin" for name in names]
+            embedding = [f"build/images/{name}.cpp" for name in names]
             members = ";".join(map(str, family))
-            first = f"{stem}-sm{family[0]}"
-            values = {"stem": stem, "archs": f"'{members}'", "first": first, "triton": triton}
+            values = {"stem": stem, "archs": f"'{members}'", "first": names[0], "triton": triton}
             # A table with mistakes is reported once, by the launchers' step.
             ninja.build(binaries + embedding, "images", [kernel], order_only=generated[:1], variables=values)
             sources += [(source, [binary]) for source, binary in zip(embedding, binaries, strict=True)]
@@ -166,8 +167,8 @@ def _isas(source: str) -> dict[str, str]:
     """Instruction sets a source is compiled for, and their flags; several for `csrc/cpu/*_simd.cpp` only."""
     if not source.endswith("_simd.cpp"):
         return {"": ""}
-    x86 = platform.machine() in ("x86_64", "AMD64")
-    return {isa: f"-DMAMBA_AOT_ISA={isa} {flags}".strip() for isa, flags in _ISAS.items() if x86 or not flags}
+    isas = _ISAS if platform.machine() in ("x86_64", "AMD64") else {"baseline": "-O3"}
+    return {isa: f"-DMAMBA_AOT_ISA={isa} {flags}".strip() for isa, flags in isas.items()}
 
 
 def _object(

@@ -85,3 +85,13 @@ def families(archs: list[int]) -> list[list[int]]:
 def targets(archs: list[int]) -> list[Target]:
     """What is built for these architectures: a cubin for each, and PTX beside the one it is taken from."""
     return [Target(arch) for arch in archs] + [Target(arch, ptx=True) for arch in archs if arch == PTX_ARCH]
+
+
+def files(family: list[int]) -> list[list[Target]]:
+    """What of a family goes into one file of images: its cubins, and its PTX if there is any."""
+    both = targets(family)
+    return [list(group) for group in ([t for t in both if not t.ptx], [t for t in both if t.ptx]) if group]
+
+
+def images_name(stem: str, of: list[Target]) -> str:
+    return "-".join([stem, *(target.name for target in of)])
