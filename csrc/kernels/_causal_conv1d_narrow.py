@@ -10,9 +10,11 @@ from _causal_conv1d_steps import (
     load_sequences,
     load_steps,
     load_taps,
+    places,
     run_layout,
     silu,
     silu_slope,
+    spread_layout,
     store_steps,
 )
 from triton.experimental import gluon
@@ -109,7 +111,6 @@ def causal_conv1d_fwd_kernel(
     STEPS: gl.constexpr,
     CHANNELS: gl.constexpr,
 ):
-    TIME_AXIS: gl.constexpr = 1 if LAYOUT == "seq" else 0
     TILE: gl.constexpr = gl.SliceLayout(2, run_layout(LAYOUT, RUNS, STEPS, CHANNELS, gl.num_warps()))
     if LAYOUT == "seq":
         x_time = 1
@@ -120,17 +121,9 @@ def causal_conv1d_fwd_kernel(
     time_blocks = gl.cdiv(L, RUNS * STEPS)
     channel_blocks = gl.cdiv(D, CHANNELS)
     pid = gl.program_id(0)
-    run = gl.arange(0, RUNS, gl.SliceLayout(1 - TIME_AXIS, TILE))
-    first = ((pid % time_blocks).to(gl.int64) * RUNS + run) * STEPS
-    d = gl.arange(0, CHANNELS, gl.SliceLayout(TIME_AXIS, TILE))
-    d = (pid // time_blocks % channel_blocks).to(gl.int64) * CHANNELS + d
+    channel_block = pid // time_blocks % channel_blocks
+    first, d = places(pid % time_blocks, channel_block, TILE, LAYOUT, RUNS, STEPS, CHANNELS)
     batch = (pid // (time_blocks * channel_blocks)).to(gl.int64)
-    if LAYOUT == "seq":
-        first = first[None, :]
-        d = d[:, None]
-    else:
-        first = first[:, None]
-        d = d[None, :]
     valid = d < D
     taps = load_taps(weight, d, width, valid, W)
     offset = gl.zeros_like(taps[0])
@@ -229,17 +222,9 @@ def causal_conv1d_bwd_kernel(
     channel_blocks = gl.cdiv(D, CHANNELS)
     pid = gl.program_id(0)
     time_block = pid % time_blocks
-    run = gl.arange(0, RUNS, gl.SliceLayout(1 - TIME_AXIS, TILE))
-    first = (time_block.to(gl.int64) * RUNS + run) * STEPS
-    channel = gl.arange(0, CHANNELS, gl.SliceLayout(TIME_AXIS, TILE))
-    channel = (pid // time_blocks % channel_blocks).to(gl.int64) * CHANNELS + channel
+    channel_block = pid // time_blocks % channel_blocks
+    first, d = places(time_block, channel_block, TILE, LAYOUT, RUNS, STEPS, CHANNELS)
     batch = (pid // (time_blocks * channel_blocks)).to(gl.int64)
-    if LAYOUT == "seq":
-        first = first[None, :]
-        d = channel[:, None]
-    else:
-        first = first[:, None]
-        d = channel[None, :]
     valid = d < D
     taps = load_taps(weight, d, width, valid, W)
     offset = gl.zeros_like(taps[0])
@@ -291,11 +276,14 @@ def causal_conv1d_bwd_kernel(
                 sums = sums + (dtaps[distance] + g * met[distance],)
             dtaps = sums
 
+    # One lane stores each channel's sums, where sums as they come are in as many as hold its steps.
+    SUMS: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    channel = channel_block.to(gl.int64) * CHANNELS + gl.arange(0, CHANNELS, SUMS)
     filter_row = dfilter + (batch * time_blocks + time_block) * (W + 1) * D + channel
     for distance in gl.static_range(W):
         at = filter_row + (W - 1 - distance) * D
-        gl.store(at, gl.sum(dtaps[distance], TIME_AXIS), mask=channel < D)
-    gl.store(filter_row + W * D, gl.sum(dbias, TIME_AXIS), mask=channel < D)
+        gl.store(at, gl.convert_layout(gl.sum(dtaps[distance], TIME_AXIS), SUMS), mask=channel < D)
+    gl.store(filter_row + W * D, gl.convert_layout(gl.sum(dbias, TIME_AXIS), SUMS), mask=channel < D)
 
     dxs = ()
     for i in gl.static_range(STEPS):
@@ -310,11 +298,15 @@ def causal_conv1d_bwd_kernel(
     store_steps(dx + batch * dx_batch + d * dx_channel, first, dx_time, L, valid, dxs, STEPS, LAYOUT)
 
     if (flags & HAS_STATES) != 0:
+        # States of neighbouring channels lie apart: a warp's store is the denser the fewer a lane has. Beside
+        # packed sequences that would take loading their starts again.
+        STATES: gl.constexpr = TILE if PACKED or LAYOUT != "last" else spread_layout(CHANNELS, gl.num_warps())
+        begin, c = places(time_block, channel_block, STATES, LAYOUT, RUNS, STEPS, CHANNELS)
         for i in gl.static_range(STEPS if PACKED else 1):
-            starting = valid & (first == 0)
+            starting = (c < D) & (begin == 0)
             owner = batch
             if PACKED:
-                starting = valid & (starts[i] == first + i) & (rows[i] >= 0)
+                starting = (c < D) & (starts[i] == begin + i) & (rows[i] >= 0)
                 owner = rows[i].to(gl.int64)
             # The input `back` steps before the start was met at distance m + back by the sequence's step m.
             for back in gl.static_range(1, W):
@@ -324,6 +316,7 @@ def causal_conv1d_bwd_kernel(
                     if PACKED:
                         meets = meets & (starts[i + m] == starts[i])
                     early += taps[(m + back)] * gl.where(meets, slopes[i + m], 0.0)
-                place = dstates + (owner * D + d) * (width - 1) + (width - 1 - back)
+                place = dstates + (owner * D + c) * (width - 1) + (width - 1 - back)
+                early = gl.convert_layout(early.to(dstates.dtype.element_ty), STATES)
                 place, early = gl.broadcast(place, early)
-                gl.store(place, early.to(dstates.dtype.element_ty), mask=starting & (back < width))
+                gl.store(place, early, mask=starting & (back < width))

@@ -44,6 +44,35 @@ def run_layout(layout, runs, steps, channels, warps):
     return gl.BlockedLayout([1, vector, steps], [32 // lanes, lanes, 1], [warps, 1, 1], [2, 1, 0])
 
 
+@gluon.constexpr_function
+def spread_layout(channels, warps):
+    """Tiles [runs, channels] with neighbouring channels in neighbouring lanes."""
+    across = channels // 32
+    return gl.BlockedLayout([1, 1], [1, 32], [warps // across, across], [1, 0])
+
+
+@gluon.jit
+def places(
+    time_block,
+    channel_block,
+    TILE: gl.constexpr,
+    LAYOUT: gl.constexpr,
+    RUNS: gl.constexpr,
+    STEPS: gl.constexpr,
+    CHANNELS: gl.constexpr,
+):
+    """The first steps of a tile's runs, and its channels, each with the other's axis for broadcasting."""
+    TIME_AXIS: gl.constexpr = 1 if LAYOUT == "seq" else 0
+    run = gl.arange(0, RUNS, gl.SliceLayout(1 - TIME_AXIS, TILE))
+    channel = gl.arange(0, CHANNELS, gl.SliceLayout(TIME_AXIS, TILE))
+    first = (time_block.to(gl.int64) * RUNS + run) * STEPS
+    d = channel_block.to(gl.int64) * CHANNELS + channel
+    if LAYOUT == "seq":
+        return first[None, :], d[:, None]
+    else:
+        return first[:, None], d[None, :]
+
+
 @gluon.jit
 def split_run(v):
     """[A, B, 4 or 8] -> that many [A, B], in order."""
