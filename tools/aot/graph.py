@@ -1,6 +1,6 @@
 """The build graph: what is made from what, as a ninja file.
 
-Kernel file × architecture → images; kernel file → launchers; C++ → objects → `libmamba_aot.so` and `_C`.
+Kernel file → images; kernel file → launchers; C++ → objects → `libmamba_aot.so` and `_C`.
 Commands name Python through the environment, so that the images outlive the isolated environments that pip
 builds in.
 """
@@ -146,15 +146,15 @@ def _kernel_edges(
         triton = tools.versions.get("triton", "none")
         ninja.build(generated, "launchers", [kernel], variables={"stem": stem, "archs": f"'{listed}'"})
         sources.append((generated[0], []))
-        for family in tree.families(archs):
-            names = [tree.images_name(stem, targets) for targets in tree.files(family)]
-            binaries = [f"build/images/{name}.bin" for name in names]
-            embedding = [f"build/images/{name}.cpp" for name in names]
-            members = ";".join(map(str, family))
-            values = {"stem": stem, "archs": f"'{members}'", "first": names[0], "triton": triton}
-            # A table with mistakes is reported once, by the launchers' step.
-            ninja.build(binaries + embedding, "images", [kernel], order_only=generated[:1], variables=values)
-            sources += [(source, [binary]) for source, binary in zip(embedding, binaries, strict=True)]
+        if not archs:
+            continue
+        names = [tree.images_name(stem, targets) for targets in tree.files(archs)]
+        binaries = [f"build/images/{name}.bin" for name in names]
+        embedding = [f"build/images/{name}.cpp" for name in names]
+        values = {"stem": stem, "archs": f"'{listed}'", "first": names[0], "triton": triton}
+        # A table with mistakes is reported once, by the launchers' step.
+        ninja.build(binaries + embedding, "images", [kernel], order_only=generated[:1], variables=values)
+        sources += [(source, [binary]) for source, binary in zip(embedding, binaries, strict=True)]
     return sources
 
 
