@@ -241,13 +241,13 @@ int64_t backward_blocks(const NormPlan& plan, int64_t begin, int64_t end, void* 
 
 // Each runs the items [begin, end) in `scratch`; without scratch, returns the bytes it needs.
 int64_t rms_norm_forward(const NormPlan& plan, int64_t begin, int64_t end, void* scratch) {
-  return plan.float64 ? forward_rows<double>(plan, begin, end, scratch)
-                      : forward_rows<float>(plan, begin, end, scratch);
+  return with_lane_type(plan.float64,
+                        [&](auto lane) { return forward_rows<decltype(lane)>(plan, begin, end, scratch); });
 }
 
 int64_t rms_norm_backward(const NormPlan& plan, int64_t begin, int64_t end, void* scratch) {
-  return plan.float64 ? backward_blocks<double>(plan, begin, end, scratch)
-                      : backward_blocks<float>(plan, begin, end, scratch);
+  return with_lane_type(
+      plan.float64, [&](auto lane) { return backward_blocks<decltype(lane)>(plan, begin, end, scratch); });
 }
 
 }  // namespace mamba_aot::cpu::MAMBA_AOT_ISA

@@ -97,7 +97,7 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
   plan.initial_state = view(initial_state);
   plan.last_state = view(last_state);
   plan.chunk_states = save_states ? chunk_states.data_ptr() : nullptr;
-  run_items(plan, item_count(plan), item_grain(plan), pick_selective_scan_forward());
+  run_items(plan, item_count(plan), item_grain(plan), pick_selective_scan_forward(plan.float64));
   return {out, last_state, chunk_states};
 }
 
@@ -134,7 +134,7 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
   plan.dA = dA.data_ptr();
   plan.dD = D ? dD.data_ptr() : nullptr;
   plan.ddelta_bias = delta_bias ? dbias.data_ptr() : nullptr;
-  run_items(plan, item_count(plan), item_grain(plan), pick_selective_scan_backward());
+  run_items(plan, item_count(plan), item_grain(plan), pick_selective_scan_backward(plan.float64));
 
   const int64_t sequences = s.batch * s.groups;
   dB = s.complex ? sum_over_items(dB, sequences, plan.splits, {s.batch, s.groups, s.state, s.length, 2})

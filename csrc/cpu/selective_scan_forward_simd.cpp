@@ -110,8 +110,8 @@ int64_t pick_field(const ScanPlan& p, int64_t begin, int64_t end, void* scratch)
 }  // namespace
 
 int64_t selective_scan_forward(const ScanPlan& plan, int64_t begin, int64_t end, void* scratch) {
-  return plan.float64 ? pick_field<double>(plan, begin, end, scratch)
-                      : pick_field<float>(plan, begin, end, scratch);
+  return with_lane_type(plan.float64,
+                        [&](auto lane) { return pick_field<decltype(lane)>(plan, begin, end, scratch); });
 }
 
 }  // namespace mamba_aot::cpu::MAMBA_AOT_ISA
