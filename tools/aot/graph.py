@@ -24,8 +24,8 @@ TORCH_TARGET = "0x020a000000000000"
 # Only what most machines run is worth the compiler's time: x86-64 without AVX2 is older than 2013.
 _ISAS = {
     "baseline": "",
-    "avx2": "-O3 -mavx2 -mfma -mf16c",
-    "avx512": "-O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512",
+    "avx2": "-mavx2 -mfma -mf16c",
+    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512",
 }
 
 
@@ -167,7 +167,7 @@ def _isas(source: str) -> dict[str, str]:
     """Instruction sets a source is compiled for, and their flags; several for `csrc/cpu/*_simd.cpp` only."""
     if not source.endswith("_simd.cpp"):
         return {"": ""}
-    isas = _ISAS if platform.machine() in ("x86_64", "AMD64") else {"baseline": "-O3"}
+    isas = _ISAS if platform.machine() in ("x86_64", "AMD64") else {"baseline": ""}
     return {isa: f"-DMAMBA_AOT_ISA={isa} {flags}".strip() for isa, flags in isas.items()}
 
 
