@@ -126,7 +126,7 @@ def _assemble(ptx: str, arch: int, options: dict[str, Any]) -> bytes:
 def _constexprs(variant: Variant) -> dict[str, Any]:
     import triton.language as tl
 
-    types = {"f32": tl.float32, "f16": tl.float16, "bf16": tl.bfloat16, "f64": tl.float64}
+    types = {"f32": tl.float32, "f16": tl.float16, "bf16": tl.bfloat16, "f64": tl.float64, "half": tl.int16}
     kernel = variant.kernel
     return {
         name: types[str(value)] if name in kernel.axes and kernel.axis_kind(name) == "dtype" else value
