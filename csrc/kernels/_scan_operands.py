@@ -61,7 +61,7 @@ def load_weight(
     COMPLEX: gl.constexpr,
     GENERAL: gl.constexpr,
 ):
-    """B or C of one state: a row along time that the channels share, or what each channel has for all steps."""
+    """B or C of one state: a row along time that channels share, or what each channel has for all steps."""
     if GENERAL:
         if constant:
             of_channel = expand(load_state(x, offset, 1, valid & any_row, COMPLEX), 0, COMPLEX)

@@ -6,6 +6,7 @@ of whole tiles, each once for every sequence that has steps in it; steps of othe
 its state alone.
 """
 
+from _arithmetic import anew
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -29,19 +30,19 @@ def own_steps(runs, work, L, flags):
 
 @gluon.jit
 def run_from(runs, row, position, stop, L, flags):
-    """The end of the run of steps that `position` lies in, and whether it is a sequence (or else padding)."""
+    """The end of the run of steps that `position` lies in, and whether it is a sequence or padding."""
     end = stop
     live = position < stop
     if (flags & BY_INDEX) != 0:
         entry = gl.load(runs + row * L + position)
         live = entry > 0
-        end = gl.maximum(gl.abs(entry), position + 1)
+        end = gl.minimum(gl.maximum(gl.abs(entry), position + 1), stop)
     return end, live
 
 
 @gluon.jit
 def run_until(runs, row, position, first, L, flags):
-    """The start of the run of steps that `position` lies in, and whether it is a sequence (or else padding)."""
+    """The start of the run of steps that `position` lies in, and whether it is a sequence or padding."""
     begin = first
     live = position >= first
     if (flags & BY_INDEX) != 0:
@@ -49,6 +50,16 @@ def run_until(runs, row, position, first, L, flags):
         live = entry >= 0
         begin = gl.minimum(gl.where(live, entry, -1 - entry), position)
     return begin, live
+
+
+@gluon.jit
+def offsets(begin, step, channel, time_stride, channel_stride, LAYOUT: gl.constexpr):
+    """Of a tile [segments, steps, channels]: one product a thread, and one a step that all threads share."""
+    start = (begin.to(gl.int64) * time_stride)[:, None, None]
+    row = (channel.to(gl.int64) * channel_stride)[None, None, :]
+    # Products of all tensors and steps, made once, would fill the registers of the loop over states.
+    along = step.to(gl.int64) if LAYOUT == "seq" else anew(step).to(gl.int64) * time_stride
+    return start + row + along[None, :, None]
 
 
 @gluon.jit

@@ -45,19 +45,9 @@ from _scan_operands import (
     store_state,
     store_weight,
 )
-from _scan_packing import BY_ENDS, BY_INDEX, load_used, own_steps, run_until, store_own
+from _scan_packing import BY_ENDS, BY_INDEX, load_used, offsets, own_steps, run_until, store_own
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-
-
-@gluon.jit
-def offsets(begin, step, channel, time_stride, channel_stride, LAYOUT: gl.constexpr):
-    """Of a tile [segments, steps, channels]: one product a thread, and one a step that all threads share."""
-    start = (begin.to(gl.int64) * time_stride)[:, None, None]
-    row = (channel.to(gl.int64) * channel_stride)[None, None, :]
-    # Products of all tensors and steps, made once, would fill the registers of the loop over states.
-    along = step.to(gl.int64) if LAYOUT == "seq" else anew(step).to(gl.int64) * time_stride
-    return start + row + along[None, :, None]
 
 
 @gluon.jit
@@ -126,11 +116,11 @@ def selective_scan_bwd_kernel(
     adjoints run against time.
 
     dA, dD, ddelta_bias are sums over these chunks (one row per row of work, dD and ddelta_bias with whole
-    blocks of channels), and so are dB and dC of constants; dB, dC, dgate else are sums over this
-    block's channels (one plane per block). csrc/ops/selective_scan.cpp adds the rows and planes in a fixed
-    order. A plane of dC lies behind each plane of dB. `carry` holds the adjoint of the state, of the last one
-    before the first launch if flags say so, of the initial one after the last launch. Behind the states of
-    the chunks lie those that sequences begin with which begin inside a chunk.
+    blocks of channels), and so are dB and dC of constants; else dB, dC, dgate are sums over this block's
+    channels (one plane per block). csrc/ops/selective_scan.cpp adds the rows and planes in a fixed order. A
+    plane of dC lies behind each plane of dB. `carry` holds the adjoint of the state, of the last one before
+    the first launch if flags say so, of the initial one after the last launch. Behind the states of the
+    chunks lie those that sequences begin with which begin inside a chunk.
     """
     X: gl.constexpr = gl.BlockedLayout(
         [1, STEPS, 1],
@@ -252,31 +242,12 @@ def selective_scan_bwd_kernel(
             if not (COMPLEX and GENERAL):
                 prefetch_weight(B, input_row + m, segment_start, padded_length, constant_B, COMPLEX, GENERAL)
                 prefetch_weight(C, input_row + m, segment_start, padded_length, constant_C, COMPLEX, GENERAL)
+            at = weights_at + n * PARTS
             b = load_weight(
-                B,
-                input_row + n,
-                time,
-                padded_length,
-                N > 0,
-                constant_B,
-                weights_at + n * PARTS,
-                valid,
-                dt,
-                COMPLEX,
-                GENERAL,
+                B, input_row + n, time, padded_length, N > 0, constant_B, at, valid, dt, COMPLEX, GENERAL
             )
             c = load_weight(
-                C,
-                input_row + n,
-                time,
-                padded_length,
-                N > 0,
-                constant_C,
-                weights_at + n * PARTS,
-                valid,
-                dt,
-                COMPLEX,
-                GENERAL,
+                C, input_row + n, time, padded_length, N > 0, constant_C, at, valid, dt, COMPLEX, GENERAL
             )
             h = load_state(saved + n * PARTS * D, anew(channel), D, valid & live, COMPLEX)
             mu = load_state(carried + n * PARTS * D, anew(channel), D, known, COMPLEX)
@@ -293,7 +264,7 @@ def selective_scan_bwd_kernel(
                 else:
                     phi = euler_input(dt, COMPLEX)
                 kick = scale(multiply(phi, b, COMPLEX), x, COMPLEX)
-                g = gl.load(gate + (batch * N + n) * padded_length + time, mask=gated, other=1.0)
+                g = gl.load(gate + (batch * N + n) * padded_length + time, mask=gated & live, other=1.0)
                 a = scale(e, gl.expand_dims(g, 2), COMPLEX)
                 g = gl.convert_layout(gl.reduce(g, 1, product), gl.SliceLayout(1, gl.SliceLayout(1, X)))
                 decay = scale(decay, gl.expand_dims(g, 1), COMPLEX)
@@ -314,30 +285,10 @@ def selective_scan_bwd_kernel(
             if COMPLEX:
                 # Complex values take twice the registers: made again, they need none through the exchange.
                 b = load_weight(
-                    B,
-                    input_row + n,
-                    time,
-                    padded_length,
-                    N > 0,
-                    constant_B,
-                    weights_at + n * PARTS,
-                    valid,
-                    dt,
-                    COMPLEX,
-                    GENERAL,
+                    B, input_row + n, time, padded_length, N > 0, constant_B, at, valid, dt, COMPLEX, GENERAL
                 )
                 c = load_weight(
-                    C,
-                    input_row + n,
-                    time,
-                    padded_length,
-                    N > 0,
-                    constant_C,
-                    weights_at + n * PARTS,
-                    valid,
-                    dt,
-                    COMPLEX,
-                    GENERAL,
+                    C, input_row + n, time, padded_length, N > 0, constant_C, at, valid, dt, COMPLEX, GENERAL
                 )
                 kick = scale(multiply(phi, b, COMPLEX), x, COMPLEX) if GENERAL else scale(b, dtx, COMPLEX)
                 dh = scale(conjugate(c, COMPLEX), output_scale, COMPLEX)
@@ -438,8 +389,8 @@ def selective_scan_bwd_kernel(
         # of.
         ddt = gl.where(used, ddt, 0.0)
         bias_part = gl.sum(gl.sum(ddt, 1), 0)
-        # Other layouts than rows find the batch row of what is written here: their offsets leave the loop over
-        # states too few registers for three more pointers.
+        # Layouts without rows find the batch row of what is written here: the loop over states has too few
+        # registers for three more pointers.
         if LAYOUT == "seq":
             entry = 0
         else:

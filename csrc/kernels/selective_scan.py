@@ -239,34 +239,14 @@ def selective_scan_fwd_kernel(
             )
             next_A1 = load_state(A_at, (n + 3) * PARTS, 1, valid & (n + 3 < N), COMPLEX)
             for k in gl.static_range(2, 4):
-                row = input_row + gl.minimum(n + k, N - 1)
-                prefetch_weight(B, row, segment_start, padded_length, constant_B, COMPLEX, GENERAL)
-                prefetch_weight(C, row, segment_start, padded_length, constant_C, COMPLEX, GENERAL)
-            b0 = load_weight(
-                B,
-                input_row + n,
-                time,
-                padded_length,
-                n < N,
-                constant_B,
-                weights_at + n * PARTS,
-                valid,
-                dt,
-                COMPLEX,
-                GENERAL,
-            )
+                ahead = input_row + gl.minimum(n + k, N - 1)
+                prefetch_weight(B, ahead, segment_start, padded_length, constant_B, COMPLEX, GENERAL)
+                prefetch_weight(C, ahead, segment_start, padded_length, constant_C, COMPLEX, GENERAL)
+            at = weights_at + n * PARTS
+            row = input_row + n
+            b0 = load_weight(B, row, time, padded_length, n < N, constant_B, at, valid, dt, COMPLEX, GENERAL)
             b1 = load_weight(
-                B,
-                input_row + n + 1,
-                time,
-                padded_length,
-                second,
-                constant_B,
-                weights_at + (n + 1) * PARTS,
-                valid,
-                dt,
-                COMPLEX,
-                GENERAL,
+                B, row + 1, time, padded_length, second, constant_B, at + PARTS, valid, dt, COMPLEX, GENERAL
             )
             g0 = gate + (batch * N + n) * padded_length + time
             a0, kick0, decay0 = decay_and_kick(
@@ -278,31 +258,9 @@ def selective_scan_fwd_kernel(
             )
 
             # Asked for before the exchange below, which would otherwise hold these loads back.
-            c0 = load_weight(
-                C,
-                input_row + n,
-                time,
-                padded_length,
-                n < N,
-                constant_C,
-                weights_at + n * PARTS,
-                valid,
-                dt,
-                COMPLEX,
-                GENERAL,
-            )
+            c0 = load_weight(C, row, time, padded_length, n < N, constant_C, at, valid, dt, COMPLEX, GENERAL)
             c1 = load_weight(
-                C,
-                input_row + n + 1,
-                time,
-                padded_length,
-                second,
-                constant_C,
-                weights_at + (n + 1) * PARTS,
-                valid,
-                dt,
-                COMPLEX,
-                GENERAL,
+                C, row + 1, time, padded_length, second, constant_C, at + PARTS, valid, dt, COMPLEX, GENERAL
             )
             if SEGMENTS == 1:
                 entering0 = expand(h0, 0, COMPLEX)

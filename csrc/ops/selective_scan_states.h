@@ -30,18 +30,19 @@ inline Tensor by_channel(const Tensor& state, const SelectiveScanSizes& s) {
   return s.complex ? torch::stable::view(state, {s.rows, s.channels, s.state * 2}) : state;
 }
 
-// The states that sequences begin with which begin inside a chunk, behind those of the chunks.
+// The states that sequences begin with which begin inside a chunk, behind those of the chunks; and zeros
+// where a chunk begins with padding, which no kernel visits.
 inline void fill_begun_states(Tensor& chunk_states, const OptionalTensor& initial_state,
                               const SelectiveScanSizes& s) {
   if (!s.packed() || chunk_states.numel() == 0) return;
-  Tensor begun = torch::stable::narrow(chunk_states, 1, s.chunks(), s.saved_rows() - s.chunks());
-  if (initial_state && s.packing == Packing::by_ends) {
+  if (s.packing == Packing::by_ends && initial_state) {
+    Tensor begun = torch::stable::narrow(chunk_states, 1, s.chunks(), s.rows);
     const Tensor states = torch::stable::contiguous(*initial_state);
     Tensor sequences = torch::stable::select(begun, 0, 0);
     Tensor flat = by_channel(states, s);
     torch::stable::copy_(sequences, torch::stable::transpose(flat, 1, 2));
   } else {
-    torch::stable::zero_(begun);
+    torch::stable::zero_(chunk_states);
   }
 }
 

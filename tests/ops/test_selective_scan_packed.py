@@ -90,7 +90,10 @@ def test_packed_is_one_by_one(options: dict[str, Any], layout: str, device: str)
         return torch.cat(outs, dim=2), torch.cat(lasts)
 
     assert_matches_reference(one_by_one, scan_ref, inputs)
-    assert_matches_reference(scan, one_by_one, inputs) if device == "cpu" else None
+    got, wanted = results_of(scan, inputs), results_of(one_by_one, inputs)
+    # On a GPU the parts may take another variant than the whole, whose sums the compiler contracts its way.
+    for name in ("out 0", "out 1") if device == "cpu" else ():
+        assert torch.equal(got[name], wanted[name]), name
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -173,41 +176,22 @@ def test_backward_repeats_itself_bit_for_bit(packing: dict[str, Any], layout: st
         assert all(torch.equal(again[name], value) for name, value in first.items())
 
 
-@pytest.mark.parametrize("packing", [{"seq_idx": [[2, -1, 67], [-2, 68]]}, {"cu_seqlens": [2, 0, 68]}], ids=str)
+@pytest.mark.parametrize(
+    "packing", [{"seq_idx": [[2, -1, 67], [-2, 68]]}, {"cu_seqlens": [2, 0, 68]}], ids=["rows", "one row"]
+)
 @pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
 @pytest.mark.parametrize("constant", ["", "BC"])
 def test_gradcheck(constant: str, is_complex: bool, packing: dict[str, Any]) -> None:
     inputs = make_scan_inputs(
         dim=2, state=2, dtype=torch.float64, is_complex=is_complex, constant=constant, **packing, **STATE
     )
-    names = [n for n, v in inputs.items() if isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex())]
+    names = [n for n, v in inputs.items() if isinstance(v, Tensor) and v.dtype != torch.int32]
 
     def call(*tensors: Tensor) -> Any:
         return scan(**inputs | dict(zip(names, tensors, strict=True)))
 
     leaves = [inputs[name].requires_grad_() for name in names]
     assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
-
-
-@pytest.mark.parametrize("packing", [*PACKINGS.values(), {}], ids=[*PACKINGS, "not packed"])
-@pytest.mark.parametrize("options", [{"constant": "B"}, {"heads": 2, "decay_gate": True}], ids=str)
-def test_ops_are_right_for_torch(options: dict[str, Any], packing: dict[str, Any], device: str) -> None:
-    inputs = make_scan_inputs(**packing, **options, **STATE, dim=4, state=2, device=device)
-    captured: list[tuple] = []
-
-    class Capture(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-            if func is torch.ops.mamba_aot.selective_scan_fwd.default:
-                captured.append(tuple(a.detach() if isinstance(a, Tensor) else a for a in args))
-            return func(*args, **(kwargs or {}))
-
-    with Capture():
-        scan(**inputs)
-    arguments = [
-        a.clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a
-        for a in captured[0]
-    ]
-    torch.library.opcheck(torch.ops.mamba_aot.selective_scan_fwd.default, (*arguments[:-1], True))
 
 
 def int32(*values: int) -> Tensor:
