@@ -7,6 +7,7 @@ its state alone.
 """
 
 from _arithmetic import anew
+from _half import narrowed, widened
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -63,18 +64,18 @@ def offsets(begin, step, channel, time_stride, channel_stride, LAYOUT: gl.conste
 
 
 @gluon.jit
-def load_used(pointers, inside, used, LAYOUT: gl.constexpr):
+def load_used(pointers, inside, used, flags, LAYOUT: gl.constexpr):
     """A tile, 0 where it is not used; rows are read whole, which takes wide loads."""
     if LAYOUT == "seq":
-        return gl.where(used, gl.load(pointers, inside, 0.0).to(gl.float32), 0.0)
+        return gl.where(used, widened(gl.load(pointers, inside, 0), flags), 0.0)
     else:
-        return gl.load(pointers, used, 0.0).to(gl.float32)
+        return widened(gl.load(pointers, used, 0), flags)
 
 
 @gluon.jit
-def store_own(pointers, value, inside, own, whole, LAYOUT: gl.constexpr):
+def store_own(pointers, value, inside, own, whole, flags, LAYOUT: gl.constexpr):
     """A tile's own steps; rows of a `whole` tile are written by wide stores."""
-    value = value.to(pointers.dtype.element_ty)
+    value = narrowed(value, pointers.dtype.element_ty, flags)
     if LAYOUT == "seq":
         if whole:
             gl.store(pointers, value, inside)

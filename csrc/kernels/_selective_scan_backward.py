@@ -197,18 +197,20 @@ def selective_scan_bwd_kernel(
         tile_begin = chunk * CHUNK + anew(segment) * STEPS
         row = anew(channel)
         head = row // head_channels
-        x = load_used(u + offsets(tile_begin, step, row, u_time, u_channel, LAYOUT), inside, used, LAYOUT)
+        x = load_used(
+            u + offsets(tile_begin, step, row, u_time, u_channel, LAYOUT), inside, used, flags, LAYOUT
+        )
         bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, None, :]
         delta_at = delta + offsets(tile_begin, step, head, delta_time, delta_channel, LAYOUT)
-        dt = load_used(delta_at, inside, used, LAYOUT) + bias
+        dt = load_used(delta_at, inside, used, flags, LAYOUT) + bias
         if (flags & SOFTPLUS) != 0:
             dt = softplus(dt)
         dt = gl.where(used, dt, 0.0)
         dout_at = dout + offsets(tile_begin, step, row, dout_time, dout_channel, LAYOUT)
-        dy = load_used(dout_at, inside, used, LAYOUT)
+        dy = load_used(dout_at, inside, used, flags, LAYOUT)
         if (flags & HAS_Z) != 0:
             zv = load_used(
-                z + offsets(tile_begin, step, row, z_time, z_channel, LAYOUT), inside, used, LAYOUT
+                z + offsets(tile_begin, step, row, z_time, z_channel, LAYOUT), inside, used, flags, LAYOUT
             )
             dy *= zv * sigmoid(zv)
         elapsed = gl.sum(dt, 1)
@@ -375,7 +377,9 @@ def selective_scan_bwd_kernel(
         inside = (own_time < L)[:, :, None] & valid[None, None, :]
         own = ((own_time >= opening) & (own_time < until))[:, :, None] & valid[None, None, :]
         used = own & live
-        x = load_used(u + offsets(tile_begin, step, row, u_time, u_channel, LAYOUT), inside, used, LAYOUT)
+        x = load_used(
+            u + offsets(tile_begin, step, row, u_time, u_channel, LAYOUT), inside, used, flags, LAYOUT
+        )
         D_value = gl.load(D_skip + row, valid & ((flags & HAS_D) != 0), 0.0)[None, None, :]
         y += D_value * x
         dx += D_value * dy + dkick * dt
@@ -384,7 +388,7 @@ def selective_scan_bwd_kernel(
         if (flags & SOFTPLUS) != 0:
             bias = gl.load(delta_bias + row, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, None, :]
             delta_at = delta + offsets(tile_begin, step, head, delta_time, delta_channel, LAYOUT)
-            ddt *= sigmoid(load_used(delta_at, inside, used, LAYOUT) + bias)
+            ddt *= sigmoid(load_used(delta_at, inside, used, flags, LAYOUT) + bias)
         # An adjoint of the last state passes through the padding, where there is no delta to take a gradient
         # of.
         ddt = gl.where(used, ddt, 0.0)
@@ -397,20 +401,20 @@ def selective_scan_bwd_kernel(
             entry = anew(gl.full_like(channel, 0) + batch.to(gl.int32)).to(gl.int64)[None, None, :]
         if (flags & HAS_Z) != 0:
             z_at = z + offsets(tile_begin, step, row, z_time, z_channel, LAYOUT)
-            zv = load_used(z_at, inside, used, LAYOUT)
+            zv = load_used(z_at, inside, used, flags, LAYOUT)
             s = sigmoid(zv)
             dout_at = dout + offsets(tile_begin, step, row, dout_time, dout_channel, LAYOUT)
-            slope = load_used(dout_at, inside, used, LAYOUT) * y * s * (1.0 + zv * (1.0 - s))
+            slope = load_used(dout_at, inside, used, flags, LAYOUT) * y * s * (1.0 + zv * (1.0 - s))
             dz_at = dz + entry * dz_batch + offsets(tile_begin, step, row, dz_time, dz_channel, LAYOUT)
-            store_own(dz_at, slope, inside, own, whole, LAYOUT)
+            store_own(dz_at, slope, inside, own, whole, flags, LAYOUT)
         du_at = du + entry * du_batch + offsets(tile_begin, step, row, du_time, du_channel, LAYOUT)
-        store_own(du_at, dx, inside, own, whole, LAYOUT)
+        store_own(du_at, dx, inside, own, whole, flags, LAYOUT)
         ddelta_at = (
             ddelta
             + entry * ddelta_batch
             + offsets(tile_begin, step, row, ddelta_time, ddelta_channel, LAYOUT)
         )
-        store_own(ddelta_at, ddt, inside, own, whole, LAYOUT)
+        store_own(ddelta_at, ddt, inside, own, whole, flags, LAYOUT)
 
         # Sums in memory, a row for each block with its padding: the loop over states has no register for
         # them, nor for an address that needs more than the program's number.

@@ -184,9 +184,12 @@ def selective_scan_fwd_kernel(
         gated = own_time & ((flags & HAS_GATE) != 0)
         wide_time = time.to(gl.int64)[:, :, None]
         x = load_used(
-            u + wide_time * u_time + (wide_channel * u_channel)[None, None, :], inside, used, LAYOUT
+            u + wide_time * u_time + (wide_channel * u_channel)[None, None, :], inside, used, flags, LAYOUT
         )
-        dt = load_used(delta + wide_time * delta_time + delta_row[None, None, :], inside, used, LAYOUT) + bias
+        dt = (
+            load_used(delta + wide_time * delta_time + delta_row[None, None, :], inside, used, flags, LAYOUT)
+            + bias
+        )
         if (flags & SOFTPLUS) != 0:
             dt = softplus(dt)
         # A step of length 0 leaves the state alone: so do the steps past the end, and those of others.
@@ -288,10 +291,10 @@ def selective_scan_fwd_kernel(
 
         if (flags & HAS_Z) != 0:
             z_at = z + wide_time * z_time + (wide_channel * z_channel)[None, None, :]
-            zv = load_used(z_at, inside, used, LAYOUT)
+            zv = load_used(z_at, inside, used, flags, LAYOUT)
             y *= zv * sigmoid(zv)
         out_at = out + wide_time * out_time + (wide_channel * out_channel)[None, None, :]
-        store_own(out_at, y, inside, own, whole, LAYOUT)
+        store_own(out_at, y, inside, own, whole, flags, LAYOUT)
         position = until
         fresh = closing
 
@@ -306,13 +309,20 @@ def _aligned(values: dict, tensors: list[str]) -> list[str]:
 
 
 _AXES = dict(
-    T=["f32", "f16", "bf16"], COMPLEX=[False, True], GENERAL=[False, True], LAYOUT=["seq", "strided"]
+    T=["f32", "f16", "bf16", "half"],
+    COMPLEX=[False, True],
+    GENERAL=[False, True],
+    LAYOUT=["seq", "strided"],
 )
 
 
 def _no_need(values: dict) -> bool:
-    """Row-wise loads are worth their images where memory counts: for real states without gate and ZOH."""
-    return values["LAYOUT"] == "seq" and (values["COMPLEX"] or values["GENERAL"])
+    """Row-wise loads and exact sixteen-bit types are worth their images where memory counts: for real states
+    without the options of the general kernels.
+    """
+    if values["COMPLEX"] or values["GENERAL"]:
+        return values["LAYOUT"] == "seq" or values["T"] in ("f16", "bf16")
+    return values["T"] == "half"
 
 
 _SIZES = dict(D="i32", L="i32", N="i32", groups="i32", head_channels="i32", padded_length="i64")

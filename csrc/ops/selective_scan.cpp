@@ -162,7 +162,7 @@ struct Operands {
         D(to_state_dtype(in.D, ScalarType::Float)),
         bias(to_state_dtype(in.delta_bias, ScalarType::Float)),
         padded_length(round_up(s.length, kRowMultiple)),
-        flags((delta_softplus ? kSoftplus : 0) | (in.D ? kHasD : 0) | (in.z ? kHasZ : 0) |
+        flags(format_flag(in.u) | (delta_softplus ? kSoftplus : 0) | (in.D ? kHasD : 0) | (in.z ? kHasZ : 0) |
               (in.delta_bias ? kHasBias : 0) | (in.decay_gate ? kHasGate : 0) | (zoh ? kZoh : 0) |
               (s.constant_B ? kConstantB : 0) | (s.constant_C ? kConstantC : 0)) {
     if (in.decay_gate) gate = pack_rows(*in.decay_gate, false, padded_length);
@@ -211,6 +211,13 @@ bool in_rows(const SelectiveScanSizes& s, const Operands& with, std::initializer
   return rows;
 }
 
+template <class Kernel>
+typename Kernel::Key key_of(const SelectiveScanSizes& s, const Operands& with, const Tensor& u, bool rows) {
+  const bool exact = !s.complex && !with.general();
+  return {exact ? dtype_of(u) : storage_of(u), s.complex, with.general(),
+          rows ? Kernel::Layout::seq : Kernel::Layout::strided};
+}
+
 }  // namespace
 
 SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C,
@@ -236,8 +243,7 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
   Tensor carry = empty_on(u, {s.rows, state_parts, s.channels}, ScalarType::Float);
   const Strides os(out);
   const bool rows = in_rows(s, with, {Strides(u), Strides(delta), Strides(z), os});
-  const SelectiveScanFwd::Key key{dtype_of(u), s.complex, with.general(),
-                                  rows ? SelectiveScanFwd::Layout::seq : SelectiveScanFwd::Layout::strided};
+  const auto key = key_of<SelectiveScanFwd>(s, with, u, rows);
   const auto& config = SelectiveScanFwd::pick(key, {s.rows, s.channels, s.length});
   SelectiveScanFwd::Args args{};
   put_common(args, s, in, with);
@@ -270,8 +276,7 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
   const Operands with(s, in, runs, cu_seqlens, 0, delta_softplus, zoh);
   const Strides gs(dout), dus(du), dds(ddelta), dzs(z ? OptionalTensor(dz) : std::nullopt);
   const bool rows = in_rows(s, with, {gs, Strides(u), Strides(delta), Strides(z), dus, dds, dzs});
-  const SelectiveScanBwd::Key key{dtype_of(u), s.complex, with.general(),
-                                  rows ? SelectiveScanBwd::Layout::seq : SelectiveScanBwd::Layout::strided};
+  const auto key = key_of<SelectiveScanBwd>(s, with, u, rows);
   const auto& config = SelectiveScanBwd::pick(key, {s.rows, s.channels, s.length});
   const int64_t blocks_per_group = ceil_div(s.channels / s.groups, config.CHANNELS);
   const int64_t blocks = s.groups * blocks_per_group;
