@@ -56,13 +56,17 @@ def compile_variant(variant: Variant, archs: list[int]) -> dict[tree.Target, Ima
     source_type = GluonASTSource if function.is_gluon() else ASTSource
     source = source_type(function, variant.signature, _constexprs(variant), variant.attributes)
     # Contracting a * b + c stops being Triton's default in 3.10: numbers must not drift with the compiler.
-    options: dict[str, Any] = {"enable_fp_fusion": True, **variant.config.options, "ptx_version": _PTX_VERSION}
+    options: dict[str, Any] = {
+        "enable_fp_fusion": True,
+        **variant.config.options,
+        "ptx_version": _PTX_VERSION,
+    }
     name = variant.name
     cubins = {}
     try:
         with _stop_at_ptx():
             compiled = triton.compile(source, target=GPUTarget("cuda", tree.PTX_ARCH, 32), options=options)
-        _check_launchable(variant, name, compiled)
+        check_launchable(variant.kernel.runtime_parameters, name, compiled)
         for arch in archs:
             name = variant.id(f"sm{arch}")
             cubins[arch] = _assemble(compiled.asm["ptx"], arch, options)
@@ -134,7 +138,7 @@ def _constexprs(variant: Variant) -> dict[str, Any]:
     }
 
 
-def _check_launchable(variant: Variant, name: str, compiled: Any) -> None:
+def check_launchable(parameters: list[str], name: str, compiled: Any) -> None:
     """The launcher passes the arguments and two null scratch pointers, and starts single-CTA programs."""
     meta = compiled.metadata
     for scratch in ("global_scratch_size", "profile_scratch_size"):
@@ -148,7 +152,7 @@ def _check_launchable(variant: Variant, name: str, compiled: Any) -> None:
         if getattr(meta, flag, False):
             raise CompileError(f"{name}: must start plainly, got {flag}")
     head = compiled.asm["ptx"].split(".entry", 1)[1].split(")", 1)[0]
-    expected = len(variant.kernel.runtime_parameters) + 2
+    expected = len(parameters) + 2
     if head.count(".param ") != expected:
         raise CompileError(f"{name}: must take {expected} parameters, got {head.count('.param ')}")
 
