@@ -147,7 +147,7 @@ Tensor state_on(const Tensor& u, const SelectiveScanSizes& s, ScalarType type) {
                    : empty_on(u, {s.rows, s.channels, s.state}, type);
 }
 
-// [..., parts] without that dimension unless it is complex.
+// Sums over time, one for each row of work.
 Tensor constant_sums(const Tensor& on, const SelectiveScanSizes& s, ScalarType type) {
   return empty_on(on, {s.rows, s.channels, s.state, s.parts()}, type);
 }

@@ -1,5 +1,6 @@
 """The scans: h_t = a_t h_{t-1} + b_t, and what a selective scan makes of it."""
 
+import functools
 from typing import Any
 
 import torch
@@ -46,9 +47,9 @@ def selective_scan_ref(
     out = torch.zeros_like(u)
     ends = list((torch.zeros_like(h) if cu_seqlens is None else h).unbind(0))
     for row, start, stop, state_row in sequences(seq_idx, cu_seqlens):
-        parts = [_steps_of(t, row, start, stop, length) for t in (u, delta, B, C, z, decay_gate)]
+        part = functools.partial(_steps_of, row=row, start=start, stop=stop, length=length)
         before = torch.zeros_like(h[:1]) if state_row is None else h[state_row : state_row + 1]
-        y, after = _scan(*parts, before, *weights)
+        y, after = _scan(part(u), part(delta), part(B), part(C), part(z), part(decay_gate), before, *weights)
         out[row, :, start:stop] = y[0]
         ends[row if cu_seqlens is None or state_row is None else state_row] = after[0]
     last_state = torch.stack(ends) if ends else h

@@ -315,7 +315,8 @@ def _packed(
     if seq_idx is not None:
         steps = [[i if n > 0 else -1 for i, n in enumerate(row) for _ in range(abs(n))] for row in seq_idx]
         index = torch.tensor(steps, dtype=torch.int32, device=device)
-        return *index.shape, index.shape[0], {"seq_idx": index}
+        batch, length = index.shape
+        return batch, length, batch, {"seq_idx": index}
     if cu_seqlens is not None:
         ends = torch.tensor([0, *itertools.accumulate(cu_seqlens)], dtype=torch.int32, device=device)
         return 1, sum(cu_seqlens), len(cu_seqlens), {"cu_seqlens": ends}
