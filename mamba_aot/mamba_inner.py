@@ -163,8 +163,7 @@ def mamba_inner_fn(
             y = _Recomputed.apply(delta_softplus, b_c_dt_rms_eps, *inputs)
         else:
             y = _scan(_scan_arguments(inputs, b_c_dt_rms_eps), delta_softplus, saves)[0]
-        bias = None if out_proj_bias is None else out_proj_bias.to(xz.dtype)
-        return F.linear(y.transpose(1, 2), out_proj_weight, bias)
+        return _projected_out(y, out_proj_weight, out_proj_bias)
 
 
 class _Recomputed(torch.autograd.Function):
@@ -212,14 +211,10 @@ def _scan_arguments(inputs: _Inputs, eps: float) -> tuple[Tensor | None, ...]:
     assert isinstance(u, Tensor)
     rank = inputs.delta_proj_weight.shape[1]
     sizes = [rank, *(inputs.numbers if given is None else 0 for given in (inputs.B, inputs.C))]
-    low, B, C = F.linear(u.transpose(1, 2), inputs.x_proj_weight).split(sizes, dim=-1)  # each [B, L, size]
-    # In the memory order of u, which the scan's fast kernels want of all sequences.
-    if u.stride(2) == 1:
-        delta = inputs.delta_proj_weight @ low.transpose(1, 2)
-    else:
-        delta = F.linear(low, inputs.delta_proj_weight).transpose(1, 2)
+    low, B, C = _projected(u, inputs.x_proj_weight).split(sizes, dim=1)  # each [B, size, L]
+    delta = _projected(low, inputs.delta_proj_weight)
     if inputs.dt_rms_weight is not None:
-        delta = _normed(delta.transpose(1, 2), inputs.dt_rms_weight, eps).transpose(1, 2)
+        delta = _normed(delta, inputs.dt_rms_weight, eps)
     B = _op_weight(inputs, inputs.B, B, inputs.B_proj_bias, inputs.b_rms_weight, eps)
     C = _op_weight(inputs, inputs.C, C, inputs.C_proj_bias, inputs.c_rms_weight, eps)
     if B.shape[1] != C.shape[1]:
@@ -240,12 +235,12 @@ def _op_weight(
     if constant is not None:
         return _of_every_step(as_pairs(constant) if constant.is_complex() else constant, inputs.xz)
     if bias is not None:
-        projected = projected + bias.to(projected.dtype)
+        projected = projected + bias[:, None]
     if norm is not None:
         projected = _normed(projected, norm, eps)
     if inputs.A.is_complex():
-        return projected.unflatten(-1, (-1, 2)).transpose(1, 2).unsqueeze(1)
-    return projected.transpose(1, 2).unsqueeze(1)
+        projected = projected.unflatten(1, (-1, 2)).movedim(2, -1)
+    return projected.unsqueeze(1)
 
 
 def _of_every_step(constant: Tensor, xz: Tensor) -> Tensor:
@@ -254,10 +249,31 @@ def _of_every_step(constant: Tensor, xz: Tensor) -> Tensor:
     return weight.expand(xz.shape[0], -1, -1, xz.shape[2], *constant.shape[2:])
 
 
-def _normed(rows: Tensor, weight: Tensor, eps: float) -> Tensor:
-    normed = rms_norm_fn(rows, weight, eps=eps)
+def _projected(sequence: Tensor, weight: Tensor) -> Tensor:
+    """[B, channels, L] through a linear layer, in the memory order of `sequence` and without copying it.
+
+    Which product that takes is said here: F.linear would choose by whether gradients are wanted, and round
+    differently then.
+    """
+    if sequence.stride(1) == 1:
+        return F.linear(sequence.transpose(1, 2), weight).transpose(1, 2)
+    return torch.bmm(weight.expand(sequence.shape[0], -1, -1), sequence)
+
+
+def _projected_out(y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[B, channels, L] through a linear layer to contiguous [B, L, d_model]."""
+    rows = y.transpose(1, 2)
+    if rows.stride(2) == 1:
+        return F.linear(rows, weight, None if bias is None else bias.to(y.dtype))
+    out = torch.bmm(rows, weight.T.expand(rows.shape[0], -1, -1))
+    return out if bias is None else out + bias.to(y.dtype)
+
+
+def _normed(sequence: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """[B, channels, L], normed over the channels."""
+    normed = rms_norm_fn(sequence.transpose(1, 2), weight, eps=eps)
     assert isinstance(normed, Tensor)
-    return normed
+    return normed.transpose(1, 2)
 
 
 def _require_fit(inputs: _Inputs, out_proj_weight: Tensor, out_proj_bias: Tensor | None) -> None:

@@ -47,7 +47,7 @@ def mamba_inner_ref(
         if given is not None:
             return given[None, :, :, None].expand(batch, -1, -1, length)
         if bias is not None:
-            rows = rows + bias.to(rows.dtype)
+            rows = rows + bias
         if norm is not None:
             rows = _rows_normed(rows, norm, b_c_dt_rms_eps)
         if A.is_complex():

@@ -53,10 +53,13 @@ def make_mamba_inner_inputs(
         device=device,
         seed=seed,
         is_complex=is_complex,
+        delta_softplus=delta_softplus,
     )
     A, bias = scan["A"], scan["delta_bias"]
     random = Random(seed + 1)
     numbers = state * (2 if is_complex else 1)
+    # Without softplus a step size may be negative, and then a state grows: slowly, if it is small.
+    step = 1.0 if delta_softplus else 0.01
     projected = [numbers for constant in (constant_B, constant_C) if not constant]
 
     def projection(rows: int, columns: int) -> torch.Tensor:
@@ -74,7 +77,7 @@ def make_mamba_inner_inputs(
         "conv1d_weight": random.normal(dim, 1, width).to(bias.dtype).to(device),
         "conv1d_bias": vector(dim) if conv_bias else None,
         "x_proj_weight": projection(rank + sum(projected), dim),
-        "delta_proj_weight": projection(dim, rank),
+        "delta_proj_weight": step * projection(dim, rank),
         "out_proj_weight": projection(d_model, dim),
         "out_proj_bias": vector(d_model) if out_bias else None,
         "A": A,
@@ -88,5 +91,5 @@ def make_mamba_inner_inputs(
         "checkpoint_lvl": checkpoint_lvl,
         "b_rms_weight": vector(numbers, 1.0) if norms and not constant_B else None,
         "c_rms_weight": vector(numbers, 1.0) if norms and not constant_C else None,
-        "dt_rms_weight": vector(dim, 1.0) if norms else None,
+        "dt_rms_weight": step * vector(dim, 1.0) if norms else None,
     }

@@ -126,7 +126,15 @@ def make_conv_update(*, slots: int, more: int, width: int, batch: int, **options
 
 
 def make_state_update(
-    *, slots: bool, padded: bool, accepted: bool, intermediate: bool, batch: int, head_dim: int, **options: Any
+    *,
+    slots: bool,
+    padded: bool,
+    accepted: bool,
+    intermediate: bool,
+    disable_state_update: bool,
+    batch: int,
+    head_dim: int,
+    **options: Any,
 ) -> dict[str, Any]:
     """`make_state_update_inputs`, with slots of which one row may be padding, and what comes of drafts."""
     dim = head_dim * (options["heads"] or 4)
@@ -141,7 +149,7 @@ def make_state_update(
     if intermediate:
         shape = (batch, 1 if steps is None else steps, *inputs["state"].shape[1:])
         inputs["intermediate_states"] = inputs["state"].new_zeros(shape)
-    return inputs
+    return inputs | {"disable_state_update": disable_state_update}
 
 
 def _state_update_fits(options: Mapping[str, Any]) -> bool:
@@ -166,6 +174,10 @@ def make_recurrence(*, shape: int, batch: int, dim: int, length: int, **options:
     """`make_linear_recurrence_inputs` with `shape` dimensions."""
     sizes = [length, dim, batch, 2][:shape][::-1]
     return testing.make_linear_recurrence_inputs(*sizes, **options)
+
+
+def _recurrence_fits(options: Mapping[str, Any]) -> bool:
+    return options.get("shape") != 1 or options.get("layout", "seq") in ("seq", "strided")
 
 
 def make_scan(*, kind: str, groups: str | int | None, dim: int, **options: Any) -> dict[str, Any]:
@@ -310,6 +322,7 @@ OPS: dict[str, Op] = {
         },
         {"batch": (1, 2, 3), "dim": CHANNELS, "length": LENGTHS},
         180,
+        fits=_recurrence_fits,
     ),
     "rms_norm_fn": Op(
         mamba_aot.rms_norm_fn, reference.rms_norm_ref, testing.make_norm_inputs, _ADDED_OPTIONS, _NORM_SIZES, 130
