@@ -25,15 +25,17 @@ DOUBLE = (torch.float64, torch.complex128)
 
 INTRODUCTION = """# How exact the ops are
 
-Every number here is measured: each op runs on all pairs of its options, dtypes and memory orders (`tests/ops/cases.py`), and
-its results and every gradient are compared with the eager function in float64. The limit of a result is
+Every number here is measured: each op runs on all pairs of its options, dtypes and memory orders
+(`tests/ops/cases.py`), and its results and every gradient are compared with the eager function in float64.
+The limit of a result is
 
     2 max|eager - truth| + eps max|truth| + max|nudged - truth|
 
-where eager is the plain PyTorch function in the same dtypes, eps that of the result's dtype, and nudged the truth for inputs
-moved by one rounding step of the arithmetic (`mamba_aot/testing/closeness.py` says why). There is no constant in it, and tests
-hold every case to it. A row shows the result that comes nearest to its limit, of all cases of an op and a dtype: its error,
-what it was allowed, and the share of that. A share of 0.5 is the error of eager itself.
+where eager is the plain PyTorch function in the same dtypes, eps that of the result's dtype, and nudged the
+truth for inputs moved by one rounding step of the arithmetic (`mamba_aot/testing/closeness.py` says why).
+There is no constant in it, and tests hold every case to it. A row shows the result and the gradient that come
+nearest to their limits, of all cases of an op and a dtype: the error, what was allowed, and the share of it.
+The error of eager itself is a share of at most 0.5.
 
 This page is made by `python benchmarks/numerics.py --page` from the records under `benchmarks/results/`.
 """
@@ -47,30 +49,34 @@ def measured(device: str) -> Iterator[dict[str, Any]]:
     for name in cases.OPS:
         rows: dict[tuple[str, str], dict[str, Any]] = {}
         for case in cases.cases_of(name):
-            if device == "cuda" and case.dtype in DOUBLE:
+            if case.dtype in DOUBLE:
+                # The truth is no wider than these.
                 continue
             dtype = str(case.dtype).removeprefix("torch.")
             compared = case.compare(device)
-            for kind in ("gradients", "results"):
-                of_kind = {n: c for n, c in compared.items() if n.startswith("grad ") == (kind == "gradients")}
-                if not of_kind:
-                    continue
-                found = {n: measure_against_fp64(*c) for n, c in of_kind.items()}
-                worst = max(found, key=lambda n: found[n].share)
-                row = rows.setdefault((dtype, kind), dict(op=name, dtype=dtype, kind=kind, cases=0, share=-1.0))
-                row["cases"] += 1
-                if found[worst].share > row["share"]:
-                    one = found[worst]
-                    row |= dict(result=worst, error=one.error, allowed=one.limit, share=one.share)
+            seen = set()
+            for result, values in compared.items():
+                kind = "gradients" if result.startswith("grad ") else "results"
+                found = measure_against_fp64(*values)
+                new = dict(op=name, dtype=dtype, kind=kind, cases=0, share=-1.0)
+                row = rows.setdefault((dtype, kind), new)
+                row["cases"] += kind not in seen
+                seen.add(kind)
+                # A NaN is over every limit.
+                if not found.share <= row["share"]:
+                    row |= dict(result=result, error=found.error, allowed=found.limit, share=found.share)
                     row |= dict(case=str(case))
         yield from (rows[key] for key in sorted(rows))
 
 
 def record(device: str, machine: str) -> dict[str, Any]:
-    rows = [{**row, **{n: float(f"{row[n]:.4g}") for n in ("error", "allowed", "share")}} for row in measured(device)]
+    rows = list(measured(device))
+    for row in rows:
+        row |= {name: float(f"{row[name]:.4g}") for name in ("error", "allowed", "share")}
     over = [row["case"] for row in rows if not row["share"] <= 1]
     facts = dict(machine=machine, device=device, torch=torch.__version__, threads=torch.get_num_threads())
-    return {**facts, "cases": sum(r["cases"] for r in rows if r["kind"] == "results"), "over": over, "rows": rows}
+    count = sum(row["cases"] for row in rows if row["kind"] == "results")
+    return {**facts, "cases": count, "over": over, "rows": rows}
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -99,10 +105,9 @@ def page() -> str:
             continue
         found = json.loads(path.read_text(encoding="utf-8"))
         over = "none over its limit" if not found["over"] else f"{len(found['over'])} over their limit"
-        parts.append(
-            f"## {title}\n\n{found['cases']} cases on {found['machine']}, torch {found['torch']}; {over}. "
-            f"Record: `benchmarks/results/{folder}/numerics.json`.\n\n" + "\n".join(table(found["rows"])) + "\n"
-        )
+        facts = f"{found['cases']} cases on {found['machine']}, torch {found['torch']}; {over}."
+        parts += [f"## {title}\n", f"{facts} Record: `benchmarks/results/{folder}/numerics.json`.\n"]
+        parts += ["\n".join(table(found["rows"])) + "\n"]
     return "\n".join(parts)
 
 

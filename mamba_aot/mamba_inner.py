@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mamba_aot.ops._boundary import as_pairs, require_tensors
+from mamba_aot.ops._boundary import as_pairs, require_tensors, state_dtype
 from mamba_aot.ops.causal_conv1d import causal_conv1d_fn
 from mamba_aot.ops.rms_norm import rms_norm_fn
 
@@ -78,7 +78,7 @@ def mamba_inner_fn(
         conv1d_weight: Taps, [channels, 1, width] with width 1 to 64, any floating dtype.
         conv1d_bias: [channels], any floating dtype, or None.
         x_proj_weight: [rank + numbers of B + numbers of C, channels], dtype of `xz`, where B and C have
-            `state` numbers each, 2 * state (re, im of each state) beside a complex `A`, none if they are given.
+            `state` numbers each, 2 * state (re, im of each state) beside a complex `A`, none where given.
         delta_proj_weight: [channels, rank], dtype of `xz`.
         out_proj_weight: [d_model, channels], dtype of `xz`.
         out_proj_bias: [d_model], any floating dtype, or None.
@@ -234,6 +234,8 @@ def _op_weight(
     """B or C as the op takes it: [batch, groups, state, length], beside a complex A with a last dim of 2."""
     if constant is not None:
         return _of_every_step(as_pairs(constant) if constant.is_complex() else constant, inputs.xz)
+    # Wide from here on, which costs little: a step of B or C is far smaller than one of u.
+    projected = projected.to(state_dtype(projected))
     if bias is not None:
         projected = projected + bias[:, None]
     if norm is not None:
@@ -284,7 +286,10 @@ def _require_fit(inputs: _Inputs, out_proj_weight: Tensor, out_proj_bias: Tensor
     channels = xz.shape[1] // 2
     if A.dim() != 2:
         raise ValueError(f"mamba_inner_fn: A must be [channels, state], got {list(A.shape)}")
-    for name, matrix in (("delta_proj_weight", inputs.delta_proj_weight), ("out_proj_weight", out_proj_weight)):
+    for name, matrix in (
+        ("delta_proj_weight", inputs.delta_proj_weight),
+        ("out_proj_weight", out_proj_weight),
+    ):
         if matrix.dim() != 2:
             first = "[channels, rank]" if name == "delta_proj_weight" else "[d_model, channels]"
             raise ValueError(f"mamba_inner_fn: {name} must be {first}, got {list(matrix.shape)}")

@@ -206,7 +206,8 @@ def rms_norm_bwd_kernel(
 ):
     """dx = (g - h mean(g h) - mean(g)) rstd with g = weight dy; the last mean only if centered.
 
-    Where G is 1, g - h mean(g h) is g (1 - h^2) = g eps rstd^2, all digits of which the difference would lose.
+    Where G is 1, g - h mean(g h) is g (1 - h^2) = g eps rstd^2, whose digits the difference would lose.
+
     One program takes one group of G channels of `rows_a_program` rows, ROWS at a time, and writes what they
     have of dweight (and dbias) to its plane [1 or 2, channels]. With LOOP those are too many for
     registers and are added to the plane itself.

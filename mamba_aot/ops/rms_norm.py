@@ -316,9 +316,7 @@ def _backward(ctx, dout: Tensor | None, dsum: Tensor | None, _dmean: None, _drst
     # Read once: under activation checkpointing every reading recomputes the forward.
     saved = ctx.saved_tensors
     residual = saved[3]
-    dx, dweight, dbias, dresidual, dz = torch.ops.mamba_aot.rms_norm_bwd(
-        dout, dsum, *saved, *ctx.options
-    )
+    dx, dweight, dbias, dresidual, dz = torch.ops.mamba_aot.rms_norm_bwd(dout, dsum, *saved, *ctx.options)
     if residual is not None and residual.dtype == dout.dtype:
         dresidual = dx
     grads = (dx, dweight, dbias, dresidual, dz)

@@ -59,7 +59,7 @@ def make_mamba_inner_inputs(
     random = Random(seed + 1)
     numbers = state * (2 if is_complex else 1)
     # Without softplus a step size may be negative, and then a state grows: slowly, if it is small.
-    step = 1.0 if delta_softplus else 0.01
+    step = 1.0 if delta_softplus else 1e-3
     projected = [numbers for constant in (constant_B, constant_C) if not constant]
 
     def projection(rows: int, columns: int) -> torch.Tensor:

@@ -11,15 +11,22 @@ from hypothesis import strategies as st
 
 from mamba_aot.testing import assert_close_to_fp64
 
+DOUBLE = (torch.float64, torch.complex128)
 ALL = [case for name in cases.OPS for case in cases.cases_of(name)]
-ON_CUDA = [case for case in ALL if case.dtype not in (torch.float64, torch.complex128)]
+ON_CUDA = [case for case in ALL if case.dtype not in DOUBLE]
 # The largest size that hypothesis tries.
 LARGEST = {"batch": 4, "length": 90, "state": 40, "dim": 70, "rows": 40, "channels": 300, "group_size": 150}
 
 
 def hold(case: cases.Case, device: str) -> None:
     for name, compared in case.compare(device).items():
-        assert_close_to_fp64(compared.out, compared.eager, compared.truth, name, compared.nudged)
+        if case.dtype in DOUBLE:
+            # The rule needs a truth that is wider than what it judges; a wrong formula shows without.
+            step = max(1e-11, 4 * torch.finfo(compared.out.dtype).eps)
+            size = compared.truth.abs().amax().item() if compared.truth.numel() else 0.0
+            torch.testing.assert_close(compared.out, compared.eager, rtol=0, atol=step * max(1.0, size))
+        else:
+            assert_close_to_fp64(compared.out, compared.eager, compared.truth, name, compared.nudged)
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
@@ -38,7 +45,7 @@ def test_any_size(name: str, device: str) -> None:
     op = cases.OPS[name]
     rows = cases.pairs_of(op, random.Random(name))
     if device == "cuda":
-        rows = [row for row in rows if row["dtype"] not in (torch.float64, torch.complex128)]
+        rows = [row for row in rows if row["dtype"] not in DOUBLE]
 
     # The same examples in every run: which numbers come close to a limit is a matter of luck.
     @settings(
@@ -50,7 +57,9 @@ def test_any_size(name: str, device: str) -> None:
     )
     @given(
         st.sampled_from(rows),
-        st.fixed_dictionaries({size: st.integers(1, LARGEST.get(size, 20)) for size in op.sizes}),
+        st.fixed_dictionaries(
+            {size: st.integers(min(op.sizes[size]), LARGEST.get(size, 20)) for size in op.sizes}
+        ),
         st.integers(0, 1000),
     )
     def check(options: dict, sizes: dict, seed: int) -> None:

@@ -111,7 +111,9 @@ def test_keeps_what_it_should(level: int, device: str) -> None:
     assert sum(1 for numel in kept.values() if numel == size) == (1 if level else 3)
 
 
-@pytest.mark.parametrize("need", ["xz", "x_proj_weight", "A", "dt_rms_weight", "out_proj_bias", "C_proj_bias"])
+@pytest.mark.parametrize(
+    "need", ["xz", "x_proj_weight", "A", "dt_rms_weight", "out_proj_bias", "C_proj_bias"]
+)
 def test_gradient_of_one_input_alone(need: str, device: str) -> None:
     inputs = make_mamba_inner_inputs(**EVERYTHING, device=device)
     together = results_of(mamba_inner_fn, inputs)[f"grad {need}"]

@@ -48,13 +48,15 @@ HEADS = {F32: (3e-4, 1e-3), F16: (5e-3, 3e-2), BF16: (1e-2, 1e-1)}
 HEADS_OF_SLOTS = HEADS | {BF16: (1e-1, 1e-1)}
 
 
+def close_to(name: str, got: Tensor, wanted: Tensor, rtol: float, atol: float) -> None:
+    torch.testing.assert_close(got, wanted, rtol=rtol, atol=atol, msg=lambda m: f"{name}: {m}")
+
+
 def close(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], rtol: float, atol: float) -> None:
     assert got.keys() == wanted.keys()
     for name, value in got.items():
         r, a = SCAN_GRADIENTS.get(name, (1, 1))
-        torch.testing.assert_close(
-            value, wanted[name], rtol=r * rtol, atol=a * atol, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        close_to(name, value, wanted[name], r * rtol, a * atol)
 
 
 @each_dtype
@@ -65,9 +67,8 @@ def test_state_update_with_heads(
     groups: int, tied: bool, slots: int | None, dtype: torch.dtype, device: str
 ) -> None:
     batch, dim, heads, state = (2, 2048, 32, 64) if slots is None else (16, 1024, 16, 16)
-    inputs = make_state_update_inputs(
-        batch, dim, state, dtype=dtype, state_dtype=dtype, heads=heads, groups=groups, slots=slots, device=device
-    )
+    kinds: dict[str, Any] = {"dtype": dtype, "state_dtype": dtype, "device": device}
+    inputs = make_state_update_inputs(batch, dim, state, heads=heads, groups=groups, slots=slots, **kinds)
     torch.manual_seed(0)
     inputs["A"] = -torch.rand(heads, 64, state).to(device) - 1
     inputs["dt_bias"] = torch.rand(heads, 64).to(device) - 4
@@ -101,9 +102,8 @@ def test_mamba_inner(variable_c: bool, variable_b: bool, is_complex: bool, devic
 @pytest.mark.parametrize("group_size", [64, None])
 @pytest.mark.parametrize("rms", [False, True], ids=["layer", "rms"])
 def test_gated_norm(rms: bool, group_size: int | None, before: bool, dtype: torch.dtype, device: str) -> None:
-    inputs = make_norm_inputs(
-        4, 64, 2048, dtype=dtype, weight_dtype=F32, z=True, norm_before_gate=before, group_size=group_size, device=device
-    )
+    options: dict[str, Any] = {"norm_before_gate": before, "group_size": group_size}
+    inputs = make_norm_inputs(4, 64, 2048, dtype=dtype, weight_dtype=F32, z=True, device=device, **options)
     function, ref = (rmsnorm_fn, rmsnorm_ref) if rms else (layernorm_fn, layernorm_ref)
     wide = {n: t.double() if isinstance(t, Tensor) else t for n, t in inputs.items()}
     got, eager, truth = results_of(function, inputs), results_of(ref, inputs), results_of(ref, wide)
@@ -152,4 +152,4 @@ def test_conv_of_a_real_shape(dim: int, layout: str, dtype: torch.dtype, device:
     got, wanted = results_of(causal_conv1d_fn, inputs), results_of(causal_conv1d_ref, inputs)
     for name, value in got.items():
         rtol, atol = (1e-3, 1e-3) if name in ("grad weight", "grad bias") else CONV[dtype]
-        torch.testing.assert_close(value, wanted[name], rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+        close_to(name, value, wanted[name], rtol, atol)
