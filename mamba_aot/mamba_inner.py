@@ -171,7 +171,7 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, delta_softplus: bool, eps: float, *tensors: Tensor | None) -> Tensor:
-        out, _, states = _scan(_scan_arguments(_Inputs(*tensors), eps), delta_softplus, save_states=True)
+        out, _, states = _scan(_scan_arguments(_Inputs._make(tensors), eps), delta_softplus, save_states=True)
         ctx.save_for_backward(*tensors, states)
         ctx.delta_softplus, ctx.eps = delta_softplus, eps
         return out
@@ -187,7 +187,7 @@ class _Recomputed(torch.autograd.Function):
         ]
         with torch.autocast(dout.device.type, enabled=False):
             with torch.enable_grad():
-                arguments = _scan_arguments(_Inputs(*leaves), ctx.eps)
+                arguments = _scan_arguments(_Inputs._make(leaves), ctx.eps)
             *grads, _gate, _state = torch.ops.mamba_aot.selective_scan_bwd(
                 dout, None, *arguments, None, states, ctx.delta_softplus, False
             )

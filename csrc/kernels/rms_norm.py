@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from _norm_rows import (
     CENTERED,
+    FEW,
     GATE_LAST,
     HAS_BIAS,
     HAS_DRESIDUAL,
@@ -278,13 +279,14 @@ def rms_norm_bwd_kernel(
         whole = tl.zeros([ROWS], tl.float32)
         if (flags & CENTERED) != 0:
             whole = tl.sum(whole_parts, 1) / G
-        kept = tl.full([ROWS], 1.0, tl.float32)
-        if G == 1:
-            kept = eps * rstd * rstd
-            along = tl.zeros([ROWS], tl.float32)
-            if (flags & CENTERED) != 0:
-                kept = tl.zeros([ROWS], tl.float32)
-                whole = tl.zeros([ROWS], tl.float32)
+        if BLOCK <= FEW:
+            kept = tl.full([ROWS], 1.0, tl.float32)
+            if G == 1:
+                kept = eps * rstd * rstd
+                along = tl.zeros([ROWS], tl.float32)
+                if (flags & CENTERED) != 0:
+                    kept = tl.zeros([ROWS], tl.float32)
+                    whole = tl.zeros([ROWS], tl.float32)
         # Reading the row again, now from the cache, leaves the registers of a whole one to other programs.
         for first in range(0, end, BLOCK):
             column = first + tl.arange(0, BLOCK)
@@ -298,7 +300,9 @@ def rms_norm_bwd_kernel(
             h = load_normed(x, residual, z, mean, rstd, x_at, residual_at, z_at, mask, flags)
             dy = gated_last(tl.load(dout + dout_at, mask, 0.0).to(tl.float32), z, z_at, mask, flags)
             g = dy * load_as(weight, channel, inside, flags, 0)
-            du = (g * kept[:, None] - h * along[:, None] - whole[:, None]) * rstd[:, None]
+            if BLOCK <= FEW:
+                g *= kept[:, None]
+            du = (g - h * along[:, None] - whole[:, None]) * rstd[:, None]
             at_out = out_first + channel
             if (flags & (HAS_Z | GATE_LAST)) == HAS_Z:
                 zv = tl.load(z + z_at, mask, 0.0).to(tl.float32)

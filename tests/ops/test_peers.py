@@ -4,7 +4,7 @@ mamba_ssm: tests/ops/test_selective_scan.py, tests/ops/triton/test_selective_sta
 tests/ops/triton/test_layernorm_gated.py. vLLM: tests/kernels/mamba/test_mamba_ssm.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -74,12 +74,20 @@ def test_state_update_with_heads(
     inputs["dt_bias"] = torch.rand(heads, 64).to(device) - 4
     inputs["dt"] = torch.randn(batch, heads, 64).to(inputs["x"])
     if tied:
-        for name, shape in (("A", (heads, 64, state)), ("dt_bias", (heads, 64)), ("dt", (batch, heads, 64))):
-            one = inputs[name][:, :1, :1] if name == "A" else inputs[name][..., :1]
-            inputs[name] = one.expand(shape)
+        inputs |= {
+            "A": inputs["A"][:, :1, :1],
+            "dt_bias": inputs["dt_bias"][:, :1],
+            "dt": inputs["dt"][..., :1],
+        }
+    shapes = {"A": (heads, 64, state), "dt_bias": (heads, 64), "dt": (batch, heads, 64)}
+
+    def spread(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """With one number for all channels of a head, as callers of the peer have it."""
+        return lambda **i: function(**i | {name: i[name].expand(shape) for name, shape in shapes.items()})
+
     rtol, atol = (HEADS if slots is None else HEADS_OF_SLOTS)[dtype]
-    got = results_of(selective_state_update, inputs, backward=False, written=["state"])
-    wanted = results_of(selective_state_update_ref, inputs, backward=False, written=["state"])
+    got = results_of(spread(selective_state_update), inputs, backward=False, written=["state"])
+    wanted = results_of(spread(selective_state_update_ref), inputs, backward=False, written=["state"])
     close(got, wanted, rtol, atol)
 
 
