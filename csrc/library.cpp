@@ -56,7 +56,7 @@ constexpr const char* kSchemas[] = {
 
     "rms_norm_bwd(Tensor dout, Tensor? dsum, Tensor? x, Tensor weight, Tensor? bias, Tensor? residual, "
     "Tensor? z, "
-    "Tensor mean, Tensor rstd, int group_size, bool centered, bool? norm_before_gate) "
+    "Tensor mean, Tensor rstd, float eps, int group_size, bool centered, bool? norm_before_gate) "
     "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual, Tensor dz)",
 };
 

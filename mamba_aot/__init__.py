@@ -19,6 +19,7 @@ __all__ = [
     "layer_norm_fn",
     "layernorm_fn",
     "linear_recurrence",
+    "mamba_inner_fn",
     "rms_norm_fn",
     "rmsnorm_fn",
     "save_pretrained",
@@ -34,6 +35,7 @@ _reason = ""
 try:
     from mamba_aot.checkpoint import from_pretrained, save_pretrained
     from mamba_aot.generation import GeneratedToken, generate, stream
+    from mamba_aot.mamba_inner import mamba_inner_fn
     from mamba_aot.model import MambaLM, MambaLMConfig
     from mamba_aot.modules import Block, Mamba, MambaState, RMSNorm, SSMConfig
     from mamba_aot.ops.causal_conv1d import (

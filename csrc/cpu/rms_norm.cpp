@@ -70,7 +70,7 @@ RmsNormOutputs rms_norm_fwd(Tensor x, Tensor weight, OptionalTensor bias, Option
 
 RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x, Tensor weight,
                               OptionalTensor bias, OptionalTensor residual, OptionalTensor z, Tensor mean,
-                              Tensor rstd, int64_t group_size, bool centered,
+                              Tensor rstd, double eps, int64_t group_size, bool centered,
                               std::optional<bool> norm_before_gate) {
   const RmsNormSizes s = check_rms_norm_backward(dout, dsum, x, weight, bias, residual, z, mean, rstd,
                                                  group_size, centered, norm_before_gate);
@@ -86,6 +86,7 @@ RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x
   const int64_t items = s.empty() ? 0 : ceil_div(s.all_rows(), plan.block_rows);
   Tensor dweight = empty_on(dout, {items, s.channels}, type);
   Tensor dbias = bias ? empty_on(dout, {items, s.channels}, type) : absent_on(dout);
+  plan.eps = eps;
   plan.mean = centered ? mean.data_ptr() : nullptr;
   plan.rstd = rstd.data_ptr();
   plan.dout = view(dout);

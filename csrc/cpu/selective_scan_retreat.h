@@ -58,7 +58,7 @@ MAMBA_AOT_INLINE void phi_slope(Vec<S> dt, Vec<S> A_re, Vec<S> A_im, const Inver
                                 Vec<S>& im) {
   const auto& terms = Constants<S>::kSlope;
   constexpr int kTerms = sizeof(terms) / sizeof(terms[0]);
-  const Vec<S> w_re = dt * A_re, limit = splat<S>(0.0625);
+  const Vec<S> w_re = dt * A_re, limit = splat<S>(Constants<S>::kSlopeLimit);
   const Vec<S> top_re = fma(dt, e_re, -phi_re);
   if constexpr (kComplex) {
     const Vec<S> w_im = dt * A_im, top_im = fma(dt, e_im, -phi_im);

@@ -7,9 +7,9 @@ namespace {
 template <class S>
 void sum_rows(const S* parts, int64_t count, int64_t size, int64_t begin, int64_t end, S* out) {
   for (int64_t i = begin; i < end; ++i) {
-    S sum = 0;
+    double sum = 0;
     for (int64_t p = 0; p < count; ++p) sum += parts[p * size + i];
-    out[i] = sum;
+    out[i] = static_cast<S>(sum);
   }
 }
 
