@@ -1,0 +1,73 @@
+"""How the scan kernels walk time where sequences are packed.
+
+A program owns one row of work: a batch row with its sequences one after the other (seq_idx), or one sequence
+of the only batch row (cu_seqlens), or a whole batch row where nothing is packed. It visits tiles on the grid
+of whole tiles, each once for every sequence that has steps in it; steps of others are of length 0 and leave
+its state alone.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+# Bits of `flags`, the same as in csrc/ops/selective_scan.cpp.
+BY_ENDS = gl.constexpr(256)
+BY_INDEX = gl.constexpr(512)
+
+
+@gluon.jit
+def own_steps(runs, work, L, flags):
+    """Of a row of work: the batch row it lies in, its first step and the one after its last."""
+    by_ends = (flags & BY_ENDS) != 0
+    first = 0
+    stop = L
+    if by_ends:
+        # Wrong ends must not lead outside the sequence.
+        first = gl.minimum(gl.maximum(gl.load(runs + work), 0), L)
+        stop = gl.minimum(gl.load(runs + work + 1), L)
+    return gl.where(by_ends, 0, work), first, stop
+
+
+@gluon.jit
+def run_from(runs, row, position, stop, L, flags):
+    """The end of the run of steps that `position` lies in, and whether it is a sequence (or else padding)."""
+    end = stop
+    live = position < stop
+    if (flags & BY_INDEX) != 0:
+        entry = gl.load(runs + row * L + position)
+        live = entry > 0
+        end = gl.maximum(gl.abs(entry), position + 1)
+    return end, live
+
+
+@gluon.jit
+def run_until(runs, row, position, first, L, flags):
+    """The start of the run of steps that `position` lies in, and whether it is a sequence (or else padding)."""
+    begin = first
+    live = position >= first
+    if (flags & BY_INDEX) != 0:
+        entry = gl.load(runs + row * L + position)
+        live = entry >= 0
+        begin = gl.minimum(gl.where(live, entry, -1 - entry), position)
+    return begin, live
+
+
+@gluon.jit
+def load_used(pointers, inside, used, LAYOUT: gl.constexpr):
+    """A tile, 0 where it is not used; rows are read whole, which takes wide loads."""
+    if LAYOUT == "seq":
+        return gl.where(used, gl.load(pointers, inside, 0.0).to(gl.float32), 0.0)
+    else:
+        return gl.load(pointers, used, 0.0).to(gl.float32)
+
+
+@gluon.jit
+def store_own(pointers, value, inside, own, whole, LAYOUT: gl.constexpr):
+    """A tile's own steps; rows of a `whole` tile are written by wide stores."""
+    value = value.to(pointers.dtype.element_ty)
+    if LAYOUT == "seq":
+        if whole:
+            gl.store(pointers, value, inside)
+        else:
+            gl.store(pointers, value, own)
+    else:
+        gl.store(pointers, value, own)
