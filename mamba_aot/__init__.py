@@ -6,6 +6,7 @@ __all__ = [
     "Block",
     "GeneratedToken",
     "Mamba",
+    "Mamba1",
     "MambaLM",
     "MambaLMConfig",
     "MambaState",
@@ -34,8 +35,11 @@ _reason = ""
 try:
     from mamba_aot.checkpoint import from_pretrained, save_pretrained
     from mamba_aot.generation import GeneratedToken, generate, stream
+    from mamba_aot.layers import SSMConfig
+    from mamba_aot.mamba1 import Mamba1
     from mamba_aot.model import MambaLM, MambaLMConfig
-    from mamba_aot.modules import Block, Mamba, MambaState, RMSNorm, SSMConfig
+    from mamba_aot.modules import Block, Mamba, MambaState
+    from mamba_aot.norms import RMSNorm
     from mamba_aot.ops.causal_conv1d import (
         causal_conv1d_fn,
         causal_conv1d_update,

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba_aot.modules import Block, MambaState, RMSNorm, SSMConfig
+from mamba_aot.modules import Block, MambaState, SSMConfig
+from mamba_aot.norms import RMSNorm
 
 
 @dataclass(frozen=True)
