@@ -7,7 +7,7 @@ it; the ops take strided views of it, so nothing is transposed in memory.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -118,7 +118,7 @@ class CausalConv1d(nn.Module):
             cu_seqlens: Where the sequences packed in one row end, int32 [sequences + 1].
         """
         weight = self.weight.squeeze(1)
-        options = dict(
+        options: dict[str, Any] = dict(
             activation="silu", seq_idx=None if padding is None else padding.seq_idx, cu_seqlens=cu_seqlens
         )
         if state is None:

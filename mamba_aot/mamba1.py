@@ -239,6 +239,7 @@ class Mamba1(nn.Module):
         delta, delta_bias, B, C = self._select(x)
         if padding is not None:
             delta = padding.without_step(delta)
+        packed: dict[str, Any] = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
         result = selective_scan_fn(
             x.transpose(1, 2),
             delta.transpose(1, 2),
@@ -251,7 +252,7 @@ class Mamba1(nn.Module):
             delta_softplus=True,
             return_last_state=state is not None,
             initial_state=None if state is None else wide(state.ssm),
-            **({} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}),
+            **packed,
         )
         if state is None:
             assert isinstance(result, Tensor)
@@ -302,5 +303,6 @@ class Mamba1(nn.Module):
     def _require(self, x: Tensor) -> None:
         if x.dim() != 3 or x.shape[-1] != self.d_model:
             raise ValueError(
-                f"Mamba1: hidden_states must be [batch, length, d_model = {self.d_model}], got {list(x.shape)}"
+                f"Mamba1: hidden_states must be [batch, length, d_model = {self.d_model}], "
+                f"got {list(x.shape)}"
             )

@@ -44,8 +44,8 @@ class Padding:
         padding = Padding.behind(lengths, length, first)
         if mask.is_cpu and not torch.equal(padding.to_start(present), padding.seq_idx == 0):
             raise ValueError(
-                f"{owner}: the tokens of each row of attention_mask must be in one piece, with padding before "
-                "or behind them, got a row with padding between tokens"
+                f"{owner}: the tokens of each row of attention_mask must be in one piece, with padding "
+                "before or behind them, got a row with padding between tokens"
             )
         return padding
 

@@ -1,4 +1,4 @@
-"""Mamba1: the published block. Steps, pieces, packed and padded rows equal whole sequences; linears are called."""
+"""Mamba1: the published block. Steps, pieces and padded rows equal whole sequences; linears are called."""
 
 import math
 from types import SimpleNamespace
@@ -33,9 +33,7 @@ def eager(mamba: Mamba1, sequence: Tensor) -> Tensor:
     """The block in plain tensor algebra, one step after the other."""
     x, z = mamba.in_proj(sequence).transpose(1, 2).chunk(2, dim=1)
     width = mamba.d_conv
-    x = F.conv1d(
-        F.pad(x, (width - 1, 0)), mamba.conv1d.weight, mamba.conv1d.bias, groups=x.shape[1]
-    )
+    x = F.conv1d(F.pad(x, (width - 1, 0)), mamba.conv1d.weight, mamba.conv1d.bias, groups=x.shape[1])
     x = F.silu(x).transpose(1, 2)
     parts = mamba.x_proj(x).split([mamba.dt_rank, mamba.d_state, mamba.d_state], dim=-1)
     if mamba.mixer_rms_eps is not None:
@@ -250,7 +248,10 @@ def test_compiles_to_one_graph() -> None:
     ("call", "sentence"),
     [
         (lambda: make()(torch.zeros(2, WIDTH)), r"must be \[batch, length, d_model = 24\], got \[2, 24\]"),
-        (lambda: make().step(inputs(), *make().allocate_inference_cache(2)), r"must be \[batch, 1, d_model\]"),
+        (
+            lambda: make().step(inputs(), *make().allocate_inference_cache(2)),
+            r"must be \[batch, 1, d_model\]",
+        ),
         (lambda: make()(inputs(), attention_mask=torch.ones(2, 3)), r"= \[2, 37\], got \[2, 3\]"),
         (
             lambda: make()(inputs(1, 3), attention_mask=torch.tensor([[1, 0, 1]])),
