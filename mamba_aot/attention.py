@@ -214,7 +214,8 @@ class Attention(nn.Module):
         lengths = state.lengths + (k.shape[2] if padding is None else padding.lengths)
         fits = (lengths <= capacity).all()
         if not fits.is_cpu or torch.compiler.is_compiling():
-            torch._assert_async(fits, "Attention: the state has too few slots; allocate more max_length")
+            sentence = "Attention: the state has too few slots; allocate_state takes a larger max_length"
+            torch.ops.aten._assert_async.msg(fits, sentence)
         elif not fits:
             raise ValueError(
                 f"Attention: the state has {capacity} slots, {int(lengths.max())} tokens must fit; "

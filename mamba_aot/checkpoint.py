@@ -1,4 +1,4 @@
-"""Saves a `MambaLM` to a directory and loads it back, in this package's layout or that of published models."""
+"""Saves a `MambaLM` to a directory and loads it back, in this package's layout or a published one."""
 
 import json
 import os

@@ -1,11 +1,14 @@
 """What a `MambaLM` is made of."""
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from mamba_aot.attention import AttentionConfig
 from mamba_aot.layers import SSMConfig
 from mamba_aot.mlp import MLPConfig
+
+T = TypeVar("T")
 
 LAYER_KINDS = {
     "M": "Mamba: complex state, gated decay, as `ssm` says",
@@ -84,3 +87,37 @@ class MambaLMConfig:
     def pattern(self) -> str:
         """The letter of every layer."""
         return self.layers * (self.n_layer // len(self.layers))
+
+
+def parse(kind: type[T], values: dict[str, Any], source: str, place: str = "") -> T:
+    """Makes a configuration, with those inside it, from what JSON gave.
+
+    Args:
+        kind: The dataclass.
+        values: Its fields by name.
+        source: Where they are from, for the error.
+        place: Where they are inside, such as "ssm.".
+
+    Raises:
+        ValueError: A key is not a field; each is named.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{source}: {place.rstrip('.') or 'it'} must be a JSON object, got {values!r}")
+    fields: dict[str, Any] = {f.name: f for f in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    refuse_unknown(set(values), set(fields), source, place)
+    parsed = dict(values)
+    for name, value in values.items():
+        inner = fields[name].default_factory
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            parsed[name] = parse(inner, value, source, f"{place}{name}.")
+    return kind(**parsed)
+
+
+def refuse_unknown(given: set[str], known: set[str], source: str, place: str = "") -> None:
+    """Raises ValueError with the names in `given` that are not in `known`."""
+    if unknown := sorted(given - known):
+        names = ", ".join(place + name for name in unknown)
+        raise ValueError(
+            f"{source} has keys that this version does not know: {names}; "
+            "another program or a newer mamba_aot may have written it"
+        )

@@ -8,10 +8,8 @@ last two hold stacks of `Mamba1` only.
 import dataclasses
 from typing import Any, Literal
 
-from mamba_aot.attention import AttentionConfig
-from mamba_aot.config import Mamba1Config, MambaLMConfig
+from mamba_aot.config import Mamba1Config, MambaLMConfig, parse, refuse_unknown
 from mamba_aot.layers import SSMConfig
-from mamba_aot.mlp import MLPConfig
 
 Layout = Literal["mamba_aot", "transformers", "mamba_ssm"]
 
@@ -154,15 +152,6 @@ def own_name(name: str, layout: Layout) -> str:
     return name.replace("embeddings.", "embedding.", 1) if name.startswith("embeddings.") else name
 
 
-def _refuse_unknown(given: set[str], known: set[str], source: object, place: str = "") -> None:
-    if unknown := sorted(given - known):
-        names = ", ".join(place + name for name in unknown)
-        raise ValueError(
-            f"from_pretrained: {source} has keys that this version does not know: {names}; "
-            "another program or a newer mamba_aot may have written it"
-        )
-
-
 def _require(source: object, name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         wanted = " or ".join(repr(a) for a in allowed)
@@ -171,19 +160,13 @@ def _require(source: object, name: str, value: object, allowed: tuple[object, ..
 
 def _read_own(values: dict[str, Any], source: object) -> MambaLMConfig:
     values = {name: value for name, value in values.items() if name != "model_type"}
-    parts = {"ssm": SSMConfig, "mamba1": Mamba1Config, "attention": AttentionConfig, "mlp": MLPConfig}
-    for name, kind in parts.items():
-        part = values.get(name, {})
-        _refuse_unknown(set(part), {f.name for f in dataclasses.fields(kind)}, source, f"{name}.")
-        values[name] = kind(**part)
-    _refuse_unknown(set(values), {f.name for f in dataclasses.fields(MambaLMConfig)}, source)
-    return MambaLMConfig(**values)
+    return parse(MambaLMConfig, values, f"from_pretrained: {source}")
 
 
 def _read_transformers(values: dict[str, Any], source: object) -> MambaLMConfig:
     known = {"model_type"} | set(_TRANSFORMERS_DEFAULTS) | _WITHOUT_EFFECT | _LEFT_OVER
     falcon = values["model_type"] == "falcon_mamba"
-    _refuse_unknown(set(values), known if falcon else known - {"mixer_rms_eps"}, source)
+    refuse_unknown(set(values), known if falcon else known - {"mixer_rms_eps"}, f"from_pretrained: {source}")
     v = {**_TRANSFORMERS_DEFAULTS, **values}
     _require(source, "hidden_act", v["hidden_act"], ("silu", "swish"))
     # Transformers lets a given intermediate_size overrule expand: FalconMamba was published with both.
@@ -220,9 +203,9 @@ def _read_transformers(values: dict[str, Any], source: object) -> MambaLMConfig:
 
 
 def _read_mamba_ssm(values: dict[str, Any], source: object) -> MambaLMConfig:
-    _refuse_unknown(set(values), set(_MAMBA_SSM_DEFAULTS), source)
+    refuse_unknown(set(values), set(_MAMBA_SSM_DEFAULTS), f"from_pretrained: {source}")
     v = {**_MAMBA_SSM_DEFAULTS, **values}
-    _refuse_unknown(set(v["ssm_cfg"]), set(_BLOCK_DEFAULTS), source, "ssm_cfg.")
+    refuse_unknown(set(v["ssm_cfg"]), set(_BLOCK_DEFAULTS), f"from_pretrained: {source}", "ssm_cfg.")
     block = {**_BLOCK_DEFAULTS, **v["ssm_cfg"]}
     _require(source, "ssm_cfg.layer", block["layer"], ("Mamba1",))
     _require(source, "d_intermediate", v["d_intermediate"], (0,))
