@@ -1,5 +1,6 @@
 """One batch being continued: what a step of decoding reads and writes."""
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,8 @@ class LanguageModel(Protocol):
     ) -> Tensor: ...
 
     def step(self, ids: Tensor, state: Any) -> Tensor: ...
+
+    def fixed_decays(self) -> AbstractContextManager[Any]: ...
 
     def allocate_state(self, batch: int, *, max_length: int | None) -> Any: ...
 

@@ -180,14 +180,18 @@ def _stream(
     decoder = Decoder(model, state, rows, how, stops)
     decoder.generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
     logits = prefill(model, rows, state, chunk)
-    advance = decoder.advance
-    for index in range(max_new_tokens):
-        if index == 0:
-            decoder.start(logits)
-            if cuda_graph and max_new_tokens > 1:
-                advance = capture(decoder)
-        else:
-            advance()
-        yield GeneratedToken(index, decoder.ids.clone(), decoder.logprobs.clone(), decoder.finished.clone())
-        if stops and bool(decoder.finished.all()):
-            return
+    # Kept by name for as long as a graph may read them.
+    with model.fixed_decays() as _decays:
+        advance = decoder.advance
+        for index in range(max_new_tokens):
+            if index == 0:
+                decoder.start(logits)
+                if cuda_graph and max_new_tokens > 1:
+                    advance = capture(decoder)
+            else:
+                advance()
+            yield GeneratedToken(
+                index, decoder.ids.clone(), decoder.logprobs.clone(), decoder.finished.clone()
+            )
+            if stops and bool(decoder.finished.all()):
+                return

@@ -95,6 +95,8 @@ class Mamba1(nn.Module):
         self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state, device=device))
         self.D = nn.Parameter(torch.empty(self.d_inner, device=device))
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias, **place)
+        # A while `MambaLM.fixed_decays` holds it, for `step`.
+        self.fixed_A: Tensor | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -196,7 +198,7 @@ class Mamba1(nn.Module):
             ssm_state,
             x,
             delta,
-            self.A,
+            self.A if self.fixed_A is None else self.fixed_A,
             B,
             C,
             D=wide(self.D),

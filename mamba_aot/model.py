@@ -1,6 +1,7 @@
 """MambaLM: a language model of Mamba blocks, with attention and MLPs between them where wanted."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast, overload
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from mamba_aot import decoding
 from mamba_aot.config import MambaLMConfig
 from mamba_aot.decoding import GeneratedToken, Prompt
+from mamba_aot.mamba1 import Mamba1
+from mamba_aot.modules import Mamba
 from mamba_aot.padding import Padding
 from mamba_aot.recompute import RECOMPUTE, Recompute, run
 from mamba_aot.stack import Layer, LayerState, make_norm
@@ -164,6 +167,22 @@ class MambaLM(nn.Module):
         A model with attention needs `max_length`, the most tokens that a sequence will have.
         """
         return tuple(layer.allocate_state(batch, device, dtype, max_length) for layer in self._layers())
+
+    @contextmanager
+    def fixed_decays(self) -> Iterator[list[Tensor]]:
+        """Within it `step` computes every layer's A from its weights once, not at each step.
+
+        The weights must not change meanwhile. Gives the tensors, which a CUDA graph of a step has to keep.
+        """
+        mixers = [layer.mixer for layer in self._layers() if isinstance(layer.mixer, Mamba | Mamba1)]
+        fixed = [mixer.A.detach() for mixer in mixers]
+        for mixer, A in zip(mixers, fixed, strict=True):
+            mixer.fixed_A = A
+        try:
+            yield fixed
+        finally:
+            for mixer in mixers:
+                mixer.fixed_A = None
 
     def num_parameters(self) -> int:
         """Number of trained numbers, a tied weight counted once."""

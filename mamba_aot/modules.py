@@ -96,6 +96,8 @@ class Mamba(nn.Module):
         self.C_base = nn.Parameter(torch.empty(weights, device=device, dtype=dtype))
         self.D = nn.Parameter(torch.empty(d, device=device, dtype=dtype))
         self.out_proj = nn.Linear(d, config.d_model, bias=config.bias, device=device, dtype=dtype)
+        # A while `MambaLM.fixed_decays` holds it, for `step`.
+        self.fixed_A: Tensor | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -204,7 +206,7 @@ class Mamba(nn.Module):
             state.ssm,
             x,
             delta,
-            self.A,
+            self.A if self.fixed_A is None else self.fixed_A,
             B,
             C,
             D=self.D,

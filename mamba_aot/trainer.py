@@ -137,7 +137,7 @@ class Trainer:
         self.held_out = held_out[: config.evaluation_tokens]
         identity = {
             "config": json.loads(json.dumps(dataclasses.asdict(config))),
-            "data_sha256": hashlib.sha256(data.numpy()).hexdigest(),
+            "data_sha256": hashlib.sha256(data.numpy().tobytes()).hexdigest(),
         }
         torch.manual_seed(config.training.seed)
         self.model = MambaLM(config.model).to(device).train()
