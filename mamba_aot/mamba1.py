@@ -201,7 +201,7 @@ class Mamba1(nn.Module):
             self.A if self.fixed_A is None else self.fixed_A,
             B,
             C,
-            D=wide(self.D),
+            D=self.D,
             z=z,
             dt_bias=delta_bias,
             dt_softplus=True,
@@ -248,7 +248,7 @@ class Mamba1(nn.Module):
             self.A,
             B.transpose(1, 2),
             C.transpose(1, 2),
-            D=wide(self.D),
+            D=self.D,
             z=z.transpose(1, 2),
             delta_bias=delta_bias,
             delta_softplus=True,
@@ -276,7 +276,7 @@ class Mamba1(nn.Module):
         # An exact type, because a subclass or a hook may compute something else than its weight says.
         hooks = self.dt_proj._forward_hooks or self.dt_proj._forward_pre_hooks
         if type(self.dt_proj) is nn.Linear and not hooks:
-            return F.linear(low, self.dt_proj.weight), wide(self.dt_proj.bias), B, C
+            return F.linear(low, self.dt_proj.weight), self.dt_proj.bias, B, C
         return self.dt_proj(low), None, B, C
 
     def _states_of(self, inference_params: Any, batch: int) -> MambaState:

@@ -31,7 +31,8 @@ class Padding:
         """Reads an attention mask: nonzero at tokens, [B, L], the tokens of each row in one piece.
 
         Raises:
-            ValueError: Another shape; on a CPU also a hole between tokens, which on a GPU is not looked for.
+            ValueError: Another shape; on a CPU also a hole between tokens. On a GPU and in compiled code none
+                is looked for.
         """
         if mask.shape != (batch, length):
             raise ValueError(
@@ -42,7 +43,8 @@ class Padding:
         # Of the equal largest values the first one counts.
         first = present.int().argmax(1) if length else lengths
         padding = Padding.behind(lengths, length, first)
-        if mask.is_cpu and not torch.equal(padding.to_start(present), padding.seq_idx == 0):
+        seen = mask.is_cpu and not torch.compiler.is_compiling()
+        if seen and not torch.equal(padding.to_start(present), padding.seq_idx == 0):
             raise ValueError(
                 f"{owner}: the tokens of each row of attention_mask must be in one piece, with padding "
                 "before or behind them, got a row with padding between tokens"

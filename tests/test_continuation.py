@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,25 @@ def test_text_goes_to_stdout_and_figures_to_stderr(saved: Path) -> None:
     assert lines[1].startswith("Generation: 30 tokens, ")
     assert lines[1].endswith(" tokens-per-sec")
     assert lines[2].endswith(" GB")
+
+
+def test_interrupt_ends_cleanly_with_the_figures(saved: Path) -> None:
+    arguments = ["--model", str(saved), "--prompt", "to be", "--max-new-tokens", "100000000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mamba_aot", "generate", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A test run in the background ignores SIGINT, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(20)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=120)[1].decode()
+    assert process.returncode == 130, said
+    assert [line.split(":")[0] for line in said.splitlines()] == ["Prompt", "Generation", "Peak memory"]
 
 
 def test_a_seed_repeats_the_text(saved: Path) -> None:
