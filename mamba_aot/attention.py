@@ -152,6 +152,11 @@ class Attention(nn.Module):
                 "Attention: packed sequences have no state of keys and values; "
                 "give the sequences as rows, with padding"
             )
+        if state is not None and state.lengths.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"Attention: the state must be of the batch size of the input, {x.shape[0]}, "
+                f"got {state.lengths.shape[0]}; allocate_state({x.shape[0]}) makes one"
+            )
         q, k, v = (
             projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)

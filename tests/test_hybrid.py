@@ -173,6 +173,23 @@ def test_recomputing_changes_memory_and_not_gradients(
     assert (again > 0) == (products == 2)
 
 
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_recomputing_compiles(mode) -> None:
+    ids, plain, model = tokens(), make("Mmaf").train(), make("Mmaf").train()
+    model.recompute = mode
+    loss = torch.compile(model.loss, fullgraph=True, backend="aot_eager")
+    loss(ids[:, :-1], ids[:, 1:]).backward()
+    plain.loss(ids[:, :-1], ids[:, 1:]).backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_exports_with_any_length() -> None:
+    model, length = make("Mmaf").eval(), torch.export.Dim("length", min=2, max=4096)
+    program = torch.export.export(model, (tokens(),), dynamic_shapes={"ids": {1: length}})
+    torch.testing.assert_close(program.module()(tokens(2, 33)), model(tokens(2, 33)))
+
+
 def test_attention_is_the_textbook_one() -> None:
     torch.manual_seed(0)
     config = AttentionConfig(n_heads=4, n_kv_heads=2, head_dim=6, rotary_dim=4, rotary_base=100.0, bias=True)
@@ -241,6 +258,7 @@ def test_a_full_cache_is_a_sentence() -> None:
             ),
             "packed sequences have no state of keys and values",
         ),
+        (lambda: make("a")(tokens(2), make("a").allocate_state(3, max_length=30)), "batch size .* 2, got 3"),
         (lambda: setattr(make("m"), "recompute", "some"), "one of none, selective, full, got 'some'"),
     ],
 )
