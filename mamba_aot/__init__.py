@@ -29,6 +29,7 @@ __all__ = [
     "layernorm_fn",
     "linear_recurrence",
     "load_state",
+    "mamba_inner_fn",
     "rms_norm_fn",
     "rmsnorm_fn",
     "save_pretrained",
@@ -50,6 +51,7 @@ try:
     from mamba_aot.generation import GeneratedToken, copy_state, generate, load_state, save_state, stream
     from mamba_aot.layers import SSMConfig
     from mamba_aot.mamba1 import Mamba1
+    from mamba_aot.mamba_inner import mamba_inner_fn
     from mamba_aot.mlp import GatedMLP, MLPConfig
     from mamba_aot.model import MambaLM
     from mamba_aot.modules import Block, Mamba, MambaState
