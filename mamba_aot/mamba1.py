@@ -241,7 +241,6 @@ class Mamba1(nn.Module):
         delta, delta_bias, B, C = self._select(x)
         if padding is not None:
             delta = padding.without_step(delta)
-        packed: dict[str, Any] = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
         result = selective_scan_fn(
             x.transpose(1, 2),
             delta.transpose(1, 2),
@@ -254,7 +253,7 @@ class Mamba1(nn.Module):
             delta_softplus=True,
             return_last_state=state is not None,
             initial_state=None if state is None else wide(state.ssm),
-            **packed,
+            cu_seqlens=cu_seqlens,
         )
         if state is None:
             assert isinstance(result, Tensor)

@@ -5,7 +5,6 @@ Symbols and sizes are those of `mamba_aot.layers`.
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -167,7 +166,6 @@ class Mamba(nn.Module):
         if padding is not None:
             delta = padding.without_step(delta)
             gate = None if gate is None else gate.masked_fill(padding.absent.unsqueeze(-1), 1)
-        packed: dict[str, Any] = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
         result = selective_scan_fn(
             x.transpose(1, 2),
             delta.transpose(1, 2),
@@ -182,7 +180,7 @@ class Mamba(nn.Module):
             decay_gate=None if gate is None else gate.transpose(1, 2),
             discretization=self.config.discretization,
             initial_state=None if state is None else state.ssm,
-            **packed,
+            cu_seqlens=cu_seqlens,
         )
         if state is None:
             assert isinstance(result, Tensor)

@@ -1,6 +1,5 @@
 """Sequences packed in one row: blocks and models give what they give for each alone, states included."""
 
-import inspect
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -9,12 +8,6 @@ import torch
 from torch import Tensor
 
 from mamba_aot import AttentionConfig, Mamba, Mamba1, MambaLM, MambaLMConfig, MambaState, SSMConfig
-from mamba_aot.ops.selective_scan import selective_scan_fn
-
-pytestmark = pytest.mark.skipif(
-    "cu_seqlens" not in inspect.signature(selective_scan_fn).parameters,
-    reason="selective_scan_fn takes no packed sequences yet",
-)
 
 WIDTH = 16
 ENDS = [0, 7, 7, 8, 30]
