@@ -3,9 +3,17 @@
 from typing import TYPE_CHECKING
 
 __all__ = [
+    "Attention",
+    "AttentionConfig",
+    "Bidirectional",
     "Block",
+    "GatedMLP",
     "GeneratedToken",
+    "LayerNorm",
+    "MLPConfig",
     "Mamba",
+    "Mamba1",
+    "Mamba1Config",
     "MambaLM",
     "MambaLMConfig",
     "MambaState",
@@ -14,15 +22,18 @@ __all__ = [
     "causal_conv1d_fn",
     "causal_conv1d_update",
     "causal_conv1d_varlen_states",
+    "copy_state",
     "from_pretrained",
     "generate",
     "layer_norm_fn",
     "layernorm_fn",
     "linear_recurrence",
+    "load_state",
     "mamba_inner_fn",
     "rms_norm_fn",
     "rmsnorm_fn",
     "save_pretrained",
+    "save_state",
     "selective_scan_fn",
     "selective_state_step",
     "selective_state_update",
@@ -33,11 +44,18 @@ __all__ = [
 _reason = ""
 
 try:
+    from mamba_aot.attention import Attention, AttentionConfig
+    from mamba_aot.bidirectional import Bidirectional
     from mamba_aot.checkpoint import from_pretrained, save_pretrained
-    from mamba_aot.generation import GeneratedToken, generate, stream
+    from mamba_aot.config import Mamba1Config, MambaLMConfig
+    from mamba_aot.generation import GeneratedToken, copy_state, generate, load_state, save_state, stream
+    from mamba_aot.layers import SSMConfig
+    from mamba_aot.mamba1 import Mamba1
     from mamba_aot.mamba_inner import mamba_inner_fn
-    from mamba_aot.model import MambaLM, MambaLMConfig
-    from mamba_aot.modules import Block, Mamba, MambaState, RMSNorm, SSMConfig
+    from mamba_aot.mlp import GatedMLP, MLPConfig
+    from mamba_aot.model import MambaLM
+    from mamba_aot.modules import Block, Mamba, MambaState
+    from mamba_aot.norms import LayerNorm, RMSNorm
     from mamba_aot.ops.causal_conv1d import (
         causal_conv1d_fn,
         causal_conv1d_update,

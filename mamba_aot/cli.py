@@ -1,6 +1,7 @@
 """The command `mamba-aot`: parses, calls, prints. What the commands do lives in the modules they call."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -33,10 +34,11 @@ def demo(
     console = Console(stderr=True)
     try:
         from mamba_aot import demo as job
+        from mamba_aot.devices import require_device
     except ImportError as error:
         _fail(error, 1)
     try:
-        target, source = job.require_device(device), job.read_text(text)
+        target, source = require_device(device, "demo"), job.read_text(text)
         job.require_directory(out)
     except ValueError as error:
         _fail(error, 2)
@@ -46,6 +48,85 @@ def demo(
         _fail(error, 1)
     except KeyboardInterrupt:
         _fail("demo: stopped; nothing was written", 130)
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option(help="File to train on, byte by byte, or a directory of files.")],
+    config: Annotated[
+        Path | None, typer.Option(help="JSON of a run: model, training, precision and so on.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Directory of the run.")] = Path("train-out"),
+    device: Annotated[str, typer.Option(help='Where to train: "cpu" or "cuda".')] = "cpu",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")
+    ] = False,
+) -> None:
+    """Train a byte-level language model; Ctrl-C saves, --resume goes on."""
+    try:
+        from mamba_aot import train_command as job
+    except ImportError as error:
+        _fail(error, 1)
+    try:
+        done = job.run(data, config, out, device, resume, lambda line: typer.echo(line, err=True))
+    except ValueError as error:
+        _fail(error, 2)
+    except (RuntimeError, OSError) as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        _fail("train: stopped at once; the last checkpoint is kept", 130)
+    if not done:
+        _fail("train: stopped and saved; go on with --resume", 130)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Option(help="Directory of a model, or its name on the Hugging Face hub.")],
+    prompt: Annotated[str, typer.Option(help='Text to continue; "-" reads standard input.')],
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens to draw.", min=0)] = 100,
+    temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the k most probable tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from tokens that reach this probability.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Least share of the best token's probability.")] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 makes seen tokens rarer.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Seed of the draws.")] = None,
+    device: Annotated[str, typer.Option(help='Where to run: "cpu" or "cuda".')] = "cpu",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; default: as saved.")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="tokenizer.json or a name on the hub.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+) -> None:
+    """Continue a text: tokens to standard output as they come, everything else to standard error."""
+    try:
+        from mamba_aot import continuation as job
+        from mamba_aot.devices import require_device
+    except ImportError as error:
+        _fail(error, 1)
+    try:
+        job.run(
+            model,
+            sys.stdin.read() if prompt == "-" else prompt,
+            max_new_tokens,
+            sys.stdout,
+            lambda line: typer.echo(line, err=True),
+            device=require_device(device, "generate"),
+            dtype=dtype,
+            tokenizer=tokenizer,
+            revision=revision,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
+    except ValueError as error:
+        _fail(error, 2)
+    except (ImportError, RuntimeError, OSError) as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
 
 
 @app.command()

@@ -4,7 +4,6 @@ What it writes into its directory: `model.safetensors` and `config.json` (the mo
 curve) and `metrics.json` (the figures and everything needed to get them again).
 """
 
-import codecs
 import dataclasses
 import hashlib
 import json
@@ -12,7 +11,6 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
 
@@ -23,9 +21,12 @@ from torch import Tensor
 
 from mamba_aot import _native
 from mamba_aot.checkpoint import save_pretrained
+from mamba_aot.config import MambaLMConfig
+from mamba_aot.curves import draw_loss
 from mamba_aot.generation import stream
-from mamba_aot.model import MambaLM, MambaLMConfig
-from mamba_aot.modules import SSMConfig
+from mamba_aot.layers import SSMConfig
+from mamba_aot.model import MambaLM
+from mamba_aot.text import Bytes
 from mamba_aot.training import TrainingConfig, TrainingStep, bits_per_token, train
 
 MODEL = MambaLMConfig(n_layer=4, ssm=SSMConfig(d_model=192, d_state=8))
@@ -74,18 +75,6 @@ def read_text(path: Path | None) -> Text:
             f"demo: the text must have at least {MIN_TEXT_BYTES} bytes, {text.name} has {len(text.data)}"
         )
     return text
-
-
-def require_device(name: str) -> torch.device:
-    """The device "cpu" or "cuda"; raises ValueError for any other and for a GPU that is not there."""
-    if name not in ("cpu", "cuda"):
-        raise ValueError(f'demo: --device must be "cpu" or "cuda", got "{name}"')
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"demo: --device cuda needs a GPU that torch can use, torch {torch.__version__} finds none; "
-            "pass --device cpu, or see what `mamba-aot doctor` says"
-        )
-    return torch.device(name)
 
 
 def require_directory(out: Path) -> None:
@@ -144,7 +133,13 @@ def run(text: Text, device: torch.device, steps: int, seed: int, out: Path, cons
     }
     out.mkdir(parents=True, exist_ok=True)
     save_pretrained(model, out)
-    plot_loss(curve, held_out_bits, f"{text.name}, {device.type}, seed {seed}", out / "loss.png")
+    draw_loss(
+        [point.step for point in curve],
+        [point.bits for point in curve],
+        f"{text.name}, {device.type}, seed {seed}",
+        out / "loss.png",
+        level=held_out_bits,
+    )
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     console.print(f"wrote model.safetensors, config.json, loss.png and metrics.json into {out}")
     return metrics
@@ -188,45 +183,9 @@ def _write(model: MambaLM, prompt: Tensor, seed: int, console: Console) -> tuple
     begin = perf_counter()
     tokens = stream(model, prompt, SAMPLE_BYTES, temperature=0.7, top_p=0.95, seed=seed)
     pieces = []
-    for piece in _decode(int(token.ids) for token in tokens):
+    for piece in Bytes().decode(int(token.ids) for token in tokens):
         sys.stdout.write(piece)
         sys.stdout.flush()
         pieces.append(piece)
     sys.stdout.write("\n")
     return "".join(pieces), SAMPLE_BYTES / (perf_counter() - begin)
-
-
-def _decode(values: Iterator[int]) -> Iterator[str]:
-    """Text of a stream of bytes, each piece as soon as its UTF-8 sequence is whole."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for value in values:
-        if piece := decoder.decode(bytes([value])):
-            yield piece
-    if rest := decoder.decode(b"", final=True):
-        yield rest
-
-
-def plot_loss(curve: list[TrainingStep], held_out_bits: float, title: str, path: Path) -> None:
-    """Draws the training loss over the steps and the held-out result as a PNG."""
-    # The object interface, not pyplot: no display, no global state, and nothing imported before it is needed.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    window = max(1, len(curve) // 50)
-    smooth = [
-        sum(p.bits for p in curve[max(0, i - window + 1) : i + 1]) / (i + 1 - max(0, i - window + 1))
-        for i in range(len(curve))
-    ]
-    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    steps = [p.step for p in curve]
-    axes.plot(steps, [p.bits for p in curve], color="#b8c4d6", linewidth=0.8, label="training, each step")
-    axes.plot(steps, smooth, color="#1f4e8c", linewidth=1.8, label=f"training, mean of {window} steps")
-    axes.axhline(
-        held_out_bits, color="#c2410c", linestyle="--", label=f"held out after training: {held_out_bits:.3f}"
-    )
-    axes.set(xlabel="step", ylabel="bits per byte", title=title, ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    figure.savefig(path)

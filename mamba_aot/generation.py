@@ -1,118 +1,84 @@
-"""Generation: reads the prompt in one pass, then one token a step, with a state of constant size."""
+"""Generation from a `MambaLM`: the functions people call, and prompts kept on disk after they were read."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import dataclasses
+import json
+import os
+from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from mamba_aot.model import MambaLM
+from mamba_aot.decoding import GeneratedToken, generate, stream
+from mamba_aot.model import MambaLM, State
+from mamba_aot.sampling import sample
+from mamba_aot.states import copy_state, named_tensors
+
+__all__ = ["GeneratedToken", "copy_state", "generate", "load_state", "sample", "save_state", "stream"]
 
 
-@dataclass(frozen=True)
-class GeneratedToken:
-    """One step of generation.
+def save_state(model: MambaLM, state: State, path: str | os.PathLike[str]) -> None:
+    """Writes the state of `model` to a safetensors file, so that what has been read need not be read again.
 
-    Attributes:
-        index: Position among the generated tokens, from 0.
-        ids: The token of every sequence, int64 [B].
-        logprobs: Log-probability, in nats, of each under the model itself (temperature 1, nothing cut),
-            float32 [B].
+    The file appears whole or not at all. It holds the model's configuration, not its weights.
     """
+    # Here, not above: importing the package must not cost what only saving and loading need.
+    from safetensors.torch import save_file
 
-    index: int
-    ids: Tensor
-    logprobs: Tensor
+    path = Path(path)
+    tensors = {
+        name: (torch.view_as_real(tensor) if tensor.is_complex() else tensor).detach().cpu().contiguous()
+        for name, tensor in named_tensors(state)
+    }
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata={"config": _describe(model)})
+    partial.replace(path)
 
 
-def stream(
-    model: MambaLM,
-    prompt: Tensor,
-    max_new_tokens: int,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
-) -> Iterator[GeneratedToken]:
-    """Continues a prompt and yields each token as it is drawn.
+def load_state(model: MambaLM, path: str | os.PathLike[str], *, max_length: int | None = None) -> State:
+    """Reads what `save_state` wrote, onto the device of `model`.
 
     Args:
-        model: The model; runs on its own device, without autograd.
-        prompt: Token ids, [L] or [B, L], L at least 1.
-        max_new_tokens: How many tokens to draw.
-        temperature: Divides the logits; 0 takes the most probable token.
-        top_k: Draw only from the k most probable tokens.
-        top_p: Draw only from the most probable tokens that together reach this probability.
-        seed: Seed of a generator of its own; None draws from torch's global one.
+        model: A model of the same configuration; that it has the same weights is for the caller to know.
+        path: The file.
+        max_length: Slots of the attention layers, at least as many as are in use; None for as many as the
+            saved state had.
 
     Raises:
-        ValueError: An argument is out of range; raised by this call, not by the first step.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is no state of this model, or `max_length` is too small.
     """
-    if prompt.dim() not in (1, 2) or prompt.shape[-1] == 0 or prompt.dtype not in (torch.int64, torch.int32):
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"load_state: {path} must be a file that save_state wrote, there is none")
+    try:
+        with safe_open(path, framework="pt", device=str(model.device)) as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is not a dict
+    except SafetensorError as error:
+        raise ValueError(f"load_state: {path} must be a safetensors file, got: {error}") from None
+    if metadata.get("config") != _describe(model):
         raise ValueError(
-            "stream: prompt must be [length] or [batch, length] of dtype int64 or int32 and not empty, "
-            f"got {list(prompt.shape)} of {prompt.dtype}"
+            f"load_state: {path} must be a state of this model, it was saved from a model of another "
+            "configuration"
         )
-    if max_new_tokens < 0:
-        raise ValueError(f"stream: max_new_tokens must be at least 0, got {max_new_tokens}")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"stream: temperature must be finite and at least 0, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"stream: top_k must be at least 1, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"stream: top_p must be in (0, 1], got {top_p}")
-    ids = prompt.unsqueeze(0) if prompt.dim() == 1 else prompt
-    return _stream(model, ids, max_new_tokens, temperature, top_k, top_p, seed)
+    slots = max((t.shape[2] - 1 for name, t in tensors.items() if name.endswith(".keys")), default=None)
+    if max_length is not None and slots is not None:
+        used = max(int(t.max()) for name, t in tensors.items() if name.endswith(".lengths"))
+        if max_length < used:
+            raise ValueError(f"load_state: max_length must be at least {used}, got {max_length}")
+        slots = max_length
+    batch = next(iter(tensors.values())).shape[0]
+    state = model.allocate_state(batch, max_length=slots)
+    for name, tensor in named_tensors(state):
+        saved = tensors[name]
+        target = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        if name.endswith((".keys", ".values")):
+            kept = min(saved.shape[2], target.shape[2]) - 1
+            saved, target = saved[:, :, :kept], target[:, :, :kept]
+        target.copy_(saved)
+    return state
 
 
-def generate(model: MambaLM, prompt: Tensor, max_new_tokens: int, **options) -> Tensor:
-    """Continues a prompt as `stream` does; returns prompt and new tokens, int64 [..., L + max_new_tokens]."""
-    steps = [token.ids for token in stream(model, prompt, max_new_tokens, **options)]
-    new = torch.stack(steps, dim=-1) if steps else prompt.new_empty(*prompt.shape[:-1], 0)
-    if prompt.dim() == 1 and steps:
-        new = new.squeeze(0)
-    return torch.cat([prompt.long(), new.to(prompt.device).long()], dim=-1)
-
-
-def sample(
-    logits: Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Draws a token from each row of logits, [B, V] to int64 [B]; arguments as in `stream`."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    ranked, order = (logits.float() / temperature).sort(dim=-1, descending=True)
-    probabilities = ranked.softmax(-1)
-    if top_k is not None:
-        probabilities[:, top_k:] = 0
-    if top_p is not None:
-        # A token stays if what is more probable than it falls short of top_p: the first one always does.
-        before = probabilities.cumsum(-1) - probabilities
-        probabilities[before >= top_p * probabilities.sum(-1, keepdim=True)] = 0
-    return order.gather(-1, torch.multinomial(probabilities, 1, generator=generator)).squeeze(-1)
-
-
-@torch.inference_mode()
-def _stream(
-    model: MambaLM,
-    ids: Tensor,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int | None,
-) -> Iterator[GeneratedToken]:
-    device = model.embedding.weight.device
-    generator = None if seed is None else torch.Generator(device).manual_seed(seed)
-    state = model.allocate_state(ids.shape[0])
-    logits = model(ids.to(device), state)[:, -1]
-    for index in range(max_new_tokens):
-        token = sample(logits, temperature, top_k, top_p, generator)
-        logprobs = logits.float().log_softmax(-1).gather(-1, token.unsqueeze(-1)).squeeze(-1)
-        yield GeneratedToken(index, token, logprobs)
-        if index + 1 < max_new_tokens:
-            logits = model.step(token, state)
+def _describe(model: MambaLM) -> str:
+    return json.dumps(dataclasses.asdict(model.config), sort_keys=True)

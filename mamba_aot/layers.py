@@ -7,14 +7,14 @@ it; the ops take strided views of it, so nothing is transposed in memory.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamba_aot.ops.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
-from mamba_aot.ops.rms_norm import rms_norm_fn
+from mamba_aot.padding import Padding
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class SSMConfig:
 
 
 class CausalConv1d(nn.Module):
-    """Causal depthwise convolution, then SiLU,; weight [D, 1, W] as in `nn.Conv1d`."""
+    """Causal depthwise convolution, then SiLU; weight [D, 1, W] as in `nn.Conv1d`."""
 
     def __init__(
         self,
@@ -100,24 +100,46 @@ class CausalConv1d(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, state: Tensor | None = None) -> Tensor:
-        """Convolves [B, L, D]; a `state`, [B, D, W - 1], goes in front and takes the last steps."""
+    def forward(
+        self,
+        x: Tensor,
+        state: Tensor | None = None,
+        *,
+        padding: Padding | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor:
+        """Convolves [B, L, D].
+
+        Args:
+            x: [B, L, D]; [1, L, D] with `cu_seqlens`.
+            state: The steps before, oldest first, [B, D, W - 1] or longer; with `cu_seqlens` a row for each
+                sequence. Its last W - 1 steps go in front and are overwritten with the last ones of `x`.
+            padding: Rows of different lengths. Padding comes out as zero and leaves no trace in `state`.
+            cu_seqlens: Where the sequences packed in one row end, int32 [sequences + 1].
+        """
         weight = self.weight.squeeze(1)
+        options: dict[str, Any] = dict(
+            activation="silu", seq_idx=None if padding is None else padding.seq_idx, cu_seqlens=cu_seqlens
+        )
         if state is None:
-            y = causal_conv1d_fn(x.transpose(1, 2), weight, self.bias, activation="silu")
+            y = causal_conv1d_fn(x.transpose(1, 2), weight, self.bias, **options)
             assert isinstance(y, Tensor)
             return y.transpose(1, 2)
+        kept = state[..., state.shape[-1] - (self.width - 1) :]
         # A copy, because autograd keeps what the convolution read and `state` is overwritten below.
-        before = state.to(x.dtype, copy=True)
+        before = kept.to(x.dtype, copy=True)
         y, last = causal_conv1d_fn(
             x.transpose(1, 2),
             weight,
             self.bias,
             initial_states=before,
             return_final_states=True,
-            activation="silu",
+            **options,
         )
-        state.copy_(last.detach())
+        if padding is not None:
+            # The convolution's own answer for a row without tokens is zero.
+            last = torch.where((padding.lengths > 0)[:, None, None], last, before)
+        kept.copy_(last.detach())
         return y.transpose(1, 2)
 
     def step(self, x: Tensor, state: Tensor) -> Tensor:
@@ -178,30 +200,6 @@ class SelectiveProjection(nn.Module):
         if not self.config.A_real:
             B, C = B.unflatten(-1, (-1, 2)), C.unflatten(-1, (-1, 2))
         return delta, wide(gate) if self.config.decay_gate else None, B, C
-
-
-class RMSNorm(nn.Module):
-    """Divides [..., width] by its root mean square, in float32 or wider, and scales by a weight."""
-
-    def __init__(
-        self,
-        width: int,
-        eps: float = 1e-5,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width, device=device, dtype=dtype))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., width] to [..., width], same dtype."""
-        y = rms_norm_fn(x, self.weight, eps=self.eps)
-        assert isinstance(y, Tensor)
-        return y
-
-    def extra_repr(self) -> str:
-        return f"{self.weight.shape[0]}, eps={self.eps}"
 
 
 def wide(tensor: Tensor) -> Tensor:

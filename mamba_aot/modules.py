@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from mamba_aot.layers import CausalConv1d, RMSNorm, SelectiveProjection, SSMConfig, wide
+from mamba_aot.layers import CausalConv1d, SelectiveProjection, SSMConfig, wide
+from mamba_aot.norms import RMSNorm
 from mamba_aot.ops.selective_scan import selective_scan_fn
 from mamba_aot.ops.state_update import selective_state_update
+from mamba_aot.padding import Padding
 from mamba_aot.reference import expm1_ratio
 
 
@@ -93,6 +95,8 @@ class Mamba(nn.Module):
         self.C_base = nn.Parameter(torch.empty(weights, device=device, dtype=dtype))
         self.D = nn.Parameter(torch.empty(d, device=device, dtype=dtype))
         self.out_proj = nn.Linear(d, config.d_model, bias=config.bias, device=device, dtype=dtype)
+        # A while `MambaLM.fixed_decays` holds it, for `step`.
+        self.fixed_A: Tensor | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -130,7 +134,14 @@ class Mamba(nn.Module):
         """What every step's output weights start from, [N], complex unless `A_real`."""
         return wide(self.C_base) if self.config.A_real else torch.view_as_complex(wide(self.C_base))
 
-    def forward(self, x: Tensor, state: MambaState | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        state: MambaState | None = None,
+        *,
+        padding: Padding | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor:
         """Runs the block over a sequence.
 
         Args:
@@ -138,6 +149,9 @@ class Mamba(nn.Module):
             state: Where the sequence continues from. It is overwritten with the state after the last step,
                 without gradient, so a long sequence can be given in pieces and a prompt can be read before
                 `step`.
+            padding: Rows of different lengths. Padding changes no state, and its own output means nothing.
+            cu_seqlens: Where the sequences packed in one row, [1, L, d_model], end: int32 [sequences + 1], 0
+                and then the lengths summed up. States have a row for each sequence.
 
         Returns:
             [B, L, d_model].
@@ -145,10 +159,13 @@ class Mamba(nn.Module):
         Raises:
             ValueError: The shape of `x` or of `state` is not as above.
         """
-        self._require(x, ("batch", "length"), state)
+        self._require(x, ("batch", "length"), state, cu_seqlens)
         x, z = self.in_proj(x).chunk(2, dim=-1)  # [B, L, D]
-        x = self.conv1d(x, None if state is None else state.conv)
+        x = self.conv1d(x, None if state is None else state.conv, padding=padding, cu_seqlens=cu_seqlens)
         delta, gate, B, C = self._select(x)
+        if padding is not None:
+            delta = padding.without_step(delta)
+            gate = None if gate is None else gate.masked_fill(padding.absent.unsqueeze(-1), 1)
         result = selective_scan_fn(
             x.transpose(1, 2),
             delta.transpose(1, 2),
@@ -163,6 +180,7 @@ class Mamba(nn.Module):
             decay_gate=None if gate is None else gate.transpose(1, 2),
             discretization=self.config.discretization,
             initial_state=None if state is None else state.ssm,
+            cu_seqlens=cu_seqlens,
         )
         if state is None:
             assert isinstance(result, Tensor)
@@ -186,7 +204,7 @@ class Mamba(nn.Module):
             state.ssm,
             x,
             delta,
-            self.A,
+            self.A if self.fixed_A is None else self.fixed_A,
             B,
             C,
             D=self.D,
@@ -280,17 +298,24 @@ class Mamba(nn.Module):
             B, C = torch.view_as_complex(B), torch.view_as_complex(C)
         return delta, None if gate is None else torch.sigmoid(gate), B, C
 
-    def _require(self, x: Tensor, leading: tuple[str, ...], state: MambaState | None) -> None:
+    def _require(
+        self,
+        x: Tensor,
+        leading: tuple[str, ...],
+        state: MambaState | None,
+        cu_seqlens: Tensor | None = None,
+    ) -> None:
         width = self.config.d_model
         if x.dim() != len(leading) + 1 or x.shape[-1] != width:
             raise ValueError(
                 f"Mamba: the input must be [{', '.join(leading)}, d_model = {width}], got {list(x.shape)}"
             )
-        if state is not None and state.ssm.shape[0] != x.shape[0]:
+        rows = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        if state is not None and state.ssm.shape[0] != rows:
             raise ValueError(
-                f"Mamba: the state must be of the batch size of the input, {x.shape[0]}, "
+                f"Mamba: the state must be of the batch size of the input, {rows}, "
                 f"got {state.ssm.shape[0]}; "
-                f"allocate_state({x.shape[0]}) makes one"
+                f"allocate_state({rows}) makes one"
             )
 
 

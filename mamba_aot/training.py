@@ -36,6 +36,12 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "length"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"TrainingConfig: {name} must be an integer of at least 1, got {value!r}")
+
 
 @dataclass(frozen=True)
 class TrainingStep:
@@ -70,8 +76,11 @@ def train(model: MambaLM, tokens: Tensor, config: TrainingConfig) -> Iterator[Tr
         yield TrainingStep(step, loss.item() / math.log(2), time.perf_counter() - begin)
 
 
-def windows(tokens: Tensor, config: TrainingConfig) -> Iterator[Tensor]:
-    """Endless batches, int64 [batch, length + 1]: each pass cuts the text at a new phase and shuffles."""
+def windows(tokens: Tensor, config: TrainingConfig, start: int = 0) -> Iterator[Tensor]:
+    """Endless batches, int64 [batch, length + 1]: each pass cuts the text at a new phase and shuffles.
+
+    The first `start` batches are left out, so that a run goes on where it was.
+    """
     generator = torch.Generator().manual_seed(config.seed)
     span = torch.arange(config.length + 1)
     queue = torch.empty(0, dtype=torch.int64)
@@ -82,6 +91,9 @@ def windows(tokens: Tensor, config: TrainingConfig) -> Iterator[Tensor]:
             starts = torch.arange(int(phase), last + 1, config.length)
             queue = torch.cat([queue, starts[torch.randperm(starts.numel(), generator=generator)]])
         starts, queue = queue[: config.batch], queue[config.batch :]
+        if start > 0:
+            start -= 1
+            continue
         yield tokens[starts[:, None] + span].long()
 
 
@@ -111,16 +123,17 @@ def bits_per_token(model: MambaLM, tokens: Tensor, length: int = 2048) -> float:
     """Mean bits that the model needs for each token of a text after the first.
 
     The text is read once, from its start to its end, the state carried along: every token is predicted from
-    all that came before it.
+    all that came before it. Attention would have to keep all of that, so a model with attention reads the
+    text in windows of `length` instead and forgets between them.
 
     Args:
         model: The model.
         tokens: The text, integers [T], T at least 2.
-        length: Tokens per call; it bounds the memory and does not change the result.
+        length: Tokens per call; it bounds the memory, and without attention does not change the result.
     """
     training = model.training
     model.eval()
-    state = model.allocate_state(1)
+    state = None if "a" in model.config.layers else model.allocate_state(1)
     device = model.embedding.weight.device
     nats = 0.0
     for start in range(0, tokens.numel() - 1, length):

@@ -25,7 +25,7 @@ def run(*arguments: str, module: str = "mamba_aot", **environment: str) -> subpr
 def test_help_names_the_commands() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in ("demo", "info", "doctor"):
+    for command in ("demo", "train", "generate", "info", "doctor"):
         assert command in done.stdout
 
 

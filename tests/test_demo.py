@@ -114,6 +114,6 @@ def test_interrupt_ends_cleanly_and_writes_nothing(tmp_path: Path) -> None:
 @pytest.mark.gpu
 def test_runs_on_a_gpu(tmp_path: Path) -> None:
     text = demo.Text("test", b"to be or not to be, that is the question. " * 400)
-    metrics = demo.run(text, demo.require_device("cuda"), 4, 0, tmp_path, Console(file=io.StringIO()))
+    metrics = demo.run(text, torch.device("cuda"), 4, 0, tmp_path, Console(file=io.StringIO()))
     assert metrics["device"] == "cuda"
     assert 0 < metrics["held_out_bits_per_byte"] < 8.5

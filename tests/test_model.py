@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mamba_aot import MambaLM, MambaLMConfig, SSMConfig
+from mamba_aot import MambaLM, MambaLMConfig, SSMConfig, copy_state
 
 
 def make(**options) -> MambaLM:
@@ -90,3 +90,19 @@ def test_compiles_to_one_graph() -> None:
 def test_bad_input_is_a_sentence(call, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+@pytest.mark.parametrize("layers", ["M", "m"])
+def test_decays_are_fixed_for_steps_and_only_meanwhile(layers: str) -> None:
+    model, tokens = make(layers=layers), ids()
+    state = model.allocate_state(2)
+    model.step(tokens[:, 0], state)
+    second, third = copy_state(state), copy_state(state)
+    expected = model.step(tokens[:, 1], state)
+    decays = [p for name, p in model.named_parameters() if name.endswith(("A_log", "A_log_real"))]
+    assert len(decays) == 2
+    with model.fixed_decays(), torch.no_grad():
+        for parameter in decays:
+            parameter.add_(3)
+        assert torch.equal(model.step(tokens[:, 1], second), expected)
+    assert not torch.equal(model.step(tokens[:, 1], third), expected)

@@ -1,0 +1,123 @@
+"""What a `MambaLM` is made of."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from mamba_aot.attention import AttentionConfig
+from mamba_aot.layers import SSMConfig
+from mamba_aot.mlp import MLPConfig
+
+T = TypeVar("T")
+
+LAYER_KINDS = {
+    "M": "Mamba: complex state, gated decay, as `ssm` says",
+    "m": "Mamba1: the published block",
+    "a": "Attention",
+    "f": "GatedMLP",
+}
+
+
+@dataclass(frozen=True)
+class Mamba1Config:
+    """What a `Mamba1` layer has beside the sizes of `SSMConfig`; see `Mamba1`.
+
+    Attributes:
+        dt_init: Start of the projection to Δ, "random" or "constant".
+        dt_scale: Its size, times R^-1/2.
+        dt_init_floor: Smallest Δ at the start, whatever `SSMConfig.dt_min` is.
+        mixer_rms_eps: Of the norms of Δ's input, B and C, or None for no such norms.
+    """
+
+    dt_init: Literal["random", "constant"] = "random"
+    dt_scale: float = 1.0
+    dt_init_floor: float = 1e-4
+    mixer_rms_eps: float | None = None
+
+
+@dataclass(frozen=True)
+class MambaLMConfig:
+    """What a `MambaLM` is made of.
+
+    Attributes:
+        n_layer: Number of layers.
+        vocab_size: Number of tokens; 256 is one per byte.
+        ssm: The Mamba layers; `ssm.d_model` is the width of the model. `Mamba1` layers take their sizes,
+            dt_min, dt_max and biases from it.
+        norm_eps: Added to the mean square, or the variance, in every norm.
+        tie_embeddings: Whether the head shares the weight of the embedding.
+        layers: One letter per layer, repeated until there are `n_layer`: "M" `Mamba`, "m" `Mamba1`, "a"
+            `Attention`, "f" `GatedMLP`. "mfmfaf" alternates sequence layers and MLPs, one in three attention.
+        norm: "rms" or "layer".
+        residual_in_fp32: Whether what the layers add up to is float32 in a model of narrower weights.
+        mamba1: Further options of the `Mamba1` layers.
+        attention: The attention layers.
+        mlp: The MLPs.
+    """
+
+    n_layer: int = 4
+    vocab_size: int = 256
+    ssm: SSMConfig = field(default_factory=SSMConfig)
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True
+    layers: str = "M"
+    norm: Literal["rms", "layer"] = "rms"
+    residual_in_fp32: bool = False
+    mamba1: Mamba1Config = field(default_factory=Mamba1Config)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    mlp: MLPConfig = field(default_factory=MLPConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "vocab_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"MambaLMConfig: {name} must be an integer of at least 1, got {value!r}")
+        if not self.layers or not set(self.layers) <= set(LAYER_KINDS):
+            kinds = ", ".join(f'"{letter}" ({kind})' for letter, kind in LAYER_KINDS.items())
+            raise ValueError(f"MambaLMConfig: layers must be letters of {kinds}, got {self.layers!r}")
+        if self.n_layer % len(self.layers):
+            raise ValueError(
+                f"MambaLMConfig: layers must repeat until there are n_layer = {self.n_layer}, "
+                f"got {len(self.layers)} letters in {self.layers!r}"
+            )
+        if self.norm not in ("rms", "layer"):
+            raise ValueError(f'MambaLMConfig: norm must be "rms" or "layer", got {self.norm!r}')
+
+    @property
+    def pattern(self) -> str:
+        """The letter of every layer."""
+        return self.layers * (self.n_layer // len(self.layers))
+
+
+def parse(kind: type[T], values: dict[str, Any], source: str, place: str = "") -> T:
+    """Makes a configuration, with those inside it, from what JSON gave.
+
+    Args:
+        kind: The dataclass.
+        values: Its fields by name.
+        source: Where they are from, for the error.
+        place: Where they are inside, such as "ssm.".
+
+    Raises:
+        ValueError: A key is not a field; each is named.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{source}: {place.rstrip('.') or 'it'} must be a JSON object, got {values!r}")
+    fields: dict[str, Any] = {f.name: f for f in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    refuse_unknown(set(values), set(fields), source, place)
+    parsed = dict(values)
+    for name, value in values.items():
+        inner = fields[name].default_factory
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            parsed[name] = parse(inner, value, source, f"{place}{name}.")
+    return kind(**parsed)
+
+
+def refuse_unknown(given: set[str], known: set[str], source: str, place: str = "") -> None:
+    """Raises ValueError with the names in `given` that are not in `known`."""
+    if unknown := sorted(given - known):
+        names = ", ".join(place + name for name in unknown)
+        raise ValueError(
+            f"{source} has keys that this version does not know: {names}; "
+            "another program or a newer mamba_aot may have written it"
+        )

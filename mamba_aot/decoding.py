@@ -1,0 +1,197 @@
+"""The decoding loop: reads the prompts, then draws a token a step, with a state of constant size."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from mamba_aot.decoder import Decoder, LanguageModel
+from mamba_aot.decoding_graph import capture
+from mamba_aot.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class GeneratedToken:
+    """One step of generation.
+
+    Attributes:
+        index: Position among the generated tokens, from 0.
+        ids: The token of every sequence, int64 [B].
+        logprobs: Log-probability, in nats, of each under the model itself (temperature 1, nothing cut),
+            float32 [B].
+        finished: Whether each sequence has drawn a stop token, now or earlier, bool [B]; from then on its ids
+            are the first of the stop tokens.
+    """
+
+    index: int
+    ids: Tensor
+    logprobs: Tensor
+    finished: Tensor
+
+
+Prompt = Tensor | Sequence[Tensor]
+
+
+def stream(
+    model: LanguageModel,
+    prompt: Prompt,
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    stop_tokens: Sequence[int] = (),
+    seed: int | None = None,
+    state: Any = None,
+    prefill_chunk: int | None = None,
+    cuda_graph: bool | None = None,
+) -> Iterator[GeneratedToken]:
+    """Continues a prompt and yields each token as it is drawn.
+
+    Args:
+        model: The model; runs on its own device, without autograd.
+        prompt: Token ids, [L] or [B, L], L at least 1; or a list of [L], of different lengths.
+        max_new_tokens: How many tokens to draw.
+        temperature: Divides the logits; 0 takes the most probable token.
+        top_k: Draw only from the k most probable tokens.
+        top_p: Draw only from the most probable tokens that together reach this probability.
+        min_p: Draw only from tokens at least this probable, as a share of the most probable one.
+        repetition_penalty: Above 1, makes the tokens of the prompt and those drawn less probable.
+        stop_tokens: A sequence that draws one of these is finished; when all are, the stream ends.
+        seed: Seed of a generator of its own; None draws from torch's global one.
+        state: From `model.allocate_state`: what came before the prompt. It is moved on in place, and has at
+            the end read everything but the last token.
+        prefill_chunk: Tokens of the prompt that are read in one pass; it bounds the memory that a long prompt
+            takes, and does not change the result. None reads all at once.
+        cuda_graph: Whether a step and its draw are captured as a CUDA graph and replayed, which takes the
+            time of a few steps to make; None does so on a GPU for more than 16 tokens.
+
+    Raises:
+        ValueError: An argument is out of range; raised by this call, not by the first step.
+    """
+    rows = prompt_rows(prompt)
+    if max_new_tokens < 0:
+        raise ValueError(f"stream: max_new_tokens must be at least 0, got {max_new_tokens}")
+    if prefill_chunk is not None and prefill_chunk < 1:
+        raise ValueError(f"stream: prefill_chunk must be at least 1 or None, got {prefill_chunk}")
+    on_gpu = model.device.type == "cuda"
+    if cuda_graph and not on_gpu:
+        raise ValueError(f"stream: cuda_graph needs a model on a GPU, this one is on {model.device}")
+    how = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    if cuda_graph is None:
+        cuda_graph = on_gpu and max_new_tokens > 16
+    return _stream(
+        model, rows, max_new_tokens, how, tuple(stop_tokens), seed, state, prefill_chunk, cuda_graph
+    )
+
+
+@overload
+def generate(model: LanguageModel, prompt: Tensor, max_new_tokens: int, **options: Any) -> Tensor: ...
+
+
+@overload
+def generate(
+    model: LanguageModel, prompt: Sequence[Tensor], max_new_tokens: int, **options: Any
+) -> list[Tensor]: ...
+
+
+def generate(
+    model: LanguageModel, prompt: Prompt, max_new_tokens: int, **options: Any
+) -> Tensor | list[Tensor]:
+    """Continues a prompt as `stream` does, with its options.
+
+    Returns:
+        Prompt and new tokens: int64 [L + n] or [B, L + n], with n below `max_new_tokens` if all sequences
+        have stopped; for a list of prompts a list, each with its tokens up to its own stop token.
+    """
+    steps = list(stream(model, prompt, max_new_tokens, **options))
+    rows = prompt_rows(prompt)
+    device = rows[0].device
+    new = torch.stack([s.ids for s in steps], dim=-1) if steps else rows[0].new_empty(len(rows), 0)
+    new = new.to(device).long()
+    if isinstance(prompt, Tensor):
+        whole = torch.cat([torch.stack(rows).long(), new], dim=-1)
+        return whole.squeeze(0) if prompt.dim() == 1 else whole
+    lasts = [new.shape[1]] * len(rows)
+    if steps:
+        finished = torch.stack([s.finished for s in steps], dim=-1)
+        lasts = (new.shape[1] - (finished.sum(-1) - 1).clamp(min=0)).tolist()
+    return [torch.cat([row.long(), n[:last]]) for row, n, last in zip(rows, new, lasts, strict=True)]
+
+
+def prompt_rows(prompt: Prompt) -> list[Tensor]:
+    """The prompts one by one, each [L]; raises ValueError for what is no prompt."""
+    if isinstance(prompt, Tensor) and prompt.dim() not in (1, 2):
+        raise ValueError(f"stream: prompt must be [length] or [batch, length], got {list(prompt.shape)}")
+    batch = prompt.unsqueeze(0) if isinstance(prompt, Tensor) and prompt.dim() == 1 else prompt
+    rows = list(batch)
+    for row in rows:
+        if row.dim() != 1 or row.numel() == 0 or row.dtype not in (torch.int64, torch.int32):
+            raise ValueError(
+                "stream: prompt must be [length] or [batch, length], or a list of [length], of dtype int64 "
+                f"or int32 and not empty, got {list(row.shape)} of {row.dtype}"
+            )
+    if not rows:
+        raise ValueError("stream: prompt must have at least one sequence and not be empty, got none")
+    return rows
+
+
+@torch.inference_mode()
+def prefill(model: LanguageModel, rows: list[Tensor], state: Any, chunk: int | None) -> Tensor:
+    """Reads prompts of different lengths into `state`; logits of what comes next, [B, V]."""
+    length = max(row.shape[0] for row in rows)
+    ids = rows[0].new_zeros(len(rows), length)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        # At the end, so that every row has its last token in the last chunk.
+        ids[index, length - row.shape[0] :] = row
+        mask[index, length - row.shape[0] :] = True
+    padded = any(row.shape[0] != length for row in rows)
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    logits = ids.new_empty(0)
+    chunk = length if chunk is None else chunk
+    for start in range(0, length, chunk):
+        piece = slice(start, start + chunk)
+        logits = model(
+            ids[:, piece], state, attention_mask=mask[:, piece] if padded else None, last_only=True
+        )
+    return logits
+
+
+@torch.inference_mode()
+def _stream(
+    model: LanguageModel,
+    rows: list[Tensor],
+    max_new_tokens: int,
+    how: Sampling,
+    stops: tuple[int, ...],
+    seed: int | None,
+    state: Any,
+    chunk: int | None,
+    cuda_graph: bool,
+) -> Iterator[GeneratedToken]:
+    if state is None:
+        longest = max(row.shape[0] for row in rows)
+        state = model.allocate_state(len(rows), max_length=longest + max_new_tokens)
+    decoder = Decoder(model, state, rows, how, stops)
+    decoder.generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
+    logits = prefill(model, rows, state, chunk)
+    # Kept by name for as long as a graph may read them.
+    with model.fixed_decays() as _decays:
+        advance = decoder.advance
+        for index in range(max_new_tokens):
+            if index == 0:
+                decoder.start(logits)
+                if cuda_graph and max_new_tokens > 1:
+                    advance = capture(decoder)
+            else:
+                advance()
+            yield GeneratedToken(
+                index, decoder.ids.clone(), decoder.logprobs.clone(), decoder.finished.clone()
+            )
+            if stops and bool(decoder.finished.all()):
+                return
