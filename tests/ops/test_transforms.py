@@ -1,0 +1,158 @@
+"""The ops under torch.vmap and torch.autocast: as a loop over slices, and with the dtypes that they say."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import mamba_aot
+from mamba_aot.testing import (
+    make_conv_inputs,
+    make_conv_update_inputs,
+    make_linear_recurrence_inputs,
+    make_norm_inputs,
+    make_scan_inputs,
+    make_state_update_inputs,
+)
+
+Call = Callable[..., Any]
+
+
+def scan(**inputs: Any) -> Any:
+    return mamba_aot.selective_scan_fn(**inputs, return_last_state=True)
+
+
+def conv(**inputs: Any) -> Any:
+    return mamba_aot.causal_conv1d_fn(**inputs, return_final_states=True)
+
+
+def recurrence(**inputs: Any) -> Any:
+    return mamba_aot.linear_recurrence(**inputs, return_last_state=True)
+
+
+def norm(**inputs: Any) -> Any:
+    return mamba_aot.rms_norm_fn(**inputs, prenorm=True)
+
+
+SCAN: dict[str, Any] = {"decay_gate": True, "initial_state": True, "discretization": "zoh"}
+CALLS: dict[str, tuple[Call, Callable[[int], dict[str, Any]], list[str]]] = {
+    "scan, sequences": (scan, lambda seed: make_scan_inputs(seed=seed, **SCAN), ["u", "delta", "B", "z"]),
+    "scan, weights": (scan, lambda seed: make_scan_inputs(seed=seed, **SCAN), ["u", "A", "D", "delta_bias"]),
+    "scan, complex": (
+        scan,
+        lambda seed: make_scan_inputs(seed=seed, is_complex=True, groups=2, **SCAN),
+        ["u", "C", "decay_gate", "initial_state"],
+    ),
+    "conv, sequences": (
+        conv,
+        lambda seed: make_conv_inputs(seed=seed, initial_states=True),
+        ["x", "initial_states"],
+    ),
+    "conv, weights": (conv, lambda seed: make_conv_inputs(seed=seed), ["weight", "bias"]),
+    "recurrence": (
+        recurrence,
+        lambda seed: make_linear_recurrence_inputs(seed=seed),
+        ["a", "b", "initial_state"],
+    ),
+    "norm, rows": (norm, lambda seed: make_norm_inputs(seed=seed, residual=True), ["x", "residual"]),
+    "norm, weights": (norm, lambda seed: make_norm_inputs(seed=seed, residual=True), ["weight"]),
+}
+each_call = pytest.mark.parametrize(("function", "make", "mapped"), CALLS.values(), ids=CALLS)
+
+
+def slices(make: Callable[[int], dict[str, Any]], mapped: list[str], count: int) -> list[dict[str, Any]]:
+    """Inputs that differ in the arguments `mapped` only."""
+    first = make(0)
+    return [
+        first | {name: make(seed)[name] for name in mapped if first[name] is not None}
+        for seed in range(count)
+    ]
+
+
+def stacked(inputs: list[dict[str, Any]], mapped: list[str], dim: int) -> dict[str, Any]:
+    return {
+        name: torch.stack([each[name] for each in inputs], dim)
+        for name in mapped
+        if inputs[0][name] is not None
+    }
+
+
+@each_call
+def test_vmap_is_a_loop(function: Call, make: Any, mapped: list[str]) -> None:
+    inputs = slices(make, mapped, 3)
+    for dim in (0, 1):
+        values = stacked(inputs, mapped, dim)
+
+        def call(mapped_values: dict[str, Tensor], inputs: list[dict[str, Any]] = inputs) -> Any:
+            return function(**inputs[0] | mapped_values)
+
+        got = torch.vmap(call, in_dims=(dict.fromkeys(values, dim),))(values)
+        wanted = [function(**each) for each in inputs]
+        for index, result in enumerate(got):
+            torch.testing.assert_close(result, torch.stack([each[index] for each in wanted]))
+
+
+@each_call
+def test_gradients_of_a_vmap_are_those_of_a_loop(function: Call, make: Any, mapped: list[str]) -> None:
+    inputs = slices(make, mapped, 3)
+    values = stacked(inputs, mapped, 0)
+    leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
+
+    def loss(mapped_values: dict[str, Tensor]) -> Tensor:
+        return sum(result.abs().pow(2).sum() for result in function(**inputs[0] | mapped_values))  # type: ignore[return-value]
+
+    torch.vmap(loss)(leaves).sum().backward()
+    for index in range(3):
+        alone = {name: value[index].clone().requires_grad_() for name, value in values.items()}
+        loss(alone).backward()
+        for name, leaf in alone.items():
+            assert leaf.grad is not None
+            gradient = leaves[name].grad
+            assert gradient is not None
+            torch.testing.assert_close(gradient[index], leaf.grad, rtol=1e-4, atol=1e-5)
+
+
+UPDATES: dict[str, tuple[Call, Callable[[int], dict[str, Any]], list[str]]] = {
+    "state update": (
+        mamba_aot.selective_state_update,
+        lambda seed: make_state_update_inputs(seed=seed, slots=5),
+        ["state", "x"],
+    ),
+    "conv update": (
+        mamba_aot.causal_conv1d_update,
+        lambda seed: make_conv_update_inputs(seed=seed),
+        ["conv_state", "x", "weight"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("function", "make", "mapped"), UPDATES.values(), ids=UPDATES)
+def test_vmap_of_an_update_writes_every_slice(function: Call, make: Any, mapped: list[str]) -> None:
+    inputs = slices(make, mapped, 3)
+    values = stacked(inputs, mapped, 0)
+    got = torch.vmap(lambda mapped_values: function(**inputs[0] | mapped_values))(values)
+    torch.testing.assert_close(got, torch.stack([function(**each) for each in inputs]))
+    torch.testing.assert_close(values[mapped[0]], torch.stack([each[mapped[0]] for each in inputs]))
+
+
+def test_vmap_of_an_update_needs_a_state_for_every_slice() -> None:
+    inputs = make_state_update_inputs()
+    x = inputs.pop("x")
+    with pytest.raises(
+        ValueError, match=r"state is written in place, so under torch\.vmap it must be mapped over"
+    ):
+        torch.vmap(lambda each: mamba_aot.selective_state_update(x=each, **inputs))(torch.stack([x, x]))
+
+
+def test_autocast_casts_sequences_and_keeps_weights() -> None:
+    inputs = make_scan_inputs(decay_gate=True, initial_state=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, state = scan(**inputs)
+    half = {name: inputs[name].bfloat16() for name in ("u", "delta", "z")}
+    wanted_y, wanted_state = scan(**inputs | half)
+    assert y.dtype == torch.bfloat16
+    assert state.dtype == torch.float32
+    assert torch.equal(y, wanted_y)
+    assert torch.equal(state, wanted_state)
