@@ -19,6 +19,7 @@ __all__ = [
     "layer_norm_fn",
     "layernorm_fn",
     "linear_recurrence",
+    "preload",
     "rms_norm_fn",
     "rmsnorm_fn",
     "save_pretrained",
@@ -32,6 +33,7 @@ __all__ = [
 _reason = ""
 
 try:
+    from mamba_aot._native import preload
     from mamba_aot.checkpoint import from_pretrained, save_pretrained
     from mamba_aot.generation import GeneratedToken, generate, stream
     from mamba_aot.model import MambaLM, MambaLMConfig
