@@ -146,13 +146,63 @@ def test_vmap_of_an_update_needs_a_state_for_every_slice() -> None:
         torch.vmap(lambda each: mamba_aot.selective_state_update(x=each, **inputs))(torch.stack([x, x]))
 
 
-def test_autocast_casts_sequences_and_keeps_weights() -> None:
-    inputs = make_scan_inputs(decay_gate=True, initial_state=True)
+# Which float32 arguments become bfloat16.
+AUTOCAST: dict[str, tuple[Call, Callable[[], dict[str, Any]], list[str]]] = {
+    "scan": (scan, lambda: make_scan_inputs(decay_gate=True, initial_state=True), ["u", "delta", "z"]),
+    "conv": (
+        lambda **inputs: (mamba_aot.causal_conv1d_fn(**inputs),),
+        lambda: make_conv_inputs(initial_states=True),
+        ["x", "initial_states"],
+    ),
+    "state update": (
+        lambda **inputs: (mamba_aot.selective_state_update(**inputs), inputs["state"]),
+        make_state_update_inputs,
+        ["x", "dt", "z"],
+    ),
+    "norm": (norm, lambda: make_norm_inputs(residual=True), []),
+    "recurrence": (recurrence, make_linear_recurrence_inputs, []),
+}
+
+
+@pytest.mark.parametrize(("function", "make", "cast"), AUTOCAST.values(), ids=AUTOCAST)
+def test_autocast_casts_sequences_and_keeps_weights(function: Call, make: Any, cast: list[str]) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y, state = scan(**inputs)
-    half = {name: inputs[name].bfloat16() for name in ("u", "delta", "z")}
-    wanted_y, wanted_state = scan(**inputs | half)
-    assert y.dtype == torch.bfloat16
-    assert state.dtype == torch.float32
-    assert torch.equal(y, wanted_y)
-    assert torch.equal(state, wanted_state)
+        got = function(**make())
+    wanted = function(**make() | {name: make()[name].bfloat16() for name in cast})
+    assert got[0].dtype == (torch.bfloat16 if cast else torch.float32)
+    for left, right in zip(got, wanted, strict=True):
+        assert left.dtype == right.dtype
+        assert torch.equal(left, right)
+
+
+def test_autocast_gives_an_update_the_dtype_of_its_state() -> None:
+    half = make_conv_update_inputs(dtype=torch.bfloat16)
+    wanted = mamba_aot.causal_conv1d_update(**half | {"conv_state": half["conv_state"].clone()})
+    with torch.autocast("cpu", dtype=torch.float16):
+        got = mamba_aot.causal_conv1d_update(**half | {"x": half["x"].float()})
+    assert torch.equal(got, wanted)
+
+
+def test_autocast_gives_a_recurrence_one_dtype() -> None:
+    inputs = make_linear_recurrence_inputs()
+    a = inputs["a"].bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = mamba_aot.linear_recurrence(**inputs | {"a": a})
+    assert torch.equal(got, mamba_aot.linear_recurrence(**inputs | {"a": a.float()}))
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    inputs = make_scan_inputs(dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert scan(**inputs)[0].dtype == torch.float64
+
+
+def test_gradients_through_autocast_have_the_dtypes_of_the_inputs() -> None:
+    inputs = make_scan_inputs()
+    leaves = {n: v.requires_grad_() for n, v in inputs.items() if isinstance(v, Tensor)}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, _ = scan(**inputs)
+    y.float().sum().backward()
+    for name, leaf in leaves.items():
+        assert leaf.grad is not None, name
+        assert leaf.grad.dtype == torch.float32, name
