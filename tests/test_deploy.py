@@ -129,7 +129,7 @@ def test_there_is_no_python_in_the_process(deployed: Deployed) -> None:
     assert "libtorch_cpu" in linked
     assert library() in mapped
     for text in (linked, mapped):
-        assert not re.findall(r"\S*(?:libpython|torch_python|triton|mamba_aot/_C)\S*", text)
+        assert not re.findall(r"\S*(?:libpython|torch_python|libtriton|mamba_aot/_C)\S*", text)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,14 @@
 #include <cstdint>
 #include <cstdlib>
 #include <fstream>
+#include <functional>
 #include <iostream>
 #include <iterator>
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "step_graph.h"
 
 using Loader = torch::inductor::AOTIModelPackageLoader;
 
@@ -57,21 +60,21 @@ void run(const std::string& library, const std::string& package, int64_t count) 
   load_ops(library);
   if (!std::ifstream(package)) throw std::runtime_error("there is no package " + package);
   Loader prefill(package, "prefill");
-  Loader step(package, "step");
+  Loader step(package, "step", /*run_single_threaded=*/true);
   const auto facts = prefill.get_metadata();
   if (facts.count("vocab_size") == 0 || facts.at("vocab_size") != "256") {
     throw std::runtime_error(package + " must hold a model whose tokens are bytes (vocab_size 256)");
   }
   const std::string prompt = read_prompt();
 
-  std::vector<at::Tensor> results = prefill.run({ids_of(prompt).to(at::Device(facts.at("device")))});
-  at::Tensor logits = results[0];
-  // What a step takes: the token, and the state, which it writes the new one into.
-  std::vector<at::Tensor> inputs = std::move(results);
+  // Logits and state come out of the prompt; a step takes a token and the state, and moves the state on.
+  std::vector<at::Tensor> inputs = prefill.run({ids_of(prompt).to(at::Device(facts.at("device")))});
+  inputs[0] = inputs[0].argmax(-1);
+  std::function<at::Tensor()> advance = [&] { return step.run(inputs)[0]; };
+  if (inputs[0].is_cuda() && count > 1) advance = StepGraph(step, inputs);
   for (int64_t i = 0; i < count; ++i) {
-    inputs[0] = logits.argmax(-1);
+    if (i > 0) inputs[0].copy_(advance().argmax(-1));
     std::cout.put(static_cast<char>(inputs[0].item<int64_t>())).flush();
-    if (i + 1 < count) logits = step.run(inputs)[0];
   }
 }
 
