@@ -56,31 +56,53 @@ def _placement(split: int | str | None) -> Placement:
 
 
 def _scan_forward(given: dict[str, Any]) -> Ways:
-    groups = _groups(given, 1)
-    chunks = {"chunk_states": 3} if given["save_states"] else {}
-    yield _SCAN | {"initial_state": 1} | groups, {"out": 1, "last_state": 1} | chunks
-    chunks = {"chunk_states": 0} if given["save_states"] else {}
-    yield _BATCH | {"initial_state": 0}, {"out": 0, "last_state": 0} | chunks
+    saves = given["save_states"]
+    yield (
+        _SCAN | _over_channels(given) | {"initial_state": 1},
+        {"out": 1, "last_state": 1} | ({"chunk_states": 3} if saves else {}),
+    )
+    if given.get("cu_seqlens") is None:
+        yield (
+            _over_batch(given) | {"initial_state": 0},
+            {"out": 0, "last_state": 0} | ({"chunk_states": 0} if saves else {}),
+        )
 
 
 def _scan_backward(given: dict[str, Any]) -> Ways:
-    groups = _groups(given, 1)
-    weights: dict[str, int | str] = {"dB": "sum", "dC": "sum"} if not groups else {"dB": 1, "dC": 1}
+    split = _over_channels(given)
     yield (
-        _SCAN | {"dout": 1, "dlast_state": 1, "chunk_states": 3} | groups,
-        {"du": 1, "ddelta": 1, "dA": 0, "dinitial_state": 1}
-        | weights
+        _SCAN | split | {"dout": 1, "dlast_state": 1, "chunk_states": 3},
+        {"du": 1, "dA": 0, "dinitial_state": 1}
+        | {f"d{name}": split.get(name, "sum") for name in ("delta", "B", "C")}
         | _present(given, {"D": 0, "z": 1, "delta_bias": 0, "decay_gate": "sum"}),
     )
-    yield (
-        _BATCH | {"dout": 0, "dlast_state": 0, "chunk_states": 0},
-        {"du": 0, "ddelta": 0, "dA": "sum", "dB": 0, "dC": 0, "dinitial_state": 0}
-        | _present(given, {"D": "sum", "z": 0, "delta_bias": "sum", "decay_gate": 0}),
-    )
+    if given.get("cu_seqlens") is None:
+        split = _over_batch(given)
+        yield (
+            split | {"dout": 0, "dlast_state": 0, "chunk_states": 0},
+            {"du": 0, "ddelta": 0, "dA": "sum", "dinitial_state": 0}
+            | {f"d{name}": split.get(name, "sum") for name in ("B", "C")}
+            | _present(given, {"D": "sum", "z": 0, "delta_bias": "sum", "decay_gate": 0}),
+        )
 
 
-_SCAN: dict[str, int | str] = {"u": 1, "delta": 1, "A": 0, "D": 0, "z": 1, "delta_bias": 0}
-_BATCH: dict[str, int | str] = {"u": 0, "delta": 0, "B": 0, "C": 0, "z": 0, "decay_gate": 0}
+_SCAN: dict[str, int | str] = {"u": 1, "A": 0, "D": 0, "z": 1, "delta_bias": 0}
+
+
+def _over_channels(given: dict[str, Any]) -> dict[str, int | str]:
+    """delta, B and C as the channels are split: what all of them share is whole."""
+    dims = {name: 0 if _is_constant(given, name) else 1 for name in ("B", "C")} | {"delta": 1}
+    return {name: dim for name, dim in dims.items() if given[name].shape[dim] > 1}
+
+
+def _over_batch(given: dict[str, Any]) -> dict[str, int | str]:
+    weights = {name: 0 for name in ("B", "C") if not _is_constant(given, name)}
+    return {"u": 0, "delta": 0, "z": 0, "decay_gate": 0, "runs": 1} | weights
+
+
+def _is_constant(given: dict[str, Any], name: str) -> bool:
+    """Whether B or C is the same for all steps, [D, N] like A."""
+    return given[name].ndim == given["A"].ndim
 
 
 def _conv_forward(given: dict[str, Any]) -> Ways:

@@ -1,5 +1,6 @@
 """Rules of torch.vmap: a call for every slice, or one call where the slices fit into the batch."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -40,21 +41,29 @@ def map_slices(op: Any, saves: Saves | None = None) -> Rule:
     return rule
 
 
-def fold_into_batch(op: Any, batched: Sequence[str], saves: Saves | None = None) -> Rule:
-    """The rule that makes slices part of the batch, the first dimension of arguments `batched` and results.
+def fold_into_batch(op: Any, batched: dict[str, int], saves: Saves | None = None) -> Rule:
+    """The rule that makes slices part of the batch, the first dimension of some arguments and all results.
 
-    Where another argument is mapped over, a weight, it is a call for every slice.
+    `batched` names these arguments, with the fewest dimensions that each has when it has a batch. Where
+    another one is mapped over, a weight, or integers say how the batch is packed, it is a call for every
+    slice.
     """
     each_slice = map_slices(op, saves)
     names = [argument.name for argument in op._schema.arguments]
 
+    def has_batch(name: str, arg: Any, dim: int | None) -> bool:
+        return isinstance(arg, Tensor) and arg.dim() - (dim is not None) >= batched.get(name, math.inf)
+
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        if any(dim is not None and name not in batched for name, dim in zip(names, in_dims, strict=True)):
-            return each_slice(info, in_dims, *args)
+        places = [has_batch(*place) for place in zip(names, args, in_dims, strict=True)]
+        for arg, dim, place in zip(args, in_dims, places, strict=True):
+            is_weight = dim is not None and not place
+            if is_weight or (isinstance(arg, Tensor) and not arg.is_floating_point()):
+                return each_slice(info, in_dims, *args)
         count = info.batch_size
         folded = [
-            _folded(arg, dim, count) if name in batched and isinstance(arg, Tensor) else arg
-            for name, arg, dim in zip(names, args, in_dims, strict=True)
+            _folded(arg, dim, count) if place else arg
+            for arg, dim, place in zip(args, in_dims, places, strict=True)
         ]
         results = op(*_settled(op, saves, folded))
         if isinstance(results, Tensor):

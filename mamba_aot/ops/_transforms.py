@@ -29,15 +29,13 @@ def _half_backward_follows(tensors: Sequence[Tensor]) -> bool:
     return tensors[0].dtype in (torch.float16, torch.bfloat16) and _backward_follows(tensors)
 
 
-# Weights mapped over, and sums over the batch in a backward, make it a call for every slice.
+# Weights mapped over, and sums over the batch in a backward, make it a call for every slice. Without a batch,
+# as [D, N] or pairs of that, B and C are weights too.
+_scan_batch = dict(u=3, delta=3, B=4, C=4, z=3, decay_gate=3, initial_state=3)
 for _op, _batched, _saves in (
-    (
-        _ops.selective_scan_fwd,
-        ["u", "delta", "B", "C", "z", "decay_gate", "initial_state"],
-        _backward_follows,
-    ),
-    (_ops.causal_conv1d_fwd, ["x", "initial_states"], None),
-    (_ops.rms_norm_fwd, ["x", "residual", "z"], None),
+    (_ops.selective_scan_fwd, _scan_batch, _backward_follows),
+    (_ops.causal_conv1d_fwd, dict(x=3, initial_states=3), None),
+    (_ops.rms_norm_fwd, dict(x=3, residual=3, z=3), None),
 ):
     torch.library.register_vmap(_op.default, fold_into_batch(_op.default, _batched, _saves))
 for _op, _saves in (
