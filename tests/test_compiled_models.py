@@ -66,6 +66,19 @@ def run(call: Callable[[Tensor], Tensor], module: nn.Module, inputs: Tensor) -> 
     return [output.detach(), *torch.autograd.grad(output, list(module.parameters()), weights)]
 
 
+def assert_close(got: list[Tensor], wanted: list[Tensor], rtol: float = 1e-3) -> None:
+    for left, right in zip(got, wanted, strict=True):
+        torch.testing.assert_close(left, right, rtol=rtol, atol=rtol / 100 * right.abs().max().item())
+
+
+def assert_same(got: list[Tensor], wanted: list[Tensor], rtol: float = 1e-3) -> None:
+    """Bit for bit, where the same matrix products are sure to be computed in the same way."""
+    if wanted[0].is_cuda:
+        assert_close(got, wanted, rtol)
+    else:
+        assert all(torch.equal(left, right) for left, right in zip(got, wanted, strict=True))
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -83,8 +96,7 @@ def test_no_length_is_compiled_for_again(name: str, device: str) -> None:
             inputs = make_inputs(module, 2 + index % 3, 2 + 3 * index, device)
             got = run(compiled, module, inputs)
             if index % 10 == 0:
-                for left, right in zip(got, run(module, module, inputs), strict=True):
-                    assert torch.equal(left, right)
+                assert_same(got, run(module, module, inputs))
 
 
 def test_prompts_and_steps_need_no_second_graph(device: str) -> None:
@@ -108,8 +120,7 @@ def test_prompts_and_steps_need_no_second_graph(device: str) -> None:
 def test_inductor_trains_as_eager_does(device: str) -> None:
     model, ids = make_model(device), make_ids(2, 70, device)
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
-    for left, right in zip(run(compiled, model, ids), run(model, model, ids), strict=True):
-        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-5 * right.abs().max().item())
+    assert_close(run(compiled, model, ids), run(model, model, ids))
 
 
 def test_autocast_inside_keeps_its_dtypes(device: str) -> None:
@@ -123,7 +134,7 @@ def test_autocast_inside_keeps_its_dtypes(device: str) -> None:
     compiled = torch.compile(under_autocast, fullgraph=True, dynamic=True, backend="aot_eager")
     got, wanted = run(compiled, block, inputs), run(under_autocast, block, inputs)
     assert got[0].dtype == torch.bfloat16
-    assert all(torch.equal(left, right) for left, right in zip(got, wanted, strict=True))
+    assert_same(got, wanted, rtol=2e-2)
 
 
 class Counter(torch.utils._python_dispatch.TorchDispatchMode):
@@ -157,7 +168,7 @@ def test_checkpointing_can_name_an_op(saved: bool, device: str) -> None:
     with Counter(ops.selective_scan_fwd.default) as counter:
         got = run(selective, block, inputs)
     assert counter.calls == (1 if saved else 2)
-    assert all(torch.equal(left, right) for left, right in zip(got, wanted, strict=True))
+    assert_same(got, wanted)
 
     graphs = []
 
@@ -170,4 +181,4 @@ def test_checkpointing_can_name_an_op(saved: bool, device: str) -> None:
     )
     got = run(torch.compile(selective, fullgraph=True, backend=backend), block, inputs)
     assert graphs == [1, 0 if saved else 1]
-    assert all(torch.equal(left, right) for left, right in zip(got, wanted, strict=True))
+    assert_same(got, wanted)
