@@ -66,9 +66,12 @@ def scan_rows(batch: int, channels: int, length: int, channel_last: bool) -> lis
     host = host_time(lambda: selective_scan_fn(u, delta, A, B, C, D, z, bias, True))
     op = torch.ops.mamba_aot
     B4, C4 = B.unsqueeze(1), C.unsqueeze(1)
-    saved = op.selective_scan_fwd(u, delta, A, B4, C4, D, z, bias, None, None, True, False, True)[2]
+    absent = (None, None, None)
+    saved = op.selective_scan_fwd(u, delta, A, B4, C4, D, z, bias, None, *absent, True, False, True)[2]
     backward = device_time(
-        lambda: op.selective_scan_bwd(dout, None, u, delta, A, B4, C4, D, z, bias, None, saved, True, False),
+        lambda: op.selective_scan_bwd(
+            dout, None, u, delta, A, B4, C4, D, z, bias, *absent, saved, True, False
+        ),
         4,
     )
     saved = None

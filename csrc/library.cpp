@@ -13,13 +13,15 @@ namespace {
 // Complex arguments are real views whose last dimension has size 2; "a!" marks what is written in place.
 constexpr const char* kSchemas[] = {
     "selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
-    "Tensor? delta_bias, Tensor? decay_gate, Tensor? initial_state, bool delta_softplus, bool zoh, "
-    "bool save_states) -> (Tensor out, Tensor last_state, Tensor chunk_states)",
+    "Tensor? delta_bias, Tensor? decay_gate, Tensor? initial_state, Tensor? runs, Tensor? cu_seqlens, "
+    "bool delta_softplus, bool zoh, bool save_states) "
+    "-> (Tensor out, Tensor last_state, Tensor chunk_states)",
 
     "selective_scan_bwd(Tensor dout, Tensor? dlast_state, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor "
     "C, "
-    "Tensor? D, Tensor? z, Tensor? delta_bias, Tensor? decay_gate, Tensor chunk_states, bool delta_softplus, "
-    "bool zoh) -> (Tensor du, Tensor ddelta, Tensor dA, Tensor dB, Tensor dC, Tensor dD, Tensor dz, "
+    "Tensor? D, Tensor? z, Tensor? delta_bias, Tensor? decay_gate, Tensor? runs, Tensor? cu_seqlens, "
+    "Tensor chunk_states, bool delta_softplus, bool zoh) -> (Tensor du, Tensor ddelta, Tensor dA, Tensor dB, "
+    "Tensor dC, Tensor dD, Tensor dz, "
     "Tensor ddelta_bias, Tensor ddecay_gate, Tensor dinitial_state)",
 
     "causal_conv1d_sequences(Tensor x, Tensor weight, Tensor? seq_idx, Tensor? cu_seqlens, "
@@ -54,7 +56,7 @@ constexpr const char* kSchemas[] = {
 
     "rms_norm_bwd(Tensor dout, Tensor? dsum, Tensor? x, Tensor weight, Tensor? bias, Tensor? residual, "
     "Tensor? z, "
-    "Tensor mean, Tensor rstd, int group_size, bool centered, bool? norm_before_gate) "
+    "Tensor mean, Tensor rstd, float eps, int group_size, bool centered, bool? norm_before_gate) "
     "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual, Tensor dz)",
 };
 

@@ -19,6 +19,7 @@ __all__ = [
     "layer_norm_fn",
     "layernorm_fn",
     "linear_recurrence",
+    "mamba_inner_fn",
     "preload",
     "rms_norm_fn",
     "rmsnorm_fn",
@@ -36,6 +37,7 @@ try:
     from mamba_aot._native import preload
     from mamba_aot.checkpoint import from_pretrained, save_pretrained
     from mamba_aot.generation import GeneratedToken, generate, stream
+    from mamba_aot.mamba_inner import mamba_inner_fn
     from mamba_aot.model import MambaLM, MambaLMConfig
     from mamba_aot.modules import Block, Mamba, MambaState, RMSNorm, SSMConfig
     from mamba_aot.ops.causal_conv1d import (

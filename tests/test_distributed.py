@@ -46,6 +46,16 @@ def conv(**inputs: Any) -> Any:
     return (mamba_aot.causal_conv1d_fn(**inputs),)
 
 
+def constant() -> dict[str, Tensor]:
+    """B and C that are the same for all steps."""
+    weight = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    return {"B": weight, "C": weight / 2}
+
+
+def one_head(inputs: dict[str, Any]) -> dict[str, Any]:
+    return inputs | {"delta": inputs["delta"][:, :1], "delta_bias": inputs["delta_bias"][:1]}
+
+
 CHANNELS: Split = {"u": 1, "delta": 1, "A": 0, "D": 0, "z": 1, "delta_bias": 0, "initial_state": 1}
 FULL: dict[str, Any] = {"decay_gate": True, "initial_state": True, "discretization": "zoh"}
 # A public function, its inputs, how they are split, and the dimension that its first result is split over.
@@ -62,6 +72,24 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]], Split, 
         lambda: make_scan_inputs(**FULL),
         dict.fromkeys(["u", "delta", "B", "C", "z", "decay_gate", "initial_state"], 0),
         0,
+    ),
+    "scan, weights of all steps over channels": (
+        scan,
+        lambda: make_scan_inputs(**FULL) | constant(),
+        CHANNELS | {"B": 0, "C": 0},
+        1,
+    ),
+    "scan, weights of all steps over the batch": (
+        scan,
+        lambda: make_scan_inputs(**FULL) | constant(),
+        dict.fromkeys(["u", "delta", "z", "decay_gate", "initial_state"], 0),
+        0,
+    ),
+    "scan, one delta for all channels": (
+        scan,
+        lambda: one_head(make_scan_inputs(**FULL)),
+        {name: dim for name, dim in CHANNELS.items() if name not in ("delta", "delta_bias")},
+        1,
     ),
     "conv, channels": (
         conv,

@@ -112,7 +112,8 @@ Tensor causal_conv1d_fwd(Tensor x, Tensor weight, OptionalTensor bias, OptionalT
   ConvPlan plan = make_plan(s, x, filter, offset, initial_states, sequences, silu);
   Tensor out = layout_like(x);
   plan.out = view(out);
-  run_items(plan, s.batch * plan.segments * plan.splits, item_grain(s.length), pick_causal_conv1d_forward());
+  run_items(plan, s.batch * plan.segments * plan.splits, item_grain(s.length),
+            pick_causal_conv1d_forward(plan.float64));
   return out;
 }
 
@@ -134,7 +135,7 @@ CausalConv1dGradients causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, Op
   if (plan.initial_states.data) plan.dinitial_states = view(dinitial);
   plan.dweight = dweight.data_ptr();
   plan.dbias = bias ? dbias.data_ptr() : nullptr;
-  run_items(plan, sums * plan.splits, item_grain(s.length), pick_causal_conv1d_backward());
+  run_items(plan, sums * plan.splits, item_grain(s.length), pick_causal_conv1d_backward(plan.float64));
   dweight = to_input_dtype(sum_over_items(dweight, 1, sums, {s.channels, s.width}), weight);
   if (bias) dbias = to_input_dtype(sum_over_items(dbias, 1, sums, {s.channels}), *bias);
   return {dx, dweight, dbias, dinitial};
@@ -174,7 +175,8 @@ Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, Optional
   }
   // Sequences of one slot stay on one thread, so that even a repeated slot is updated in order.
   const int64_t splits = ceil_div(s.channels, plan.split_channels);
-  run_items(plan, s.empty() ? 0 : splits, item_grain(s.batch * s.length), pick_causal_conv1d_step());
+  run_items(plan, s.empty() ? 0 : splits, item_grain(s.batch * s.length),
+            pick_causal_conv1d_step(plan.float64));
   return out;
 }
 

@@ -196,22 +196,22 @@ void backward_item(const ConvPlan& plan, const Item& item) {
 template <int kWidth>
 struct ForwardRange {
   static void run(const ConvPlan& plan, int64_t begin, int64_t end) {
-    const auto one =
-        plan.float64
-            ? (plan.starts ? &forward_item<double, kWidth, true> : &forward_item<double, kWidth, false>)
-            : (plan.starts ? &forward_item<float, kWidth, true> : &forward_item<float, kWidth, false>);
-    for (int64_t i = begin; i < end; ++i) one(plan, Item(plan, i));
+    with_lane_type(plan.float64, [&](auto lane) {
+      using S = decltype(lane);
+      const auto one = plan.starts ? &forward_item<S, kWidth, true> : &forward_item<S, kWidth, false>;
+      for (int64_t i = begin; i < end; ++i) one(plan, Item(plan, i));
+    });
   }
 };
 
 template <int kWidth>
 struct BackwardRange {
   static void run(const ConvPlan& plan, int64_t begin, int64_t end) {
-    const auto one =
-        plan.float64
-            ? (plan.starts ? &backward_item<double, kWidth, true> : &backward_item<double, kWidth, false>)
-            : (plan.starts ? &backward_item<float, kWidth, true> : &backward_item<float, kWidth, false>);
-    for (int64_t i = begin; i < end; ++i) one(plan, Item(plan, i));
+    with_lane_type(plan.float64, [&](auto lane) {
+      using S = decltype(lane);
+      const auto one = plan.starts ? &backward_item<S, kWidth, true> : &backward_item<S, kWidth, false>;
+      for (int64_t i = begin; i < end; ++i) one(plan, Item(plan, i));
+    });
   }
 };
 

@@ -68,13 +68,12 @@ void update_item(const ConvUpdatePlan& plan, int64_t split, Vec<S>* inputs) {
 template <int kWidth>
 struct UpdateRange {
   static void run(const ConvUpdatePlan& plan, int64_t begin, int64_t end, void* scratch) {
-    for (int64_t i = begin; i < end; ++i) {
-      if (plan.float64) {
-        update_item<double, kWidth>(plan, i, static_cast<Vec<double>*>(scratch));
-      } else {
-        update_item<float, kWidth>(plan, i, static_cast<Vec<float>*>(scratch));
+    with_lane_type(plan.float64, [&](auto lane) {
+      using S = decltype(lane);
+      for (int64_t i = begin; i < end; ++i) {
+        update_item<S, kWidth>(plan, i, static_cast<Vec<S>*>(scratch));
       }
-    }
+    });
   }
 };
 

@@ -38,7 +38,8 @@ inline Isa machine_isa() {
   return isa;
 }
 
-// Declares `result fn arguments` for each instruction set, and `pick_<fn>()`, which returns the one to call.
+// Declares `result fn arguments` for each instruction set, and `pick_<fn>(float64)`, which returns the one to
+// call: the baseline's for double precision, which the others don't have.
 #if defined(__x86_64__)
 #define MAMBA_AOT_PER_ISA(result, fn, arguments)                                            \
   namespace baseline {                                                                      \
@@ -50,8 +51,8 @@ inline Isa machine_isa() {
   namespace avx512 {                                                                        \
   result fn arguments;                                                                      \
   }                                                                                         \
-  inline auto pick_##fn() {                                                                 \
-    const Isa isa = machine_isa();                                                          \
+  inline auto pick_##fn(bool float64) {                                                     \
+    const Isa isa = float64 ? Isa::baseline : machine_isa();                                \
     return isa == Isa::avx512 ? &avx512::fn : isa == Isa::avx2 ? &avx2::fn : &baseline::fn; \
   }
 #else
@@ -59,7 +60,7 @@ inline Isa machine_isa() {
   namespace baseline {                           \
   result fn arguments;                           \
   }                                              \
-  inline auto pick_##fn() { return &baseline::fn; }
+  inline auto pick_##fn(bool) { return &baseline::fn; }
 #endif
 
 inline DType view_dtype(ScalarType type) {

@@ -75,7 +75,7 @@ LinearRecurrenceOutputs linear_recurrence_fwd(Tensor a, Tensor b, OptionalTensor
   plan.initial_state = row_view(state, rows.stride[3]);
   plan.last_state = row_view(last_state, rows.stride[3]);
   plan.chunk_states = chunk_view(chunk_states, rows.stride[3], s.rows);
-  run_items(plan, items_of(plan), item_grain(s.length), pick_linear_recurrence_forward());
+  run_items(plan, items_of(plan), item_grain(s.length), pick_linear_recurrence_forward(plan.float64));
   return {h, last_state, chunk_states};
 }
 
@@ -106,7 +106,7 @@ LinearRecurrenceOutputs linear_recurrence_bwd(Tensor dh, OptionalTensor dlast_st
   plan.dlast_state = row_view(last, rows.stride[5]);
   plan.dinitial_state = row_view(dinitial_state, rows.stride[5]);
   if (recompute) plan.chunk_states = chunk_view(chunk_states, rows.stride[5], s.rows);
-  run_items(plan, items_of(plan), item_grain(s.length), pick_linear_recurrence_backward());
+  run_items(plan, items_of(plan), item_grain(s.length), pick_linear_recurrence_backward(plan.float64));
   return {da, db, dinitial_state};
 }
 

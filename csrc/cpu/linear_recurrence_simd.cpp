@@ -265,13 +265,12 @@ void backward_item(const RecurrencePlan& plan, int64_t index) {
 // Calls the item with its lane type and parts as compile-time values.
 template <template <class, int> class F>
 MAMBA_AOT_INLINE void run_range(const RecurrencePlan& plan, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) {
-    if (plan.float64) {
-      plan.complex ? F<double, 2>::run(plan, i) : F<double, 1>::run(plan, i);
-    } else {
-      plan.complex ? F<float, 2>::run(plan, i) : F<float, 1>::run(plan, i);
+  with_lane_type(plan.float64, [&](auto lane) {
+    using S = decltype(lane);
+    for (int64_t i = begin; i < end; ++i) {
+      plan.complex ? F<S, 2>::run(plan, i) : F<S, 1>::run(plan, i);
     }
-  }
+  });
 }
 
 template <class S, int kParts>

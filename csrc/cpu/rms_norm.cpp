@@ -64,13 +64,13 @@ RmsNormOutputs rms_norm_fwd(Tensor x, Tensor weight, OptionalTensor bias, Option
   if (keep_sum) plan.sum = view(sum);
   plan.mean = centered ? mean.data_ptr() : nullptr;
   plan.rstd = rstd.data_ptr();
-  run_items(plan, s.empty() ? 0 : s.all_rows(), item_grain(s.channels), pick_rms_norm_forward());
+  run_items(plan, s.empty() ? 0 : s.all_rows(), item_grain(s.channels), pick_rms_norm_forward(plan.float64));
   return {out, sum, mean, rstd};
 }
 
 RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x, Tensor weight,
                               OptionalTensor bias, OptionalTensor residual, OptionalTensor z, Tensor mean,
-                              Tensor rstd, int64_t group_size, bool centered,
+                              Tensor rstd, double eps, int64_t group_size, bool centered,
                               std::optional<bool> norm_before_gate) {
   const RmsNormSizes s = check_rms_norm_backward(dout, dsum, x, weight, bias, residual, z, mean, rstd,
                                                  group_size, centered, norm_before_gate);
@@ -86,6 +86,7 @@ RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x
   const int64_t items = s.empty() ? 0 : ceil_div(s.all_rows(), plan.block_rows);
   Tensor dweight = empty_on(dout, {items, s.channels}, type);
   Tensor dbias = bias ? empty_on(dout, {items, s.channels}, type) : absent_on(dout);
+  plan.eps = eps;
   plan.mean = centered ? mean.data_ptr() : nullptr;
   plan.rstd = rstd.data_ptr();
   plan.dout = view(dout);
@@ -95,7 +96,7 @@ RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x
   if (z) plan.dz = view(dz);
   plan.dweight = dweight.data_ptr();
   plan.dbias = bias ? dbias.data_ptr() : nullptr;
-  run_items(plan, items, item_grain(plan.block_rows * s.channels), pick_rms_norm_backward());
+  run_items(plan, items, item_grain(plan.block_rows * s.channels), pick_rms_norm_backward(plan.float64));
   dweight = to_input_dtype(sum_over_items(dweight, 1, items, {s.channels}), weight);
   if (bias) dbias = to_input_dtype(sum_over_items(dbias, 1, items, {s.channels}), *bias);
   return {dx, dweight, dbias, dresidual, dz};

@@ -140,11 +140,12 @@ void backward_group(const Row<S>& row, const Span<S>& span, int64_t group, const
     }
   }
   const Vec<S> mean = splat<S>(plan.centered ? row.statistic(plan.mean, group) : 0);
-  const Vec<S> rstd = splat<S>(row.statistic(plan.rstd, group));
-  for (int64_t i = 0; i < vectors; ++i) {
-    const Vec<S> u = gate_first ? t.total[i] * t.gate[i] : t.total[i];
-    t.normed[i] = (u - mean) * rstd;
-  }
+  const S scale = row.statistic(plan.rstd, group);
+  const Vec<S> rstd = splat<S>(scale);
+  // Rounded before the mean, which is that of rounded numbers, is taken off: a loop of its own keeps the
+  // compiler from making one operation of both.
+  for (int64_t i = 0; i < vectors; ++i) t.normed[i] = gate_first ? t.total[i] * t.gate[i] : t.total[i];
+  for (int64_t i = 0; i < vectors; ++i) t.normed[i] = (t.normed[i] - mean) * rstd;
   span.cut(t.normed);
   row.load(span, plan.dout, channel, t.grad);
   if (gated && plan.gate_last) {
@@ -164,10 +165,15 @@ void backward_group(const Row<S>& row, const Span<S>& span, int64_t group, const
     along.add(i, t.grad[i] * t.normed[i]);
     whole.add(i, t.grad[i]);
   }
-  const Vec<S> slope_along = splat<S>(sum_of<S>(along) / static_cast<S>(span.size));
-  const Vec<S> slope_whole = splat<S>(plan.centered ? sum_of<S>(whole) / static_cast<S>(span.size) : 0);
-  for (int64_t i = 0; i < vectors; ++i) {
-    t.grad[i] = (t.grad[i] - fma(t.normed[i], slope_along, slope_whole)) * rstd;
+  if (span.size == 1) {
+    // The gradient of one number is all along its norm, and what is left of it, 1 - normed^2, is eps rstd^2.
+    t.grad[0] = t.grad[0] * splat<S>(plan.centered ? 0 : static_cast<S>(plan.eps) * scale * scale * scale);
+  } else {
+    const Vec<S> slope_along = splat<S>(sum_of<S>(along) / static_cast<S>(span.size));
+    const Vec<S> slope_whole = splat<S>(plan.centered ? sum_of<S>(whole) / static_cast<S>(span.size) : 0);
+    for (int64_t i = 0; i < vectors; ++i) {
+      t.grad[i] = (t.grad[i] - fma(t.normed[i], slope_along, slope_whole)) * rstd;
+    }
   }
   if (gate_first) {
     for (int64_t i = 0; i < vectors; ++i) {
@@ -241,13 +247,13 @@ int64_t backward_blocks(const NormPlan& plan, int64_t begin, int64_t end, void* 
 
 // Each runs the items [begin, end) in `scratch`; without scratch, returns the bytes it needs.
 int64_t rms_norm_forward(const NormPlan& plan, int64_t begin, int64_t end, void* scratch) {
-  return plan.float64 ? forward_rows<double>(plan, begin, end, scratch)
-                      : forward_rows<float>(plan, begin, end, scratch);
+  return with_lane_type(plan.float64,
+                        [&](auto lane) { return forward_rows<decltype(lane)>(plan, begin, end, scratch); });
 }
 
 int64_t rms_norm_backward(const NormPlan& plan, int64_t begin, int64_t end, void* scratch) {
-  return plan.float64 ? backward_blocks<double>(plan, begin, end, scratch)
-                      : backward_blocks<float>(plan, begin, end, scratch);
+  return with_lane_type(
+      plan.float64, [&](auto lane) { return backward_blocks<decltype(lane)>(plan, begin, end, scratch); });
 }
 
 }  // namespace mamba_aot::cpu::MAMBA_AOT_ISA

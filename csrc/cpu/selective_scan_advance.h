@@ -15,6 +15,12 @@ struct Tape {
   Vec<S>*h, *e, *phi;
 };
 
+// B or C of one state at one step: one of its two shares is 0.
+template <bool kGeneral, class S>
+MAMBA_AOT_INLINE Vec<S> weight(S along_time, const Vec<S>& constant) {
+  return kGeneral ? splat<S>(along_time) + constant : splat<S>(along_time);
+}
+
 // Rows of one step of the packed chunk.
 template <class S>
 struct StepRows {
@@ -26,12 +32,14 @@ struct StepRows {
         gate(reinterpret_cast<const S*>(item.gate + t * item.part_vectors) + first_state) {}
 };
 
-// Advances h (kStates states from first_state on) through the chunk and adds C h to y.
-template <class S, bool kComplex, bool kZoh, bool kGate, int kStates, bool kKeep>
-void advance(const ScanItem<S>& item, const Vec<S>* A, int64_t first_state, const Vec<S>* dt_tile,
+// Advances h (kStates states from first_state on, number `at_item` of the item's) through the chunk and adds
+// C h to y.
+template <class S, bool kComplex, bool kZoh, bool kGeneral, int kStates, bool kKeep>
+void advance(const ScanItem<S>& item, int64_t at_item, int64_t first_state, const Vec<S>* dt_tile,
              const Vec<S>* x_tile, Vec<S>* state, Vec<S>* y_tile, const Tape<S>& tape) {
   constexpr int kParts = kComplex ? 2 : 1;
   const int64_t part_stride = item.part_stride();
+  const Vec<S>*A = item.A + at_item, *B = item.constant_B + at_item, *C = item.constant_C + at_item;
   Vec<S> a_re[kStates], a_im[kStates], h_re[kStates], h_im[kStates];
   Inverse<S, kComplex> inverse[kStates];
 #pragma GCC unroll 8
@@ -53,7 +61,8 @@ void advance(const ScanItem<S>& item, const Vec<S>* A, int64_t first_state, cons
     for (int j = 0; j < kStates; ++j) {
       const Discrete<S, kComplex, kZoh> d(dt, dt_log2e, dt_two_over_pi, a_re[j], a_im[j], inverse[j]);
       if constexpr (kComplex) {
-        const Vec<S> B_re = splat<S>(rows.B[j]), B_im = splat<S>(rows.B[part_stride + j]);
+        const Vec<S> B_re = weight<kGeneral>(rows.B[j], B[j * 2]);
+        const Vec<S> B_im = weight<kGeneral>(rows.B[part_stride + j], B[j * 2 + 1]);
         Vec<S> in_re, in_im;
         if constexpr (kZoh) {
           const Vec<S> p_re = d.phi_re * x, p_im = d.phi_im * x;
@@ -64,21 +73,21 @@ void advance(const ScanItem<S>& item, const Vec<S>* A, int64_t first_state, cons
           in_im = dt_x * B_im;
         }
         Vec<S> decay_re = d.e_re, decay_im = d.e_im;
-        if constexpr (kGate) {
+        if constexpr (kGeneral) {
           decay_re = decay_re * splat<S>(rows.gate[j]);
           decay_im = decay_im * splat<S>(rows.gate[j]);
         }
         const Vec<S> re = h_re[j], im = h_im[j];
         h_re[j] = fma(decay_re, re, fma(-decay_im, im, in_re));
         h_im[j] = fma(decay_re, im, fma(decay_im, re, in_im));
-        y = fma(splat<S>(rows.C[j]), h_re[j], y);
-        y = fma(splat<S>(-rows.C[part_stride + j]), h_im[j], y);
+        y = fma(weight<kGeneral>(rows.C[j], C[j * 2]), h_re[j], y);
+        y = fma(-weight<kGeneral>(rows.C[part_stride + j], C[j * 2 + 1]), h_im[j], y);
       } else {
-        const Vec<S> in = (kZoh ? d.phi_re * x : dt_x) * splat<S>(rows.B[j]);
+        const Vec<S> in = (kZoh ? d.phi_re * x : dt_x) * weight<kGeneral>(rows.B[j], B[j]);
         Vec<S> decay = d.e_re;
-        if constexpr (kGate) decay = decay * splat<S>(rows.gate[j]);
+        if constexpr (kGeneral) decay = decay * splat<S>(rows.gate[j]);
         h_re[j] = fma(decay, h_re[j], in);
-        y = fma(splat<S>(rows.C[j]), h_re[j], y);
+        y = fma(weight<kGeneral>(rows.C[j], C[j]), h_re[j], y);
       }
       if constexpr (kKeep) {
         const int64_t at = (t * kStates + j) * kParts, next = at + kStates * kParts;

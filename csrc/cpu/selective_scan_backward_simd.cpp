@@ -12,7 +12,7 @@ constexpr int kBackwardStates = sizeof(S) == 8 ? 1
                                 : kComplex     ? 2
                                                : 4;
 
-template <class S, bool kComplex, bool kZoh, bool kGate>
+template <class S, bool kComplex, bool kZoh, bool kGeneral>
 struct Backward {
   static constexpr int kLanes = Simd<S>::kLanes;
   static constexpr int kParts = kComplex ? 2 : 1;
@@ -21,10 +21,11 @@ struct Backward {
   // Per block of channels: the tiles of the chunk, and sums over the sequence. y, du and ddt hold the sums of
   // a few passes, the others those of all: short chains of additions lose less.
   Vec<S>*dt, *x, *dy, *dout_slope, *y, *du, *ddt, *all_y, *all_du, *all_ddt;
-  Vec<S>*dA, *dD, *dbias;
+  Vec<S>*dD, *dbias;
   Vec<S>* start;
   Tape<S> tape;
   ChannelSums<S> sums;
+  TimeSums<S> over_time;
 
   Backward(const ScanPlan& plan, Arena<S>& arena) : item(plan, arena) {
     const int64_t tiles = item.max_blocks * kScanChunk, tape_rows = kScanChunk * kStates * kParts;
@@ -38,36 +39,53 @@ struct Backward {
     all_y = arena.take(tiles);
     all_du = arena.take(tiles);
     all_ddt = arena.take(tiles);
-    dA = arena.take(item.max_blocks * item.state_parts);
     dD = arena.take(item.max_blocks);
     dbias = arena.take(item.max_blocks);
     start = arena.take(item.state_parts * item.max_blocks);
     tape = {arena.take(tape_rows + kStates * kParts), arena.take(tape_rows), arena.take(tape_rows)};
     sums = {arena.take(tape_rows), arena.take(tape_rows), arena.take(kScanChunk * kStates)};
+    const int64_t states = item.max_blocks * item.state_parts;
+    over_time = {arena.take(states), arena.take(states), arena.take(states)};
   }
 
   void run(int64_t index) {
     const ScanPlan& plan = item.plan;
     item.start(index);
-    for (int64_t b = 0; b < item.blocks; ++b) {
-      item.load_state(plan.dlast_state, b, item.h + b * item.state_parts);
-      for (int64_t i = 0; i < item.state_parts; ++i) dA[b * item.state_parts + i] = Vec<S>{};
-      dD[b] = dbias[b] = Vec<S>{};
+    const int64_t states = item.blocks * item.state_parts;
+    for (int64_t i = 0; i < states; ++i) over_time.dA[i] = over_time.dB[i] = over_time.dC[i] = Vec<S>{};
+    for (int64_t b = 0; b < item.blocks; ++b) dD[b] = dbias[b] = Vec<S>{};
+    for (const ScanRun* run = item.last_run(); run-- > item.first_run();) {
+      const View after = run + 1 == item.last_run() ? plan.dlast_state : View{};
+      for (int64_t b = 0; b < item.blocks; ++b) item.load_state(after, b, state(b));
+      for (int64_t k = ceil_div(run->end, kScanChunk) - 1; k >= run->begin / kScanChunk; --k) {
+        run_chunk(k, *run);
+      }
+      if (!item.begins_outside(*run)) continue;
+      for (int64_t b = 0; b < item.blocks; ++b) item.store_state(plan.dinitial_state, b, state(b));
     }
-    for (int64_t k = ceil_div(plan.length, kScanChunk) - 1; k >= 0; --k) run_chunk(k);
     for (int64_t b = 0; b < item.blocks; ++b) {
-      const int64_t channel = item.batch * plan.channels + item.channel(b);
-      item.store_state(plan.dinitial_state, b, item.h + b * item.state_parts);
-      store_tile<S>(flat_view<S>(plan.dA), channel * item.state_parts, item.state_parts, 1, item.lanes(b),
-                    item.state_parts, dA + b * item.state_parts);
+      const int64_t channel = item.row * plan.channels + item.channel(b);
+      store_states(plan.dA, over_time.dA, b);
+      store_states(plan.constant_dB, over_time.dB, b);
+      store_states(plan.constant_dC, over_time.dC, b);
       if (plan.dD) store_tile<S>(flat_view<S>(plan.dD), channel, 1, 0, item.lanes(b), 1, dD + b);
       if (plan.ddelta_bias)
         store_tile<S>(flat_view<S>(plan.ddelta_bias), channel, 1, 0, item.lanes(b), 1, dbias + b);
     }
   }
 
-  void run_chunk(int64_t k) {
-    item.start_chunk(k);
+  Vec<S>* state(int64_t block) const { return item.h + block * item.state_parts; }
+
+  // One block of [rows, channels, state, parts], unless that is not wanted.
+  void store_states(void* to, const Vec<S>* sums, int64_t block) const {
+    const int64_t channel = item.row * item.plan.channels + item.channel(block);
+    if (!to) return;
+    store_tile<S>(flat_view<S>(to), channel * item.state_parts, item.state_parts, 1, item.lanes(block),
+                  item.state_parts, sums + block * item.state_parts);
+  }
+
+  void run_chunk(int64_t k, const ScanRun& run) {
+    item.start_chunk(k, run);
     item.pack_inputs();
     for (int64_t b = 0; b < item.blocks; ++b) {
       load_chunk(b);
@@ -125,24 +143,25 @@ struct Backward {
     for (int64_t b = 0; b < item.blocks; ++b) {
       const int64_t row = b * item.state_parts + n * kParts, at = b * kScanChunk;
       for (int j = 0; j < kPassStates * kParts; ++j) tape.h[j] = start[row + j];
-      advance<S, kComplex, kZoh, kGate, kPassStates, true>(item, item.A + row, n, dt + at, x + at,
-                                                           start + row, y + at, tape);
+      advance<S, kComplex, kZoh, kGeneral, kPassStates, true>(item, row, n, dt + at, x + at, start + row,
+                                                              y + at, tape);
       const RetreatTiles<S> tiles{dt + at, x + at, dy + at, du + at, ddt + at};
-      retreat<S, kComplex, kZoh, kGate, kPassStates>(item, item.A + row, n, tiles, tape, item.h + row,
-                                                     dA + row, sums);
+      retreat<S, kComplex, kZoh, kGeneral, kPassStates>(item, row, n, tiles, tape, sums, over_time);
     }
     store_sums<kPassStates>(sums.dB, static_cast<S*>(item.plan.dB), n, kParts);
     store_sums<kPassStates>(sums.dC, static_cast<S*>(item.plan.dC), n, kParts);
-    if constexpr (kGate) store_sums<kPassStates>(sums.dgate, static_cast<S*>(item.plan.dgate), n, 1);
+    if constexpr (kGeneral) store_sums<kPassStates>(sums.dgate, static_cast<S*>(item.plan.dgate), n, 1);
   }
 
   // Adds up the channels of sums[steps, states, parts] and writes them to this item's [state, length, parts].
   template <int kPassStates>
   void store_sums(const Vec<S>* sums, S* out, int64_t first_state, int count) {
+    if (!out) return;
+    const int64_t index = (item.batch * item.plan.groups + item.group) * item.plan.splits + item.split;
     const int64_t length = item.plan.length;
     for (int column = 0; column < kPassStates * count; ++column) {
       const int64_t n = first_state + column / count;
-      S* row = out + ((item.index * item.state + n) * length + item.step) * count + column % count;
+      S* row = out + ((index * item.state + n) * length + item.step) * count + column % count;
       for (int64_t t = 0; t < item.steps; t += kLanes) {
         Vec<S> rows[kLanes];
         for (int i = 0; i < kLanes; ++i) {
@@ -173,10 +192,10 @@ struct Backward {
 };
 
 // Runs the items [begin, end) in `scratch`; without scratch, returns the bytes it needs.
-template <class S, bool kComplex, bool kZoh, bool kGate>
+template <class S, bool kComplex, bool kZoh, bool kGeneral>
 int64_t run(const ScanPlan& plan, int64_t begin, int64_t end, void* scratch) {
   Arena<S> arena{static_cast<Vec<S>*>(scratch)};
-  Backward<S, kComplex, kZoh, kGate> sweep(plan, arena);
+  Backward<S, kComplex, kZoh, kGeneral> sweep(plan, arena);
   if (scratch) {
     for (int64_t i = begin; i < end; ++i) sweep.run(i);
   }
@@ -184,15 +203,15 @@ int64_t run(const ScanPlan& plan, int64_t begin, int64_t end, void* scratch) {
 }
 
 template <class S, bool kComplex, bool kZoh>
-int64_t pick_gate(const ScanPlan& p, int64_t begin, int64_t end, void* scratch) {
-  return p.gate.data ? run<S, kComplex, kZoh, true>(p, begin, end, scratch)
-                     : run<S, kComplex, kZoh, false>(p, begin, end, scratch);
+int64_t pick_general(const ScanPlan& p, int64_t begin, int64_t end, void* scratch) {
+  return p.gate.data || p.constant_B || p.constant_C ? run<S, kComplex, kZoh, true>(p, begin, end, scratch)
+                                                     : run<S, kComplex, kZoh, false>(p, begin, end, scratch);
 }
 
 template <class S, bool kComplex>
 int64_t pick_rule(const ScanPlan& p, int64_t begin, int64_t end, void* scratch) {
-  return p.zoh ? pick_gate<S, kComplex, true>(p, begin, end, scratch)
-               : pick_gate<S, kComplex, false>(p, begin, end, scratch);
+  return p.zoh ? pick_general<S, kComplex, true>(p, begin, end, scratch)
+               : pick_general<S, kComplex, false>(p, begin, end, scratch);
 }
 
 template <class S>
@@ -204,8 +223,8 @@ int64_t pick_field(const ScanPlan& p, int64_t begin, int64_t end, void* scratch)
 }  // namespace
 
 int64_t selective_scan_backward(const ScanPlan& plan, int64_t begin, int64_t end, void* scratch) {
-  return plan.float64 ? pick_field<double>(plan, begin, end, scratch)
-                      : pick_field<float>(plan, begin, end, scratch);
+  return with_lane_type(plan.float64,
+                        [&](auto lane) { return pick_field<decltype(lane)>(plan, begin, end, scratch); });
 }
 
 }  // namespace mamba_aot::cpu::MAMBA_AOT_ISA

@@ -11,7 +11,7 @@ constexpr int kForwardStates = sizeof(S) == 8 ? 1
                                : kComplex     ? 2
                                               : 4;
 
-template <class S, bool kComplex, bool kZoh, bool kGate>
+template <class S, bool kComplex, bool kZoh, bool kGeneral>
 struct Forward {
   ScanItem<S> item;
   // `y` holds the sum of a few passes, `out` that of all: short chains of additions lose less.
@@ -27,12 +27,17 @@ struct Forward {
   void run(int64_t index) {
     const ScanPlan& plan = item.plan;
     item.start(index);
-    for (int64_t b = 0; b < item.blocks; ++b) item.load_state(plan.initial_state, b, state(b));
-    for (int64_t k = 0; k * kScanChunk < plan.length; ++k) {
-      item.start_chunk(k);
-      item.pack_inputs();
-      for (int64_t b = 0; b < item.blocks; ++b) run_block(k, b);
+    for (const ScanRun* run = item.first_run(); run < item.last_run(); ++run) {
+      const View before = item.begins_outside(*run) ? plan.initial_state : View{};
+      for (int64_t b = 0; b < item.blocks; ++b) item.load_state(before, b, state(b));
+      for (int64_t k = run->begin / kScanChunk; k * kScanChunk < run->end; ++k) {
+        item.start_chunk(k, *run);
+        item.pack_inputs();
+        for (int64_t b = 0; b < item.blocks; ++b) run_block(k, b);
+      }
     }
+    // A row without sequences keeps the last state that it was given.
+    if (item.first_run() == item.last_run()) return;
     for (int64_t b = 0; b < item.blocks; ++b) item.store_state(plan.last_state, b, state(b));
   }
 
@@ -72,17 +77,16 @@ struct Forward {
 
   template <int kStates>
   void pass(int64_t block, int64_t n) {
-    const Vec<S>* A = item.A + block * item.state_parts + n * item.parts;
-    advance<S, kComplex, kZoh, kGate, kStates, false>(item, A, n, dt, x, state(block) + n * item.parts, y,
-                                                      {});
+    const int64_t at = block * item.state_parts + n * item.parts;
+    advance<S, kComplex, kZoh, kGeneral, kStates, false>(item, at, n, dt, x, item.h + at, y, {});
   }
 };
 
 // Runs the items [begin, end) in `scratch`; without scratch, returns the bytes it needs.
-template <class S, bool kComplex, bool kZoh, bool kGate>
+template <class S, bool kComplex, bool kZoh, bool kGeneral>
 int64_t run(const ScanPlan& plan, int64_t begin, int64_t end, void* scratch) {
   Arena<S> arena{static_cast<Vec<S>*>(scratch)};
-  Forward<S, kComplex, kZoh, kGate> sweep(plan, arena);
+  Forward<S, kComplex, kZoh, kGeneral> sweep(plan, arena);
   if (scratch) {
     for (int64_t i = begin; i < end; ++i) sweep.run(i);
   }
@@ -90,15 +94,15 @@ int64_t run(const ScanPlan& plan, int64_t begin, int64_t end, void* scratch) {
 }
 
 template <class S, bool kComplex, bool kZoh>
-int64_t pick_gate(const ScanPlan& p, int64_t begin, int64_t end, void* scratch) {
-  return p.gate.data ? run<S, kComplex, kZoh, true>(p, begin, end, scratch)
-                     : run<S, kComplex, kZoh, false>(p, begin, end, scratch);
+int64_t pick_general(const ScanPlan& p, int64_t begin, int64_t end, void* scratch) {
+  return p.gate.data || p.constant_B || p.constant_C ? run<S, kComplex, kZoh, true>(p, begin, end, scratch)
+                                                     : run<S, kComplex, kZoh, false>(p, begin, end, scratch);
 }
 
 template <class S, bool kComplex>
 int64_t pick_rule(const ScanPlan& p, int64_t begin, int64_t end, void* scratch) {
-  return p.zoh ? pick_gate<S, kComplex, true>(p, begin, end, scratch)
-               : pick_gate<S, kComplex, false>(p, begin, end, scratch);
+  return p.zoh ? pick_general<S, kComplex, true>(p, begin, end, scratch)
+               : pick_general<S, kComplex, false>(p, begin, end, scratch);
 }
 
 template <class S>
@@ -110,8 +114,8 @@ int64_t pick_field(const ScanPlan& p, int64_t begin, int64_t end, void* scratch)
 }  // namespace
 
 int64_t selective_scan_forward(const ScanPlan& plan, int64_t begin, int64_t end, void* scratch) {
-  return plan.float64 ? pick_field<double>(plan, begin, end, scratch)
-                      : pick_field<float>(plan, begin, end, scratch);
+  return with_lane_type(plan.float64,
+                        [&](auto lane) { return pick_field<decltype(lane)>(plan, begin, end, scratch); });
 }
 
 }  // namespace mamba_aot::cpu::MAMBA_AOT_ISA

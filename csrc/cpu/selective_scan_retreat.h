@@ -26,6 +26,30 @@ struct ChannelSums {
   }
 };
 
+// What is summed over time, per channel: [blocks, states, parts] of A and, where they are constant, B and C.
+template <class S>
+struct TimeSums {
+  Vec<S>*dA, *dB, *dC;
+};
+
+// Sums over the steps of a chunk for a few states. Long sums are cut into short ones: these every 16 steps,
+// then per chunk, then over the sequence.
+template <class S, int kNumbers>
+struct ChunkSums {
+  Vec<S> recent[kNumbers] = {}, earlier[kNumbers] = {};
+
+  MAMBA_AOT_INLINE void cut() {
+#pragma GCC unroll 8
+    for (int i = 0; i < kNumbers; ++i) {
+      earlier[i] = earlier[i] + recent[i];
+      recent[i] = Vec<S>{};
+    }
+  }
+  MAMBA_AOT_INLINE void add_to(Vec<S>* sums) const {
+    for (int i = 0; i < kNumbers; ++i) sums[i] = sums[i] + earlier[i];
+  }
+};
+
 // d phi / d A of the zero-order hold: (dt e - phi) / A, which cancels where |dt A| is small: there its
 // series.
 template <class S, bool kComplex>
@@ -34,7 +58,7 @@ MAMBA_AOT_INLINE void phi_slope(Vec<S> dt, Vec<S> A_re, Vec<S> A_im, const Inver
                                 Vec<S>& im) {
   const auto& terms = Constants<S>::kSlope;
   constexpr int kTerms = sizeof(terms) / sizeof(terms[0]);
-  const Vec<S> w_re = dt * A_re, limit = splat<S>(0.0625);
+  const Vec<S> w_re = dt * A_re, limit = splat<S>(Constants<S>::kSlopeLimit);
   const Vec<S> top_re = fma(dt, e_re, -phi_re);
   if constexpr (kComplex) {
     const Vec<S> w_im = dt * A_im, top_im = fma(dt, e_im, -phi_im);
@@ -61,14 +85,21 @@ MAMBA_AOT_INLINE void phi_slope(Vec<S> dt, Vec<S> A_re, Vec<S> A_im, const Inver
 
 // Walks back from the end of the chunk. `carry` is conj(a_{t+1}) lam_{t+1} at the end of the chunk on entry,
 // and at its start on return.
-template <class S, bool kComplex, bool kZoh, bool kGate, int kStates>
-void retreat(const ScanItem<S>& item, const Vec<S>* A, int64_t first_state, const RetreatTiles<S>& tiles,
-             const Tape<S>& tape, Vec<S>* carry, Vec<S>* dA, const ChannelSums<S>& sums) {
+template <class S, bool kComplex, bool kZoh, bool kGeneral, int kStates>
+void retreat(const ScanItem<S>& item, int64_t at_item, int64_t first_state, const RetreatTiles<S>& tiles,
+             const Tape<S>& tape, const ChannelSums<S>& sums, const TimeSums<S>& over_time) {
   constexpr int kParts = kComplex ? 2 : 1, kIm = kParts - 1;
   const int64_t part_stride = item.part_stride();
+  const Vec<S>*A = item.A + at_item, *B = item.constant_B + at_item, *C = item.constant_C + at_item;
+  Vec<S>* carry = item.h + at_item;
   const Vec<S> zero{};
-  Vec<S> a_re[kStates], a_im[kStates], c_re[kStates], c_im[kStates], dA_re[kStates], dA_im[kStates];
-  Vec<S> chunk_dA[kStates * kParts] = {};
+  Vec<S> a_re[kStates], a_im[kStates], c_re[kStates], c_im[kStates];
+  ChunkSums<S, kStates * kParts> dA, dB, dC;
+  // Adds to a gradient of B or C both where it varies and where it is constant.
+  const auto gather = [](Vec<S>& along_time, Vec<S>& constant, Vec<S> a, Vec<S> b) {
+    along_time = fma(a, b, along_time);
+    if constexpr (kGeneral) constant = fma(a, b, constant);
+  };
   Inverse<S, kComplex> inverse[kStates];
 #pragma GCC unroll 8
   for (int j = 0; j < kStates; ++j) {
@@ -76,7 +107,6 @@ void retreat(const ScanItem<S>& item, const Vec<S>* A, int64_t first_state, cons
     a_im[j] = kComplex ? A[j * kParts + kIm] : zero;
     c_re[j] = carry[j * kParts];
     c_im[j] = kComplex ? carry[j * kParts + kIm] : zero;
-    dA_re[j] = dA_im[j] = zero;
     if constexpr (kZoh) inverse[j].set(a_re[j], a_im[j]);
   }
   for (int64_t t = item.steps - 1; t >= 0; --t) {
@@ -90,30 +120,32 @@ void retreat(const ScanItem<S>& item, const Vec<S>* A, int64_t first_state, cons
       const int64_t at = (t * kStates + j) * kParts, next = at + kStates * kParts;
       const Vec<S> e_re = tape.e[at], e_im = kComplex ? tape.e[at + kIm] : zero;
       const Vec<S> phi_re = kZoh ? tape.phi[at] : zero, phi_im = kZoh && kComplex ? tape.phi[at + kIm] : zero;
-      const Vec<S> B_re = splat<S>(rows.B[j]), C_re = splat<S>(rows.C[j]);
-      const Vec<S> gate = kGate ? splat<S>(rows.gate[j]) : splat<S>(1);
+      const int re = j * kParts, im = re + kIm;
+      const Vec<S> B_re = weight<kGeneral>(rows.B[j], B[re]), C_re = weight<kGeneral>(rows.C[j], C[re]);
+      const Vec<S> gate = kGeneral ? splat<S>(rows.gate[j]) : splat<S>(1);
       if constexpr (kComplex) {
-        const Vec<S> B_im = splat<S>(rows.B[part_stride + j]), C_im = splat<S>(rows.C[part_stride + j]);
+        const Vec<S> B_im = weight<kGeneral>(rows.B[part_stride + j], B[im]);
+        const Vec<S> C_im = weight<kGeneral>(rows.C[part_stride + j], C[im]);
         const Vec<S> lam_re = fma(C_re, dy, c_re[j]), lam_im = fma(-C_im, dy, c_im[j]);
-        sums.dC[at] = fma(dy_scaled, tape.h[next], sums.dC[at]);
-        sums.dC[at + 1] = fma(-dy_scaled, tape.h[next + 1], sums.dC[at + 1]);
+        gather(sums.dC[at], dC.recent[re], dy_scaled, tape.h[next]);
+        gather(sums.dC[at + 1], dC.recent[im], -dy_scaled, tape.h[next + 1]);
         // conj(B) lam
         const Vec<S> bl_re = fma(B_re, lam_re, B_im * lam_im), bl_im = fma(B_re, lam_im, -(B_im * lam_re));
         if constexpr (kZoh) {
           const Vec<S> p_re = fma(phi_re, lam_re, phi_im * lam_im),
                        p_im = fma(phi_re, lam_im, -(phi_im * lam_re));
-          sums.dB[at] = fma(x, p_re, sums.dB[at]);
-          sums.dB[at + 1] = fma(x, p_im, sums.dB[at + 1]);
+          gather(sums.dB[at], dB.recent[re], x, p_re);
+          gather(sums.dB[at + 1], dB.recent[im], x, p_im);
           du = fma(phi_re, bl_re, fma(phi_im, bl_im, du));
           const Vec<S> dphi_re = x * bl_re, dphi_im = x * bl_im;
           ddt = fma(e_re, dphi_re, fma(e_im, dphi_im, ddt));
           Vec<S> s_re, s_im;
           phi_slope<S, true>(dt, a_re[j], a_im[j], inverse[j], e_re, e_im, phi_re, phi_im, s_re, s_im);
-          dA_re[j] = fma(s_re, dphi_re, fma(s_im, dphi_im, dA_re[j]));
-          dA_im[j] = fma(s_re, dphi_im, fma(-s_im, dphi_re, dA_im[j]));
+          dA.recent[re] = fma(s_re, dphi_re, fma(s_im, dphi_im, dA.recent[re]));
+          dA.recent[im] = fma(s_re, dphi_im, fma(-s_im, dphi_re, dA.recent[im]));
         } else {
-          sums.dB[at] = fma(dt_x, lam_re, sums.dB[at]);
-          sums.dB[at + 1] = fma(dt_x, lam_im, sums.dB[at + 1]);
+          gather(sums.dB[at], dB.recent[re], dt_x, lam_re);
+          gather(sums.dB[at + 1], dB.recent[im], dt_x, lam_im);
           lam_B = lam_B + bl_re;
         }
         // conj(e) lam, and with the previous state conj(e) lam conj(h): the gradient of the gate, dt and A.
@@ -121,34 +153,34 @@ void retreat(const ScanItem<S>& item, const Vec<S>* A, int64_t first_state, cons
         const Vec<S> p_re = tape.h[at], p_im = tape.h[at + 1];
         const Vec<S> q_re = fma(el_re, p_re, el_im * p_im), q_im = fma(el_im, p_re, -(el_re * p_im));
         const int64_t state_at = t * kStates + j;
-        if constexpr (kGate) sums.dgate[state_at] = sums.dgate[state_at] + q_re;
+        if constexpr (kGeneral) sums.dgate[state_at] = sums.dgate[state_at] + q_re;
         const Vec<S> w_re = gate * q_re, w_im = gate * q_im;
         ddt = fma(a_re[j], w_re, fma(a_im[j], w_im, ddt));
-        dA_re[j] = fma(dt, w_re, dA_re[j]);
-        dA_im[j] = fma(dt, w_im, dA_im[j]);
+        dA.recent[re] = fma(dt, w_re, dA.recent[re]);
+        dA.recent[im] = fma(dt, w_im, dA.recent[im]);
         c_re[j] = gate * el_re;
         c_im[j] = gate * el_im;
       } else {
         const Vec<S> lam = fma(C_re, dy, c_re[j]);
-        sums.dC[at] = fma(dy, tape.h[next], sums.dC[at]);
+        gather(sums.dC[at], dC.recent[re], dy, tape.h[next]);
         const Vec<S> bl = B_re * lam;
         if constexpr (kZoh) {
-          sums.dB[at] = fma(x * phi_re, lam, sums.dB[at]);
+          gather(sums.dB[at], dB.recent[re], x * phi_re, lam);
           du = fma(phi_re, bl, du);
           const Vec<S> dphi = x * bl;
           ddt = fma(e_re, dphi, ddt);
           Vec<S> s_re, s_im;
           phi_slope<S, false>(dt, a_re[j], zero, inverse[j], e_re, zero, phi_re, zero, s_re, s_im);
-          dA_re[j] = fma(s_re, dphi, dA_re[j]);
+          dA.recent[re] = fma(s_re, dphi, dA.recent[re]);
         } else {
-          sums.dB[at] = fma(dt_x, lam, sums.dB[at]);
+          gather(sums.dB[at], dB.recent[re], dt_x, lam);
           lam_B = lam_B + bl;
         }
         const Vec<S> el = e_re * lam, q = el * tape.h[at];
-        if constexpr (kGate) sums.dgate[at] = sums.dgate[at] + q;
+        if constexpr (kGeneral) sums.dgate[at] = sums.dgate[at] + q;
         const Vec<S> w = gate * q;
         ddt = fma(a_re[j], w, ddt);
-        dA_re[j] = fma(dt, w, dA_re[j]);
+        dA.recent[re] = fma(dt, w, dA.recent[re]);
         c_re[j] = gate * el;
       }
     }
@@ -158,13 +190,11 @@ void retreat(const ScanItem<S>& item, const Vec<S>* A, int64_t first_state, cons
     }
     tiles.du[t] = tiles.du[t] + du;
     tiles.ddt[t] = tiles.ddt[t] + ddt;
-    // Long sums are cut into short ones: this one every 16 steps, then per chunk, then over the sequence.
     if (t % 16 == 0) {
-#pragma GCC unroll 8
-      for (int j = 0; j < kStates; ++j) {
-        chunk_dA[j * kParts] = chunk_dA[j * kParts] + dA_re[j];
-        if constexpr (kComplex) chunk_dA[j * kParts + kIm] = chunk_dA[j * kParts + kIm] + dA_im[j];
-        dA_re[j] = dA_im[j] = zero;
+      dA.cut();
+      if constexpr (kGeneral) {
+        dB.cut();
+        dC.cut();
       }
     }
   }
@@ -173,7 +203,11 @@ void retreat(const ScanItem<S>& item, const Vec<S>* A, int64_t first_state, cons
     carry[j * kParts] = c_re[j];
     if constexpr (kComplex) carry[j * kParts + kIm] = c_im[j];
   }
-  for (int i = 0; i < kStates * kParts; ++i) dA[i] = dA[i] + chunk_dA[i];
+  dA.add_to(over_time.dA + at_item);
+  if constexpr (kGeneral) {
+    dB.add_to(over_time.dB + at_item);
+    dC.add_to(over_time.dC + at_item);
+  }
 }
 
 }  // namespace mamba_aot::cpu::MAMBA_AOT_ISA

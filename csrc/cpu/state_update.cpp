@@ -94,7 +94,7 @@ Tensor state_update(Tensor state, Tensor x, Tensor dt, Tensor A, Tensor B, Tenso
   const int64_t items = s.empty() ? 0 : s.heads * plan.splits;
   const int64_t channels = s.dim < plan.split_channels ? s.dim : plan.split_channels;
   const int64_t work = s.batch * s.steps * channels * s.state * plan.parts;
-  run_items(plan, items, work > 0 && work < 32768 ? 32768 / work : 1, pick_state_update_steps());
+  run_items(plan, items, work > 0 && work < 32768 ? 32768 / work : 1, pick_state_update_steps(plan.float64));
   return out ? absent_on(x) : result;
 }
 

@@ -209,7 +209,8 @@ int64_t pick(const StateUpdatePlan& p, int64_t begin, int64_t end, void* scratch
 
 // Runs the items [begin, end) in `scratch`; returns the bytes of scratch that takes.
 int64_t state_update_steps(const StateUpdatePlan& plan, int64_t begin, int64_t end, void* scratch) {
-  return plan.float64 ? pick<double>(plan, begin, end, scratch) : pick<float>(plan, begin, end, scratch);
+  return with_lane_type(plan.float64,
+                        [&](auto lane) { return pick<decltype(lane)>(plan, begin, end, scratch); });
 }
 
 }  // namespace mamba_aot::cpu::MAMBA_AOT_ISA

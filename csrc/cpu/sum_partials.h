@@ -18,7 +18,7 @@ inline Tensor sum_over_items(const Tensor& parts, int64_t outer, int64_t count, 
   const void* from = parts.data_ptr();
   void* to = out.data_ptr();
   const bool float64 = parts.scalar_type() == ScalarType::Double;
-  auto kernel = pick_sum_partials();
+  auto kernel = pick_sum_partials(float64);
   // About as many additions as are worth waking a thread.
   const int64_t grain = 32768 / (count + 1) + 1;
   torch::stable::parallel_for(0, total, grain, [&](int64_t begin, int64_t end) {

@@ -7,9 +7,9 @@ namespace {
 template <class S>
 void sum_rows(const S* parts, int64_t count, int64_t size, int64_t begin, int64_t end, S* out) {
   for (int64_t i = begin; i < end; ++i) {
-    S sum = 0;
+    double sum = 0;
     for (int64_t p = 0; p < count; ++p) sum += parts[p * size + i];
-    out[i] = sum;
+    out[i] = static_cast<S>(sum);
   }
 }
 
@@ -21,13 +21,11 @@ void sum_partials(const void* parts, int64_t count, int64_t size, int64_t begin,
   while (begin < end) {
     const int64_t o = begin / size, first = begin - o * size;
     const int64_t last = end - o * size < size ? end - o * size : size;
-    if (float64) {
-      sum_rows(static_cast<const double*>(parts) + o * count * size, count, size, first, last,
-               static_cast<double*>(out) + o * size);
-    } else {
-      sum_rows(static_cast<const float*>(parts) + o * count * size, count, size, first, last,
-               static_cast<float*>(out) + o * size);
-    }
+    with_lane_type(float64, [&](auto lane) {
+      using S = decltype(lane);
+      sum_rows(static_cast<const S*>(parts) + o * count * size, count, size, first, last,
+               static_cast<S*>(out) + o * size);
+    });
     begin = o * size + last;
   }
 }

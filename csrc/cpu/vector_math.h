@@ -27,9 +27,11 @@ struct Constants<float> {
                                    0.28570306f, 0.4000001f,  0.6666667f};
   // Below this |A|, exp(dt A) is 1 and its integral over a step is dt, to the last bit.
   static constexpr float kTinyA = 1e-18f;
-  // Derivative of expm1(w) / w: (j + 1) / (j + 2)! in w, enough terms for |w| < 1/4.
-  static constexpr float kSlope[] = {1.0f / 5760, 1.0f / 840, 1.0f / 144, 1.0f / 30,
-                                     1.0f / 8,    1.0f / 3,   0.5f};
+  // Derivative of expm1(w) / w: (j + 1) / (j + 2)! in w, enough terms where |w|^2 is below the limit.
+  static constexpr float kSlope[] = {1.0f / 43545600, 1.0f / 3991680, 1.0f / 403200, 1.0f / 45360,
+                                     1.0f / 5760,     1.0f / 840,     1.0f / 144,    1.0f / 30,
+                                     1.0f / 8,        1.0f / 3,       0.5f};
+  static constexpr float kSlopeLimit = 1.0f;
 };
 
 template <>
@@ -55,6 +57,7 @@ struct Constants<double> {
   static constexpr double kSlope[] = {
       1.0 / 6706022400, 1.0 / 518918400, 1.0 / 43545600, 1.0 / 3991680, 1.0 / 403200, 1.0 / 45360, 1.0 / 5760,
       1.0 / 840,        1.0 / 144,       1.0 / 30,       1.0 / 8,       1.0 / 3,      0.5};
+  static constexpr double kSlopeLimit = 0.0625;
 };
 
 constexpr double kLog2E = 1.4426950408889634;

@@ -17,20 +17,21 @@ from _causal_conv1d_steps import (
     spread_layout,
     store_steps,
 )
+from _half import narrowed, widened
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 
 @gluon.jit
-def add_states_before(xs, states, first, d, width, s_channel, s_time, valid, W: gl.constexpr):
+def add_states_before(xs, states, first, d, width, s_channel, s_time, valid, flags, W: gl.constexpr):
     """The steps before step 0 of an unpacked row are its initial states; `xs` begins W - 1 steps early."""
     early = ()
     for i in gl.static_range(len(xs)):
         if i < W - 1:
             index = width - W + i
             at = states + d * s_channel + index * s_time
-            before = gl.load(at, mask=valid & (first == 0) & (index >= 0), other=0.0)
-            early = early + (xs[i] + before.to(gl.float32),)
+            before = gl.load(at, mask=valid & (first == 0) & (index >= 0), other=0)
+            early = early + (xs[i] + widened(before, flags),)
         else:
             early = early + (xs[i],)
     return early
@@ -67,7 +68,7 @@ def met_by(
                 index = p - start + width - 1
                 at = states + row.to(gl.int64) * s_batch + d * s_channel + index * s_time
                 mask = valid & (p < start) & (index >= 0) & (row >= 0)
-                value += gl.load(at, mask=mask, other=0.0).to(gl.float32)
+                value += widened(gl.load(at, mask=mask, other=0), flags)
         else:
             value = gl.where(distance < width, value, 0.0)
         met = met + (value,)
@@ -130,14 +131,14 @@ def causal_conv1d_fwd_kernel(
     if (flags & HAS_BIAS) != 0:
         offset += gl.load(bias + d, mask=valid, other=0.0)
     row = x + batch * x_batch + d * x_channel
-    xs = load_steps(row, first, x_time, L, valid, W - 1, 0, STEPS, LAYOUT)
+    xs = load_steps(row, first, x_time, L, valid, flags, W - 1, 0, STEPS, LAYOUT)
     starts = (first,) * STEPS
     rows = (first,) * STEPS
     if PACKED:
         starts, rows = load_sequences(sequences, first, batch, batches, L, STEPS)
     elif (flags & HAS_STATES) != 0:
         before = states + batch * states_batch
-        xs = add_states_before(xs, before, first, d, width, states_channel, states_time, valid, W)
+        xs = add_states_before(xs, before, first, d, width, states_channel, states_time, valid, flags, W)
 
     ys = ()
     for i in gl.static_range(STEPS):
@@ -164,7 +165,9 @@ def causal_conv1d_fwd_kernel(
         if PACKED:
             y = gl.where(starts[i] <= first + i, y, 0.0)
         ys = ys + (y,)
-    store_steps(out + batch * out_batch + d * out_channel, first, out_time, L, valid, ys, STEPS, LAYOUT)
+    store_steps(
+        out + batch * out_batch + d * out_channel, first, out_time, L, valid, ys, flags, STEPS, LAYOUT
+    )
 
 
 @gluon.jit
@@ -230,9 +233,20 @@ def causal_conv1d_bwd_kernel(
     offset = gl.zeros_like(taps[0])
     if (flags & HAS_BIAS) != 0:
         offset += gl.load(bias + d, mask=valid, other=0.0)
-    xs = load_steps(x + batch * x_batch + d * x_channel, first, x_time, L, valid, W - 1, W - 1, STEPS, LAYOUT)
+    xs = load_steps(
+        x + batch * x_batch + d * x_channel, first, x_time, L, valid, flags, W - 1, W - 1, STEPS, LAYOUT
+    )
     gs = load_steps(
-        dout + batch * dout_batch + d * dout_channel, first, dout_time, L, valid, 0, W - 1, STEPS, LAYOUT
+        dout + batch * dout_batch + d * dout_channel,
+        first,
+        dout_time,
+        L,
+        valid,
+        flags,
+        0,
+        W - 1,
+        STEPS,
+        LAYOUT,
     )
     starts = (first,) * (STEPS + W - 1)
     rows = (first,) * (STEPS + W - 1)
@@ -240,7 +254,7 @@ def causal_conv1d_bwd_kernel(
         starts, rows = load_sequences(sequences, first, batch, batches, L, STEPS + W - 1)
     elif (flags & HAS_STATES) != 0:
         before = states + batch * states_batch
-        xs = add_states_before(xs, before, first, d, width, states_channel, states_time, valid, W)
+        xs = add_states_before(xs, before, first, d, width, states_channel, states_time, valid, flags, W)
 
     slopes = ()
     dbias = gl.zeros_like(xs[0])
@@ -295,7 +309,7 @@ def causal_conv1d_bwd_kernel(
                 reached = reached & (starts[i + distance] <= first + i)
             total += taps[distance] * gl.where(reached, slopes[i + distance], 0.0)
         dxs = dxs + (total,)
-    store_steps(dx + batch * dx_batch + d * dx_channel, first, dx_time, L, valid, dxs, STEPS, LAYOUT)
+    store_steps(dx + batch * dx_batch + d * dx_channel, first, dx_time, L, valid, dxs, flags, STEPS, LAYOUT)
 
     if (flags & HAS_STATES) != 0:
         # States of neighbouring channels lie apart: a warp's store is the denser the fewer a lane has. Beside
@@ -317,6 +331,6 @@ def causal_conv1d_bwd_kernel(
                         meets = meets & (starts[i + m] == starts[i])
                     early += taps[(m + back)] * gl.where(meets, slopes[i + m], 0.0)
                 place = dstates + (owner * D + c) * (width - 1) + (width - 1 - back)
-                early = gl.convert_layout(early.to(dstates.dtype.element_ty), STATES)
+                early = gl.convert_layout(narrowed(early, dstates.dtype.element_ty, flags), STATES)
                 place, early = gl.broadcast(place, early)
                 gl.store(place, early, mask=starting & (back < width))

@@ -8,6 +8,7 @@ narrow and what a step needs of the ones before it is already in a register.
 # Triton has no starred tuples.
 # ruff: noqa: RUF005
 
+from _half import narrowed, widened
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -104,8 +105,8 @@ def join_run(v):
 
 
 @gluon.jit
-def load_step(row, t, x_time, L, valid):
-    return gl.load(row + t * x_time, mask=valid & (t >= 0) & (t < L), other=0.0).to(gl.float32)
+def load_step(row, t, x_time, L, valid, flags):
+    return widened(gl.load(row + t * x_time, mask=valid & (t >= 0) & (t < L), other=0), flags)
 
 
 @gluon.jit
@@ -116,12 +117,12 @@ def run_pointers(row, first, STEPS: gl.constexpr):
 
 
 @gluon.jit
-def load_run(row, first, L, valid, STEPS: gl.constexpr):
+def load_run(row, first, L, valid, flags, STEPS: gl.constexpr):
     """The STEPS steps from `first` on, a multiple of STEPS as L is: the run is in the sequence or outside."""
     inside = valid & (first >= 0) & (first < L)
     pointers = run_pointers(row, first, STEPS)
-    v = gl.load(pointers, mask=inside[:, :, None], other=0.0)
-    run = split_run(v.to(gl.float32))
+    v = gl.load(pointers, mask=inside[:, :, None], other=0)
+    run = split_run(widened(v, flags))
     steps = ()
     for i in gl.static_range(STEPS):
         steps = steps + (gl.convert_layout(run[i], row.type.layout, assert_trivial=True),)
@@ -135,6 +136,7 @@ def load_steps(
     x_time,
     L,
     valid,
+    flags,
     BEFORE: gl.constexpr,
     AFTER: gl.constexpr,
     STEPS: gl.constexpr,
@@ -145,32 +147,32 @@ def load_steps(
     if LAYOUT == "seq":
         gl.static_assert(BEFORE <= STEPS and AFTER <= STEPS)
         if BEFORE > 0:
-            earlier = load_run(row, first - STEPS, L, valid, STEPS)
+            earlier = load_run(row, first - STEPS, L, valid, flags, STEPS)
             for i in gl.static_range(BEFORE):
                 steps = steps + (earlier[STEPS - BEFORE + i],)
-        steps = steps + load_run(row, first, L, valid, STEPS)
+        steps = steps + load_run(row, first, L, valid, flags, STEPS)
         if AFTER > 0:
-            later = load_run(row, first + STEPS, L, valid, STEPS)
+            later = load_run(row, first + STEPS, L, valid, flags, STEPS)
             for i in gl.static_range(AFTER):
                 steps = steps + (later[i],)
     else:
         for i in gl.static_range(BEFORE + STEPS + AFTER):
-            steps = steps + (load_step(row, first + (i - BEFORE), x_time, L, valid),)
+            steps = steps + (load_step(row, first + (i - BEFORE), x_time, L, valid, flags),)
     return steps
 
 
 @gluon.jit
-def store_steps(row, first, x_time, L, valid, values, STEPS: gl.constexpr, LAYOUT: gl.constexpr):
+def store_steps(row, first, x_time, L, valid, values, flags, STEPS: gl.constexpr, LAYOUT: gl.constexpr):
     if LAYOUT == "seq":
         inside = valid & (first < L)
         pointers = run_pointers(row, first, STEPS)
         v = gl.convert_layout(join_run(values), pointers.type.layout, assert_trivial=True)
-        v = v.to(row.dtype.element_ty)
+        v = narrowed(v, row.dtype.element_ty, flags)
         gl.store(pointers, v, mask=inside[:, :, None])
     else:
         for i in gl.static_range(STEPS):
             t = first + i
-            gl.store(row + t * x_time, values[i].to(row.dtype.element_ty), mask=valid & (t < L))
+            gl.store(row + t * x_time, narrowed(values[i], row.dtype.element_ty, flags), mask=valid & (t < L))
 
 
 @gluon.jit

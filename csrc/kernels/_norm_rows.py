@@ -15,6 +15,8 @@ HAS_SUM = tl.constexpr(32)
 HAS_DRESIDUAL = tl.constexpr(64)
 # Without it the residual is the whole sum already, and x is not read.
 HAS_X = tl.constexpr(128)
+# Only blocks of up to this many channels are given groups of one channel, see the configs in rms_norm.py.
+FEW = tl.constexpr(128)
 # From this bit on: the dtype of weight, bias, residual, sum, two bits each (0 fp32, 1 fp16, 2 bf16).
 DTYPES = tl.constexpr(8)
 
@@ -59,11 +61,24 @@ def load_total(x, residual, x_at, residual_at, mask, flags):
 
 
 @triton.jit
+def rounded_product(x, y):
+    """x y, never made one operation with a subtraction that follows."""
+    return tl.inline_asm_elementwise(
+        "mul.rn.f32 $0, $1, $2;", "=f,f,f", [x, y], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
 def gated_first(value, z, z_at, mask, flags):
     """value silu(z) if there is a gate and it is first, else value."""
     if (flags & (HAS_Z | GATE_LAST)) == HAS_Z:
         zv = tl.load(z + z_at, mask, 0.0).to(tl.float32)
-        value *= zv * sigmoid(zv)
+        gate = zv * sigmoid(zv)
+        if mask.shape[1] <= FEW:
+            # The mean is that of rounded products: only from those does it leave 0 of a single one.
+            value = rounded_product(value, gate)
+        else:
+            value *= gate
     return value
 
 

@@ -87,6 +87,14 @@ def where(condition, x, y, COMPLEX: gl.constexpr):
 
 
 @gluon.jit
+def zero_where(condition, x, COMPLEX: gl.constexpr):
+    if COMPLEX:
+        return (gl.where(condition, 0.0, x[0]), gl.where(condition, 0.0, x[1]))
+    else:
+        return (gl.where(condition, 0.0, x[0]),)
+
+
+@gluon.jit
 def total(x, axis: gl.constexpr, COMPLEX: gl.constexpr):
     if COMPLEX:
         return (gl.sum(x[0], axis), gl.sum(x[1], axis))
@@ -100,6 +108,17 @@ def expand(x, axis: gl.constexpr, COMPLEX: gl.constexpr):
         return (gl.expand_dims(x[0], axis), gl.expand_dims(x[1], axis))
     else:
         return (gl.expand_dims(x[0], axis),)
+
+
+@gluon.jit
+def spread(x, tile, COMPLEX: gl.constexpr):
+    """x in the shape of `tile`."""
+    real, _ = gl.broadcast(x[0], tile)
+    if COMPLEX:
+        imaginary, _ = gl.broadcast(x[1], tile)
+        return (real, imaginary)
+    else:
+        return (real,)
 
 
 @gluon.jit

@@ -5,6 +5,7 @@ imaginary), whose parts lie side by side in memory.
 """
 
 from _arithmetic import compose, compose_complex, prefetch
+from _half import narrowed, widened
 from _recurrence import pick
 from _registers import reverse
 from triton.experimental import gluon
@@ -43,12 +44,12 @@ def places(first, step, L, flags, STEPS: gl.constexpr, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def load_tile(x, place, time_stride, inside, other, LAYOUT: gl.constexpr, COMPLEX: gl.constexpr):
+def load_tile(x, place, time_stride, inside, other, flags, LAYOUT: gl.constexpr, COMPLEX: gl.constexpr):
     """Steps in the order of time, in fp32, `other` where not `inside`; x [rows] points to starts of rows."""
     at = x[None, None, :] + place.to(gl.int64)[:, :, None] * time_stride
-    real = gl.load(at, inside, other).to(gl.float32)
+    real = gl.where(inside, widened(gl.load(at, inside, 0), flags), other)
     if COMPLEX:
-        return (real, gl.load(at + 1, inside, 0.0).to(gl.float32))
+        return (real, widened(gl.load(at + 1, inside, 0), flags))
     elif LAYOUT == "reversed":
         return (reverse(real),)
     else:
@@ -56,14 +57,14 @@ def load_tile(x, place, time_stride, inside, other, LAYOUT: gl.constexpr, COMPLE
 
 
 @gluon.jit
-def store_tile(x, place, time_stride, inside, value, LAYOUT: gl.constexpr, COMPLEX: gl.constexpr):
+def store_tile(x, place, time_stride, inside, value, flags, LAYOUT: gl.constexpr, COMPLEX: gl.constexpr):
     at = x[None, None, :] + place.to(gl.int64)[:, :, None] * time_stride
     real = value[0]
     if LAYOUT == "reversed":
         real = reverse(real)
-    gl.store(at, real.to(x.dtype.element_ty), inside)
+    gl.store(at, narrowed(real, x.dtype.element_ty, flags), inside)
     if COMPLEX:
-        gl.store(at + 1, value[1].to(x.dtype.element_ty), inside)
+        gl.store(at + 1, narrowed(value[1], x.dtype.element_ty, flags), inside)
 
 
 @gluon.jit
@@ -78,11 +79,11 @@ def prefetch_tile(x, first, L, STEPS: gl.constexpr, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def load_numbers(x, valid, COMPLEX: gl.constexpr):
+def load_numbers(x, valid, flags, COMPLEX: gl.constexpr):
     if COMPLEX:
-        return (gl.load(x, valid, 0.0).to(gl.float32), gl.load(x + 1, valid, 0.0).to(gl.float32))
+        return (widened(gl.load(x, valid, 0), flags), widened(gl.load(x + 1, valid, 0), flags))
     else:
-        return (gl.load(x, valid, 0.0).to(gl.float32),)
+        return (widened(gl.load(x, valid, 0), flags),)
 
 
 @gluon.jit

@@ -1,6 +1,7 @@
 """How the scan kernels read and write their operands, and what the bits of `flags` mean."""
 
 from _arithmetic import prefetch
+from _recurrence import add, expand, spread, total
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -13,6 +14,8 @@ HAS_GATE = gl.constexpr(16)
 HAS_STATE = gl.constexpr(32)
 SAVE_CHUNKS = gl.constexpr(64)
 ZOH = gl.constexpr(128)
+CONSTANT_B = gl.constexpr(1024)
+CONSTANT_C = gl.constexpr(2048)
 
 # Steps between two saved states; kChunk in csrc/ops/selective_scan.h.
 CHUNK = gl.constexpr(64)
@@ -45,8 +48,43 @@ def store_state(x, offset, plane, value, valid, COMPLEX: gl.constexpr):
 
 
 @gluon.jit
+def load_weight(
+    x,
+    row,
+    time,
+    padded_length,
+    any_row,
+    constant,
+    offset,
+    valid,
+    tile,
+    COMPLEX: gl.constexpr,
+    GENERAL: gl.constexpr,
+):
+    """B or C of one state: a row along time that channels share, or what each channel has for all steps."""
+    if GENERAL:
+        if constant:
+            of_channel = expand(load_state(x, offset, 1, valid & any_row, COMPLEX), 0, COMPLEX)
+            weight = spread(expand(of_channel, 1, COMPLEX), tile, COMPLEX)
+        else:
+            weight = spread(load_steps(x, row, time, padded_length, any_row, COMPLEX), tile, COMPLEX)
+    else:
+        weight = load_steps(x, row, time, padded_length, any_row, COMPLEX)
+    return weight
+
+
+@gluon.jit
+def prefetch_weight(x, row, time, padded_length, constant, COMPLEX: gl.constexpr, GENERAL: gl.constexpr):
+    """Bring the cache lines of load_weight() into L1; a constant is there already."""
+    if GENERAL:
+        if constant == 0:
+            prefetch_steps(x, row, time, padded_length, COMPLEX)
+    else:
+        prefetch_steps(x, row, time, padded_length, COMPLEX)
+
+
+@gluon.jit
 def prefetch_steps(x, row, time, padded_length, COMPLEX: gl.constexpr):
-    """Bring the cache lines of load_steps() into L1."""
     if COMPLEX:
         prefetch(x + row * 2 * padded_length + time)
         prefetch(x + (row * 2 + 1) * padded_length + time)
@@ -55,9 +93,49 @@ def prefetch_steps(x, row, time, padded_length, COMPLEX: gl.constexpr):
 
 
 @gluon.jit
-def store_steps(x, row, time, padded_length, value, COMPLEX: gl.constexpr):
+def store_steps(x, row, time, padded_length, value, own, whole, COMPLEX: gl.constexpr):
+    """The other way; rows of a `whole` tile are written by wide stores, padding too."""
     if COMPLEX:
-        gl.store(x + row * 2 * padded_length + time, value[0])
-        gl.store(x + (row * 2 + 1) * padded_length + time, value[1])
+        at = x + row * 2 * padded_length + time
+        if whole:
+            gl.store(at, value[0])
+            gl.store(at + padded_length, value[1])
+        else:
+            gl.store(at, value[0], own)
+            gl.store(at + padded_length, value[1], own)
     else:
-        gl.store(x + row * padded_length + time, value[0])
+        at = x + row * padded_length + time
+        if whole:
+            gl.store(at, value[0])
+        else:
+            gl.store(at, value[0], own)
+
+
+@gluon.jit
+def store_weight(
+    x,
+    value,
+    row,
+    time,
+    padded_length,
+    own,
+    whole,
+    constant,
+    sums_at,
+    channel,
+    D,
+    begun,
+    valid,
+    COMPLEX: gl.constexpr,
+    GENERAL: gl.constexpr,
+):
+    """Of a gradient of B or C, a tile of one state: its sum over channels, or for a constant over time."""
+    if GENERAL:
+        if constant:
+            sums = load_state(x + sums_at, channel, D, begun, COMPLEX)
+            sums = add(sums, total(total(value, 1, COMPLEX), 0, COMPLEX), COMPLEX)
+            store_state(x + sums_at, channel, D, sums, valid, COMPLEX)
+        else:
+            store_steps(x, row, time, padded_length, total(value, 2, COMPLEX), own, whole, COMPLEX)
+    else:
+        store_steps(x, row, time, padded_length, total(value, 2, COMPLEX), own, whole, COMPLEX)

@@ -24,11 +24,14 @@ from _recurrence import (
     scan_backward,
     total,
     where,
+    zero_where,
     zoh_input,
     zoh_input_by_rate,
 )
 from _scan_operands import (
     CHUNK,
+    CONSTANT_B,
+    CONSTANT_C,
     HAS_BIAS,
     HAS_D,
     HAS_GATE,
@@ -37,23 +40,14 @@ from _scan_operands import (
     SOFTPLUS,
     ZOH,
     load_state,
-    load_steps,
-    prefetch_steps,
+    load_weight,
+    prefetch_weight,
     store_state,
-    store_steps,
+    store_weight,
 )
+from _scan_packing import BY_ENDS, BY_INDEX, load_used, offsets, own_steps, run_until, store_own
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-
-
-@gluon.jit
-def offsets(begin, step, channel, time_stride, channel_stride, LAYOUT: gl.constexpr):
-    """Of a tile [segments, steps, channels]: one product a thread, and one a step that all threads share."""
-    start = (begin.to(gl.int64) * time_stride)[:, None, None]
-    row = (channel.to(gl.int64) * channel_stride)[None, None, :]
-    # Products of all tensors and steps, made once, would fill the registers of the loop over states.
-    along = step.to(gl.int64) if LAYOUT == "seq" else anew(step).to(gl.int64) * time_stride
-    return start + row + along[None, :, None]
 
 
 @gluon.jit
@@ -79,10 +73,12 @@ def selective_scan_bwd_kernel(
     dD,
     ddelta_bias,
     carry,
+    runs,
     D,
     L,
     N,
     groups,
+    head_channels,
     padded_length,
     chunk_begin,
     chunk_end,
@@ -119,11 +115,12 @@ def selective_scan_bwd_kernel(
     """Walks chunks [chunk_begin, chunk_end) from last to first: states are computed again from the saved one,
     adjoints run against time.
 
-    dA, dD, ddelta_bias are sums over these chunks (one row per batch entry, dD and ddelta_bias with whole
-    blocks of channels); dB, dC, dgate are sums over this
-    block's channels (one plane per block). csrc/ops/selective_scan.cpp adds the rows and planes in a fixed
-    order. A plane of dC lies behind each plane of dB. `carry` holds the adjoint of the state, of the last one
-    before the first launch if flags say so, of the initial one after the last launch.
+    dA, dD, ddelta_bias are sums over these chunks (one row per row of work, dD and ddelta_bias with whole
+    blocks of channels), and so are dB and dC of constants; else dB, dC, dgate are sums over this block's
+    channels (one plane per block). csrc/ops/selective_scan.cpp adds the rows and planes in a fixed order. A
+    plane of dC lies behind each plane of dB. `carry` holds the adjoint of the state, of the last one before
+    the first launch if flags say so, of the initial one after the last launch. Behind the states of the
+    chunks lie those that sequences begin with which begin inside a chunk.
     """
     X: gl.constexpr = gl.BlockedLayout(
         [1, STEPS, 1],
@@ -147,8 +144,9 @@ def selective_scan_bwd_kernel(
 
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
     block = gl.program_id(0) % (groups * blocks_per_group)
-    batch = (gl.program_id(0) // (groups * blocks_per_group)).to(gl.int64)
-    batches = gl.num_programs(0) // (groups * blocks_per_group)
+    work = (gl.program_id(0) // (groups * blocks_per_group)).to(gl.int64)
+    batch, first_step, stop = own_steps(runs, work, L, flags)
+    batches = gl.where((flags & BY_ENDS) != 0, 1, gl.num_programs(0) // (groups * blocks_per_group))
     group = block // blocks_per_group
     block_in_group = block % blocks_per_group
     in_group = block_in_group * CHANNELS + gl.arange(0, CHANNELS, CHANNEL)
@@ -164,9 +162,10 @@ def selective_scan_bwd_kernel(
     u += batch * u_batch
     delta += batch * delta_batch
     z += batch * z_batch
-    du += batch * du_batch
-    ddelta += batch * ddelta_batch
-    dz += batch * dz_batch
+    if LAYOUT == "seq":
+        du += batch * du_batch
+        ddelta += batch * ddelta_batch
+        dz += batch * dz_batch
     input_row = (batch * groups + group) * N
     partial_row = ((block_in_group * 2 * batches + batch) * groups + group) * N
     gate_row = (block * batches + batch) * N
@@ -174,32 +173,45 @@ def selective_scan_bwd_kernel(
     state_slots = gl.allocate_shared_memory(gl.float32, [2 * PARTS, SEGMENTS, CHANNELS], SHARED)
     adjoint_slots = gl.allocate_shared_memory(gl.float32, [2 * PARTS, SEGMENTS, CHANNELS], SHARED)
 
+    constant_B = (flags & CONSTANT_B) != 0
+    constant_C = (flags & CONSTANT_C) != 0
+    by_index = (flags & BY_INDEX) != 0
+    packed = (flags & (BY_INDEX | BY_ENDS)) != 0
     chunks = gl.cdiv(L, CHUNK)
-    for chunk in range(chunk_end - 1, chunk_begin - 1, -1):
+    saved_rows = chunks + gl.where(by_index, 1, 0)
+    begun_at = gl.where(packed, chunk_end, chunk_end - 1)
+    least = gl.maximum(first_step, chunk_begin * CHUNK)
+    until = gl.minimum(stop, chunk_end * CHUNK)
+    while until > least:
+        chunk = (until - 1) // CHUNK
+        begin, live = run_until(runs, batch, until - 1, first_step, L, flags)
+        opening = gl.maximum(begin, chunk * CHUNK)
+        whole = (opening == chunk * CHUNK) & ((until == chunk * CHUNK + CHUNK) | (until == L))
         segment_start = chunk * CHUNK + segment * STEPS
         time = segment_start[:, None] + step[None, :]
         partial_time = time - chunk_begin * CHUNK
-        in_time = time < L
-        inside = in_time[:, :, None] & valid[None, None, :]
-        gated = in_time & ((flags & HAS_GATE) != 0)
-        begin = chunk * CHUNK + anew(segment) * STEPS
+        own_time = (time >= opening) & (time < until)
+        inside = (time < L)[:, :, None] & valid[None, None, :]
+        used = own_time[:, :, None] & (valid & live)[None, None, :]
+        gated = own_time & ((flags & HAS_GATE) != 0)
+        tile_begin = chunk * CHUNK + anew(segment) * STEPS
         row = anew(channel)
-        x = gl.load(u + offsets(begin, step, row, u_time, u_channel, LAYOUT), inside, 0.0).to(gl.float32)
-        bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, None, :]
-        dt = (
-            gl.load(delta + offsets(begin, step, row, delta_time, delta_channel, LAYOUT), inside, 0.0).to(
-                gl.float32
-            )
-            + bias
+        head = row // head_channels
+        x = load_used(
+            u + offsets(tile_begin, step, row, u_time, u_channel, LAYOUT), inside, used, flags, LAYOUT
         )
+        bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, None, :]
+        delta_at = delta + offsets(tile_begin, step, head, delta_time, delta_channel, LAYOUT)
+        dt = load_used(delta_at, inside, used, flags, LAYOUT) + bias
         if (flags & SOFTPLUS) != 0:
             dt = softplus(dt)
-        dt = gl.where(inside, dt, 0.0)
-        dy = gl.load(dout + offsets(begin, step, row, dout_time, dout_channel, LAYOUT), inside, 0.0).to(
-            gl.float32
-        )
+        dt = gl.where(used, dt, 0.0)
+        dout_at = dout + offsets(tile_begin, step, row, dout_time, dout_channel, LAYOUT)
+        dy = load_used(dout_at, inside, used, flags, LAYOUT)
         if (flags & HAS_Z) != 0:
-            zv = gl.load(z + offsets(begin, step, row, z_time, z_channel, LAYOUT), inside, 0.0).to(gl.float32)
+            zv = load_used(
+                z + offsets(tile_begin, step, row, z_time, z_channel, LAYOUT), inside, used, flags, LAYOUT
+            )
             dy *= zv * sigmoid(zv)
         elapsed = gl.sum(dt, 1)
         dtx = dt * x
@@ -210,11 +222,18 @@ def selective_scan_bwd_kernel(
         dx = gl.full_like(dt, 0.0)
         output_scale = 2.0 * dy if COMPLEX else dy
 
-        A_at = A + anew(channel).to(gl.int64) * N * PARTS
-        carried = carry + batch * D * N * PARTS
+        weights_at = anew(channel).to(gl.int64) * N * PARTS
+        states_at = work * D * N * PARTS
+        carried = carry + states_at
         known = valid & ((chunk < chunks - 1) | ((flags & HAS_STATE) != 0))
-        saved = chunk_states + (batch * chunks + chunk) * D * N * PARTS
-        rate_sums = dA + batch * D * N * PARTS
+        # A sequence in a batch row that begins inside a chunk begins with zero.
+        saved_row = gl.where(opening > chunk * CHUNK, chunks + gl.where(by_index, 0, work), chunk)
+        saved = chunk_states + (batch * saved_rows + saved_row) * D * N * PARTS
+        rate_sums = dA + states_at
+        A_at = A + weights_at
+        begun = valid & (chunk < begun_at)
+        # The adjoint goes on to an earlier sequence through nothing but padding.
+        dropped = by_index & (opening == begin) & (live == (begin > 0))
 
         # What state n + 1 needs first is on its way while state n is worked on: A into a register, the long
         # rows into L1, for no registers are left to hold them.
@@ -222,15 +241,19 @@ def selective_scan_bwd_kernel(
         for n in range(N):
             A_row = expand(next_A, 0, COMPLEX)
             m = gl.minimum(n + 1, N - 1)
-            prefetch_steps(B, input_row + m, segment_start, padded_length, COMPLEX)
-            prefetch_steps(C, input_row + m, segment_start, padded_length, COMPLEX)
-            b = load_steps(B, input_row + n, time, padded_length, N > 0, COMPLEX)
-            c = load_steps(C, input_row + n, time, padded_length, N > 0, COMPLEX)
-            h = load_state(saved + n * PARTS * D, channel, D, valid, COMPLEX)
-            mu = load_state(carried + n * PARTS * D, channel, D, known, COMPLEX)
-            rate_sum = load_state(
-                rate_sums + n * PARTS * D, channel, D, valid & (chunk < chunk_end - 1), COMPLEX
+            if not (COMPLEX and GENERAL):
+                prefetch_weight(B, input_row + m, segment_start, padded_length, constant_B, COMPLEX, GENERAL)
+                prefetch_weight(C, input_row + m, segment_start, padded_length, constant_C, COMPLEX, GENERAL)
+            at = weights_at + n * PARTS
+            b = load_weight(
+                B, input_row + n, time, padded_length, N > 0, constant_B, at, valid, dt, COMPLEX, GENERAL
             )
+            c = load_weight(
+                C, input_row + n, time, padded_length, N > 0, constant_C, at, valid, dt, COMPLEX, GENERAL
+            )
+            h = load_state(saved + n * PARTS * D, anew(channel), D, valid & live, COMPLEX)
+            mu = load_state(carried + n * PARTS * D, anew(channel), D, known, COMPLEX)
+            rate_sum = load_state(rate_sums + n * PARTS * D, channel, D, begun, COMPLEX)
             next_A = load_state(A_at, m * PARTS, 1, valid, COMPLEX)
             decay = exponential(elapsed, scaled_rates(A_row, COMPLEX), COMPLEX)
             A_value = expand(A_row, 1, COMPLEX)
@@ -243,7 +266,7 @@ def selective_scan_bwd_kernel(
                 else:
                     phi = euler_input(dt, COMPLEX)
                 kick = scale(multiply(phi, b, COMPLEX), x, COMPLEX)
-                g = gl.load(gate + (batch * N + n) * padded_length + time, mask=gated, other=1.0)
+                g = gl.load(gate + (batch * N + n) * padded_length + time, mask=gated & live, other=1.0)
                 a = scale(e, gl.expand_dims(g, 2), COMPLEX)
                 g = gl.convert_layout(gl.reduce(g, 1, product), gl.SliceLayout(1, gl.SliceLayout(1, X)))
                 decay = scale(decay, gl.expand_dims(g, 1), COMPLEX)
@@ -263,8 +286,12 @@ def selective_scan_bwd_kernel(
 
             if COMPLEX:
                 # Complex values take twice the registers: made again, they need none through the exchange.
-                b = load_steps(B, input_row + n, time, padded_length, N > 0, COMPLEX)
-                c = load_steps(C, input_row + n, time, padded_length, N > 0, COMPLEX)
+                b = load_weight(
+                    B, input_row + n, time, padded_length, N > 0, constant_B, at, valid, dt, COMPLEX, GENERAL
+                )
+                c = load_weight(
+                    C, input_row + n, time, padded_length, N > 0, constant_C, at, valid, dt, COMPLEX, GENERAL
+                )
                 kick = scale(multiply(phi, b, COMPLEX), x, COMPLEX) if GENERAL else scale(b, dtx, COMPLEX)
                 dh = scale(conjugate(c, COMPLEX), output_scale, COMPLEX)
 
@@ -303,20 +330,56 @@ def selective_scan_bwd_kernel(
                 rates = scale(p, dt, COMPLEX)
             rate_sum = add(rate_sum, total(total(rates, 1, COMPLEX), 0, COMPLEX), COMPLEX)
             store_state(rate_sums + n * PARTS * D, channel, D, rate_sum, valid, COMPLEX)
+            mu = zero_where(dropped, mu, COMPLEX)
             store_state(carried + n * PARTS * D, channel, D, mu, valid, COMPLEX)
-            store_steps(
-                dB, partial_row + n, partial_time, partial_length, total(dB_tile, 2, COMPLEX), COMPLEX
+            store_weight(
+                dB,
+                dB_tile,
+                partial_row + n,
+                partial_time,
+                partial_length,
+                own_time,
+                whole,
+                constant_B,
+                states_at + n * PARTS * D,
+                channel,
+                D,
+                begun,
+                valid,
+                COMPLEX,
+                GENERAL,
             )
             dC_tile = scale(conjugate(states, COMPLEX), output_scale, COMPLEX)
-            store_steps(
-                dC, partial_row + n, partial_time, partial_length, total(dC_tile, 2, COMPLEX), COMPLEX
+            store_weight(
+                dC,
+                dC_tile,
+                partial_row + n,
+                partial_time,
+                partial_length,
+                own_time,
+                whole,
+                constant_C,
+                states_at + n * PARTS * D,
+                channel,
+                D,
+                begun,
+                valid,
+                COMPLEX,
+                GENERAL,
             )
 
         # Registers are too few to keep addresses and x through the loop over states.
-        begin = chunk * CHUNK + anew(segment) * STEPS
+        tile = (anew(gl.full_like(segment, 0) + until) - 1) // CHUNK
+        tile_begin = tile * CHUNK + segment * STEPS
         row = anew(channel)
-        inside = (begin[:, None] + step[None, :] < L)[:, :, None] & valid[None, None, :]
-        x = gl.load(u + offsets(begin, step, row, u_time, u_channel, LAYOUT), inside, 0.0).to(gl.float32)
+        head = row // head_channels
+        own_time = tile_begin[:, None] + step[None, :]
+        inside = (own_time < L)[:, :, None] & valid[None, None, :]
+        own = ((own_time >= opening) & (own_time < until))[:, :, None] & valid[None, None, :]
+        used = own & live
+        x = load_used(
+            u + offsets(tile_begin, step, row, u_time, u_channel, LAYOUT), inside, used, flags, LAYOUT
+        )
         D_value = gl.load(D_skip + row, valid & ((flags & HAS_D) != 0), 0.0)[None, None, :]
         y += D_value * x
         dx += D_value * dy + dkick * dt
@@ -324,41 +387,39 @@ def selective_scan_bwd_kernel(
         dD_part = gl.sum(gl.sum(dy * x, 1), 0)
         if (flags & SOFTPLUS) != 0:
             bias = gl.load(delta_bias + row, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, None, :]
-            raw = (
-                gl.load(delta + offsets(begin, step, row, delta_time, delta_channel, LAYOUT), inside, 0.0).to(
-                    gl.float32
-                )
-                + bias
-            )
-            ddt *= sigmoid(raw)
+            delta_at = delta + offsets(tile_begin, step, head, delta_time, delta_channel, LAYOUT)
+            ddt *= sigmoid(load_used(delta_at, inside, used, flags, LAYOUT) + bias)
         # An adjoint of the last state passes through the padding, where there is no delta to take a gradient
         # of.
-        ddt = gl.where(inside, ddt, 0.0)
+        ddt = gl.where(used, ddt, 0.0)
         bias_part = gl.sum(gl.sum(ddt, 1), 0)
+        # Layouts without rows find the batch row of what is written here: the loop over states has too few
+        # registers for three more pointers.
+        if LAYOUT == "seq":
+            entry = 0
+        else:
+            entry = anew(gl.full_like(channel, 0) + batch.to(gl.int32)).to(gl.int64)[None, None, :]
         if (flags & HAS_Z) != 0:
-            zv = gl.load(z + offsets(begin, step, row, z_time, z_channel, LAYOUT), inside, 0.0).to(gl.float32)
+            z_at = z + offsets(tile_begin, step, row, z_time, z_channel, LAYOUT)
+            zv = load_used(z_at, inside, used, flags, LAYOUT)
             s = sigmoid(zv)
-            upstream = gl.load(
-                dout + offsets(begin, step, row, dout_time, dout_channel, LAYOUT), inside, 0.0
-            ).to(gl.float32)
-            slope = upstream * y * s * (1.0 + zv * (1.0 - s))
-            gl.store(
-                dz + offsets(begin, step, row, dz_time, dz_channel, LAYOUT),
-                slope.to(dz.dtype.element_ty),
-                inside,
-            )
-        gl.store(
-            du + offsets(begin, step, row, du_time, du_channel, LAYOUT), dx.to(du.dtype.element_ty), inside
+            dout_at = dout + offsets(tile_begin, step, row, dout_time, dout_channel, LAYOUT)
+            slope = load_used(dout_at, inside, used, flags, LAYOUT) * y * s * (1.0 + zv * (1.0 - s))
+            dz_at = dz + entry * dz_batch + offsets(tile_begin, step, row, dz_time, dz_channel, LAYOUT)
+            store_own(dz_at, slope, inside, own, whole, flags, LAYOUT)
+        du_at = du + entry * du_batch + offsets(tile_begin, step, row, du_time, du_channel, LAYOUT)
+        store_own(du_at, dx, inside, own, whole, flags, LAYOUT)
+        ddelta_at = (
+            ddelta
+            + entry * ddelta_batch
+            + offsets(tile_begin, step, row, ddelta_time, ddelta_channel, LAYOUT)
         )
-        gl.store(
-            ddelta + offsets(begin, step, row, ddelta_time, ddelta_channel, LAYOUT),
-            ddt.to(ddelta.dtype.element_ty),
-            inside,
-        )
+        store_own(ddelta_at, ddt, inside, own, whole, flags, LAYOUT)
 
         # Sums in memory, a row for each block with its padding: the loop over states has no register for
         # them, nor for an address that needs more than the program's number.
-        own = gl.program_id(0).to(gl.int64) * CHANNELS + anew(gl.arange(0, CHANNELS, CHANNEL))
-        begun = chunk < chunk_end - 1
-        gl.store(dD + own, gl.load(dD + own, begun, 0.0) + dD_part)
-        gl.store(ddelta_bias + own, gl.load(ddelta_bias + own, begun, 0.0) + bias_part)
+        block_row = gl.program_id(0).to(gl.int64) * CHANNELS + anew(gl.arange(0, CHANNELS, CHANNEL))
+        begun = chunk < begun_at
+        gl.store(dD + block_row, gl.load(dD + block_row, begun, 0.0) + dD_part)
+        gl.store(ddelta_bias + block_row, gl.load(ddelta_bias + block_row, begun, 0.0) + bias_part)
+        until = opening

@@ -2,11 +2,14 @@
 imaginary).
 """
 
+from _half import narrowed, widened
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 # From this bit of `flags` on: the dtype of A, B, C, D, dt_bias, gate, two bits each (0 fp32, 1 fp16, 2 bf16).
 DTYPES = gl.constexpr(12)
+# How far the bit for the format of the state lies below the one for x, dt, z and out: see _half.py.
+STATE_FORMAT = gl.constexpr(1)
 
 
 @gluon.jit
@@ -63,24 +66,25 @@ def row(x, COMPLEX: gl.constexpr):
 @gluon.jit
 def load_state(at, mask, COMPLEX: gl.constexpr):
     if COMPLEX:
-        return (gl.load(at, mask, 0.0), gl.load(at + 1, mask, 0.0))
+        return (gl.load(at, mask, 0), gl.load(at + 1, mask, 0))
     else:
-        return (gl.load(at, mask, 0.0),)
+        return (gl.load(at, mask, 0),)
 
 
 @gluon.jit
-def widened(h, COMPLEX: gl.constexpr):
+def widened_state(h, flags, COMPLEX: gl.constexpr):
     if COMPLEX:
         return h
     else:
-        return (h[0].to(gl.float32),)
+        return (widened(h[0], flags << STATE_FORMAT),)
 
 
 @gluon.jit
-def store_state(at, h, mask, COMPLEX: gl.constexpr):
-    gl.store(at, h[0].to(at.dtype.element_ty), mask)
+def store_state(at, h, mask, flags, COMPLEX: gl.constexpr):
+    """`h` in fp32."""
+    gl.store(at, narrowed(h[0], at.dtype.element_ty, flags << STATE_FORMAT), mask)
     if COMPLEX:
-        gl.store(at + 1, h[1].to(at.dtype.element_ty), mask)
+        gl.store(at + 1, h[1], mask)
 
 
 @gluon.jit

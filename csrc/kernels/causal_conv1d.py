@@ -150,7 +150,15 @@ def causal_conv1d_update_kernel(
 
 _STRIDED = ("batch", "channel", "time")
 _DTYPES = ["f32", "f16", "bf16"]
-_AXES = dict(T=_DTYPES, LAYOUT=["seq", "last", "strided"], PACKED=[False, True])
+_AXES = dict(T=[*_DTYPES, "half"], LAYOUT=["seq", "last", "strided"], PACKED=[False, True])
+
+
+def _no_need(values: dict) -> bool:
+    """Exact sixteen-bit types are for the contiguous layouts of unpacked sequences."""
+    exact = values["LAYOUT"] != "strided" and not values["PACKED"]
+    return values["T"] in (("half",) if exact else ("f16", "bf16"))
+
+
 _SIZES = dict(D="i32", L="i32", batches="i32", width="i32", flags="i32")
 
 
@@ -198,6 +206,7 @@ KERNELS = [
             **_strides("x", "states", "out"),
         },
         axes=_AXES,
+        skip=_no_need,
         aligned=_aligned("x", "out"),
         configs=_configs(8, {}),
     ),
@@ -210,6 +219,7 @@ KERNELS = [
             **_strides("dout", "x", "states", "dx"),
         },
         axes=_AXES,
+        skip=_no_need,
         aligned=_aligned("dout", "x", "dx"),
         configs=_configs(4, dict(RUNS=16, CHANNELS=32, num_warps=8)),
     ),

@@ -103,14 +103,14 @@ def linear_recurrence_fwd_kernel(
     state_row = start_of_rows(row, Q, R, state_p, state_q, state_r)
     SHARED: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
     slots = gl.allocate_shared_memory(gl.float32, [2 * PARTS, SEGMENTS, ROWS], SHARED)
-    carry = load_numbers(initial_state + state_row, valid & ((flags & HAS_STATE) != 0), COMPLEX)
+    carry = load_numbers(initial_state + state_row, valid & ((flags & HAS_STATE) != 0), flags, COMPLEX)
 
     for start in range(0, L, TILE):
         place = places(start + segment * STEPS, step, L, flags, STEPS, LAYOUT)
         inside = ((place >= 0) & (place < L))[:, :, None] & valid[None, None, :]
         # Steps past the end leave the state alone: a = 1, b = 0.
-        decay = load_tile(a_rows, place, a_time, inside, 1.0, LAYOUT, COMPLEX)
-        kick = load_tile(b_rows, place, b_time, inside, 0.0, LAYOUT, COMPLEX)
+        decay = load_tile(a_rows, place, a_time, inside, 1.0, flags, LAYOUT, COMPLEX)
+        kick = load_tile(b_rows, place, b_time, inside, 0.0, flags, LAYOUT, COMPLEX)
         if LAYOUT != "strided":
             upcoming = (start + TILE + row_segment * STEPS)[:, None]
             prefetch_tile(a_rows, upcoming, L, STEPS, LAYOUT)
@@ -125,7 +125,7 @@ def linear_recurrence_fwd_kernel(
             saving = ((segment_at < L) & (segment_at % CHUNK == 0))[:, None] & valid[None, :]
             store_numbers(chunk_states + saved, entering, saving, COMPLEX)
         states = scan_from(entering, decay, kick, first, COMPLEX)
-        store_tile(h_rows, place, h_time, inside, states, LAYOUT, COMPLEX)
+        store_tile(h_rows, place, h_time, inside, states, flags, LAYOUT, COMPLEX)
 
     store_numbers(last_state + state_row, carry, valid, COMPLEX)
 
@@ -219,16 +219,16 @@ def linear_recurrence_bwd_kernel(
     if RECOMPUTE:
         state_slots = gl.allocate_shared_memory(gl.float32, [2 * PARTS, SEGMENTS, ROWS], SHARED)
     # What a step passes to the one before it: conj(a) times its adjoint.
-    carry = load_numbers(dlast_state + state_row, valid & (has_last_state != 0), COMPLEX)
+    carry = load_numbers(dlast_state + state_row, valid & (has_last_state != 0), flags, COMPLEX)
 
     tiles = gl.cdiv(L, TILE)
     for back in range(0, tiles):
         start = (tiles - 1 - back) * TILE
         place = places(start + segment * STEPS, step, L, flags, STEPS, LAYOUT)
         inside = ((place >= 0) & (place < L))[:, :, None] & valid[None, None, :]
-        decay = load_tile(a_rows, place, a_time, inside, 1.0, LAYOUT, COMPLEX)
-        grad = load_tile(dh_rows, place, dh_time, inside, 0.0, LAYOUT, COMPLEX)
-        value = load_tile(values_rows, place, values_time, inside, 0.0, LAYOUT, COMPLEX)
+        decay = load_tile(a_rows, place, a_time, inside, 1.0, flags, LAYOUT, COMPLEX)
+        grad = load_tile(dh_rows, place, dh_time, inside, 0.0, flags, LAYOUT, COMPLEX)
+        value = load_tile(values_rows, place, values_time, inside, 0.0, flags, LAYOUT, COMPLEX)
         if LAYOUT != "strided":
             upcoming = (start - TILE + row_segment * STEPS)[:, None]
             prefetch_tile(a_rows, upcoming, L, STEPS, LAYOUT)
@@ -241,7 +241,7 @@ def linear_recurrence_bwd_kernel(
         if RECOMPUTE:
             saved = (start // CHUNK).to(gl.int64) * rows + state_row
             publish(state_slots, end, whole, COMPLEX)
-            state = load_numbers(chunk_states + saved, valid, COMPLEX)
+            state = load_numbers(chunk_states + saved, valid, flags, COMPLEX)
         adjoint = scan_backward(decay_next, grad, COMPLEX)
         end = pick(multiply(decay_conj, adjoint, COMPLEX), first, COMPLEX)
         publish(adjoint_slots, end, conjugate(whole, COMPLEX), COMPLEX)
@@ -254,10 +254,10 @@ def linear_recurrence_bwd_kernel(
             at = start + row_segment * STEPS - 1
             at_place = gl.where((flags & REVERSE) != 0, L - 1 - at, at).to(gl.int64)[:, None] * values_time
             within = ((at >= 0) & (at < L))[:, None] & valid[None, :]
-            entering = load_numbers(values_rows[None, :] + at_place, within, COMPLEX)
+            entering = load_numbers(values_rows[None, :] + at_place, within, flags, COMPLEX)
             opening = (at < 0)[:, None] & valid[None, :] & ((flags & HAS_STATE) != 0)
             entering = add(
-                entering, load_numbers((initial_state + state_row)[None, :], opening, COMPLEX), COMPLEX
+                entering, load_numbers((initial_state + state_row)[None, :], opening, flags, COMPLEX), COMPLEX
             )
         returning, carry = collect(adjoint_slots, carry, row_segment, True, COMPLEX)
 
@@ -265,20 +265,24 @@ def linear_recurrence_bwd_kernel(
         adjoint = scan_backward(decay_next, where(last, closed, grad, COMPLEX), COMPLEX)
         before = where(first, expand(entering, 1, COMPLEX), earlier_steps(states, COMPLEX), COMPLEX)
         da_tile = multiply_conjugate(adjoint, before, COMPLEX)
-        store_tile(da_rows, place, da_time, inside, da_tile, LAYOUT, COMPLEX)
-        store_tile(db_rows, place, db_time, inside, adjoint, LAYOUT, COMPLEX)
+        store_tile(da_rows, place, da_time, inside, da_tile, flags, LAYOUT, COMPLEX)
+        store_tile(db_rows, place, db_time, inside, adjoint, flags, LAYOUT, COMPLEX)
 
     store_numbers(dinitial_state + state_row, carry, valid, COMPLEX)
 
 
-_AXES = dict(T=["f32", "f16", "bf16"], COMPLEX=[False, True], LAYOUT=["seq", "reversed", "strided"])
+_AXES = dict(T=["f32", "f16", "bf16", "half"], COMPLEX=[False, True], LAYOUT=["seq", "reversed", "strided"])
 _SIZES = dict(rows="i32", L="i32", Q="i32", R="i32", flags="i32")
 _STATE_STRIDES = dict.fromkeys(("state_p", "state_q", "state_r"), "i64")
 
 
 def _no_need(values: dict) -> bool:
-    """Complex numbers are pairs of fp32, which never lie one step apart."""
-    return values["COMPLEX"] and (values["T"] != "f32" or values["LAYOUT"] != "strided")
+    """Complex numbers are pairs of fp32, which never lie one step apart; exact sixteen-bit types are for rows
+    in the order of time.
+    """
+    if values["COMPLEX"]:
+        return values["T"] != "f32" or values["LAYOUT"] != "strided"
+    return values["T"] in (("half",) if values["LAYOUT"] == "seq" else ("f16", "bf16"))
 
 
 def _tensors(*names: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from _norm_rows import (
     CENTERED,
+    FEW,
     GATE_LAST,
     HAS_BIAS,
     HAS_DRESIDUAL,
@@ -177,6 +178,7 @@ def rms_norm_bwd_kernel(
     dresidual,
     dz,
     planes,
+    eps,
     all_rows,
     inner_rows,
     rows_a_program,
@@ -204,6 +206,8 @@ def rms_norm_bwd_kernel(
     BLOCK: tl.constexpr,
 ):
     """dx = (g - h mean(g h) - mean(g)) rstd with g = weight dy; the last mean only if centered.
+
+    Where G is 1, g - h mean(g h) is g (1 - h^2) = g eps rstd^2, whose digits the difference would lose.
 
     One program takes one group of G channels of `rows_a_program` rows, ROWS at a time, and writes what they
     have of dweight (and dbias) to its plane [1 or 2, channels]. With LOOP those are too many for
@@ -275,6 +279,14 @@ def rms_norm_bwd_kernel(
         whole = tl.zeros([ROWS], tl.float32)
         if (flags & CENTERED) != 0:
             whole = tl.sum(whole_parts, 1) / G
+        if BLOCK <= FEW:
+            kept = tl.full([ROWS], 1.0, tl.float32)
+            if G == 1:
+                kept = eps * rstd * rstd
+                along = tl.zeros([ROWS], tl.float32)
+                if (flags & CENTERED) != 0:
+                    kept = tl.zeros([ROWS], tl.float32)
+                    whole = tl.zeros([ROWS], tl.float32)
         # Reading the row again, now from the cache, leaves the registers of a whole one to other programs.
         for first in range(0, end, BLOCK):
             column = first + tl.arange(0, BLOCK)
@@ -288,6 +300,8 @@ def rms_norm_bwd_kernel(
             h = load_normed(x, residual, z, mean, rstd, x_at, residual_at, z_at, mask, flags)
             dy = gated_last(tl.load(dout + dout_at, mask, 0.0).to(tl.float32), z, z_at, mask, flags)
             g = dy * load_as(weight, channel, inside, flags, 0)
+            if BLOCK <= FEW:
+                g *= kept[:, None]
             du = (g - h * along[:, None] - whole[:, None]) * rstd[:, None]
             at_out = out_first + channel
             if (flags & (HAS_Z | GATE_LAST)) == HAS_Z:
@@ -363,7 +377,7 @@ KERNELS = [
         args={
             **dict(dout="*T", x="*T", z="*T", dx="*T", dz="*T"),
             **dict(dsum="*u8", residual="*u8", weight="*u8", bias="*u8", dresidual="*u8"),
-            **dict(mean_in="*f32", rstd_in="*f32", planes="*f32"),
+            **dict(mean_in="*f32", rstd_in="*f32", planes="*f32", eps="f32"),
             **dict(all_rows="i32", inner_rows="i32", rows_a_program="i32", channels="i32", G="i32"),
             **dict(flags="i32"),
             **_strides("dout", "dsum", "x", "residual", "z"),

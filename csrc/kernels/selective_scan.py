@@ -1,9 +1,9 @@
 """Selective scan, forward and backward (Mamba paper 2312.00752, Algorithm 2; gate and ZOH as in
 docs/architecture.md).
 
-One program owns a block of channels of one batch entry and walks over time in tiles [SEGMENTS, STEPS,
-CHANNELS]. The state crosses tiles through `carry`, a small buffer that stays in cache, so any number of
-states takes the same code.
+One program owns a block of channels of one batch entry, or of one packed sequence (_scan_packing.py), and
+walks over time in tiles [SEGMENTS, STEPS, CHANNELS]. The state crosses tiles through `carry`, a small buffer
+that stays in cache, so any number of states takes the same code.
 """
 
 from _arithmetic import prefetch, sigmoid, softplus
@@ -27,6 +27,8 @@ from _recurrence import (
 )
 from _scan_operands import (
     CHUNK,
+    CONSTANT_B,
+    CONSTANT_C,
     HAS_BIAS,
     HAS_D,
     HAS_GATE,
@@ -36,10 +38,11 @@ from _scan_operands import (
     SOFTPLUS,
     ZOH,
     load_state,
-    load_steps,
-    prefetch_steps,
+    load_weight,
+    prefetch_weight,
     store_state,
 )
+from _scan_packing import BY_INDEX, load_used, own_steps, run_from, store_own
 from _selective_scan_backward import selective_scan_bwd_kernel
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -87,10 +90,12 @@ def selective_scan_fwd_kernel(
     last_state,
     carry,
     chunk_states,
+    runs,
     D,
     L,
     N,
     groups,
+    head_channels,
     padded_length,
     u_batch,
     u_channel,
@@ -131,7 +136,8 @@ def selective_scan_fwd_kernel(
 
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
     block = gl.program_id(0) % (groups * blocks_per_group)
-    batch = (gl.program_id(0) // (groups * blocks_per_group)).to(gl.int64)
+    work = (gl.program_id(0) // (groups * blocks_per_group)).to(gl.int64)
+    batch, first_step, stop = own_steps(runs, work, L, flags)
     group = block // blocks_per_group
     in_group = (block % blocks_per_group) * CHANNELS + gl.arange(0, CHANNELS, CHANNEL)
     channel = group * (D // groups) + in_group
@@ -150,58 +156,72 @@ def selective_scan_fwd_kernel(
     bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, None, :]
     input_row = (batch * groups + group) * N
     wide_channel = channel.to(gl.int64)
-    state_row = (batch * D + wide_channel) * N * PARTS
-    carry_row = batch * N * PARTS * D + wide_channel
-    A_at = A + wide_channel * N * PARTS
+    delta_row = (channel // head_channels).to(gl.int64) * delta_channel
+    state_row = (work * D + wide_channel) * N * PARTS
+    carry_row = work * N * PARTS * D + wide_channel
+    weights_at = wide_channel * N * PARTS
+    A_at = A + weights_at
+    constant_B = (flags & CONSTANT_B) != 0
+    constant_C = (flags & CONSTANT_C) != 0
+    saved_rows = gl.cdiv(L, CHUNK) + gl.where((flags & BY_INDEX) != 0, 1, 0)
     SHARED: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
     slots0 = gl.allocate_shared_memory(gl.float32, [2 * PARTS, SEGMENTS, CHANNELS], SHARED)
     slots1 = gl.allocate_shared_memory(gl.float32, [2 * PARTS, SEGMENTS, CHANNELS], SHARED)
 
-    for start in range(0, L, TILE):
+    position = first_step
+    fresh = first_step < stop
+    while position < stop:
+        start = position // TILE * TILE
+        end, live = run_from(runs, batch, position, stop, L, flags)
+        until = gl.minimum(end, start + TILE)
+        whole = (position == start) & ((until == start + TILE) | (until == L))
         segment_start = start + segment * STEPS
         time = segment_start[:, None] + step[None, :]
         inside = (time < L)[:, :, None] & valid[None, None, :]
-        gated = (time < L) & ((flags & HAS_GATE) != 0)
+        own_time = (time >= position) & (time < until)
+        own = own_time[:, :, None] & valid[None, None, :]
+        used = own & live
+        gated = own_time & ((flags & HAS_GATE) != 0)
         wide_time = time.to(gl.int64)[:, :, None]
-        x = gl.load(u + wide_time * u_time + (wide_channel * u_channel)[None, None, :], inside, 0.0).to(
-            gl.float32
+        x = load_used(
+            u + wide_time * u_time + (wide_channel * u_channel)[None, None, :], inside, used, flags, LAYOUT
         )
-        dt = gl.load(
-            delta + wide_time * delta_time + (wide_channel * delta_channel)[None, None, :], inside, 0.0
+        dt = (
+            load_used(delta + wide_time * delta_time + delta_row[None, None, :], inside, used, flags, LAYOUT)
+            + bias
         )
-        dt = dt.to(gl.float32) + bias
         if (flags & SOFTPLUS) != 0:
             dt = softplus(dt)
-        # A step of length 0 leaves the state alone: so do the steps past the end.
-        dt = gl.where(inside, dt, 0.0)
+        # A step of length 0 leaves the state alone: so do the steps past the end, and those of others.
+        dt = gl.where(used, dt, 0.0)
         elapsed = gl.sum(dt, 1)
         if LAYOUT == "seq":
             lane = gl.minimum(channel, D - 1)[None, :]
             upcoming = gl.minimum(start + TILE + row_segment * STEPS, L - 1)[:, None]
             prefetch(u + lane * u_channel + upcoming)
-            prefetch(delta + lane * delta_channel + upcoming)
+            prefetch(delta + lane // head_channels * delta_channel + upcoming)
             if (flags & HAS_Z) != 0:
                 prefetch(z + lane * z_channel + gl.minimum(start + row_segment * STEPS, L - 1)[:, None])
         y = D_value * x
         dtx = dt * x
 
-        # The state comes from initial_state before the first tile and goes to last_state after the final one.
-        opening = start == 0
-        closing = start + TILE >= L
-        source = gl.where(opening, initial_state + state_row, carry + carry_row)
-        source_step = gl.where(opening, PARTS, PARTS * D)
-        source_plane = gl.where(opening, 1, D)
-        source_valid = valid & ((start > 0) | ((flags & HAS_STATE) != 0))
+        # The state comes from initial_state before the first tile and goes to last_state after the final one;
+        # of the sequences in a batch row, the last one's stays there.
+        closing = until == end
+        source = gl.where(fresh, initial_state + state_row, carry + carry_row)
+        source_step = gl.where(fresh, PARTS, PARTS * D)
+        source_plane = gl.where(fresh, 1, D)
+        given = ((flags & HAS_STATE) != 0) & (position == first_step)
+        source_valid = valid & ((fresh == 0) | given)
         target = gl.where(closing, last_state + state_row, carry + carry_row)
         target_step = gl.where(closing, PARTS, PARTS * D)
         target_plane = gl.where(closing, 1, D)
         # Chunks start at segments: what enters such a segment is the state to save.
         segment_at = start + row_segment * STEPS
-        chunk_row = (batch * gl.cdiv(L, CHUNK) + segment_at // CHUNK) * N * PARTS * D
+        chunk_row = (batch * saved_rows + segment_at // CHUNK) * N * PARTS * D
         saved = chunk_states + chunk_row[:, None] + channel[None, :]
-        saving = (((flags & SAVE_CHUNKS) != 0) & (segment_at < L) & (segment_at % CHUNK == 0))[
-            :, None
-        ] & valid[None, :]
+        saving = ((flags & SAVE_CHUNKS) != 0) & (segment_at >= position) & (segment_at < until)
+        saving = (saving & (segment_at % CHUNK == 0))[:, None] & valid[None, :]
 
         # Two states at a time: one's arithmetic hides the other's latencies. What the next pair needs is on
         # its way.
@@ -209,7 +229,8 @@ def selective_scan_fwd_kernel(
         next_A0 = load_state(A_at, 0, 1, valid & (N > 0), COMPLEX)
         next_h1 = load_state(source, source_step, source_plane, source_valid & (N > 1), COMPLEX)
         next_A1 = load_state(A_at, PARTS, 1, valid & (N > 1), COMPLEX)
-        for n in range(0, N, 2):
+        # Padding has no states.
+        for n in range(0, gl.where(live, N, 0), 2):
             second = n + 1 < N
             h0, A0, h1, A1 = next_h0, next_A0, next_h1, next_A1
             next_h0 = load_state(
@@ -220,12 +241,16 @@ def selective_scan_fwd_kernel(
                 source, (n + 3) * source_step, source_plane, source_valid & (n + 3 < N), COMPLEX
             )
             next_A1 = load_state(A_at, (n + 3) * PARTS, 1, valid & (n + 3 < N), COMPLEX)
-            prefetch_steps(B, input_row + gl.minimum(n + 2, N - 1), segment_start, padded_length, COMPLEX)
-            prefetch_steps(C, input_row + gl.minimum(n + 2, N - 1), segment_start, padded_length, COMPLEX)
-            prefetch_steps(B, input_row + gl.minimum(n + 3, N - 1), segment_start, padded_length, COMPLEX)
-            prefetch_steps(C, input_row + gl.minimum(n + 3, N - 1), segment_start, padded_length, COMPLEX)
-            b0 = load_steps(B, input_row + n, time, padded_length, n < N, COMPLEX)
-            b1 = load_steps(B, input_row + n + 1, time, padded_length, second, COMPLEX)
+            for k in gl.static_range(2, 4):
+                ahead = input_row + gl.minimum(n + k, N - 1)
+                prefetch_weight(B, ahead, segment_start, padded_length, constant_B, COMPLEX, GENERAL)
+                prefetch_weight(C, ahead, segment_start, padded_length, constant_C, COMPLEX, GENERAL)
+            at = weights_at + n * PARTS
+            row = input_row + n
+            b0 = load_weight(B, row, time, padded_length, n < N, constant_B, at, valid, dt, COMPLEX, GENERAL)
+            b1 = load_weight(
+                B, row + 1, time, padded_length, second, constant_B, at + PARTS, valid, dt, COMPLEX, GENERAL
+            )
             g0 = gate + (batch * N + n) * padded_length + time
             a0, kick0, decay0 = decay_and_kick(
                 x, dt, dtx, elapsed, A0, b0, g0, gated, flags, COMPLEX, GENERAL
@@ -236,8 +261,10 @@ def selective_scan_fwd_kernel(
             )
 
             # Asked for before the exchange below, which would otherwise hold these loads back.
-            c0 = load_steps(C, input_row + n, time, padded_length, n < N, COMPLEX)
-            c1 = load_steps(C, input_row + n + 1, time, padded_length, second, COMPLEX)
+            c0 = load_weight(C, row, time, padded_length, n < N, constant_C, at, valid, dt, COMPLEX, GENERAL)
+            c1 = load_weight(
+                C, row + 1, time, padded_length, second, constant_C, at + PARTS, valid, dt, COMPLEX, GENERAL
+            )
             if SEGMENTS == 1:
                 entering0 = expand(h0, 0, COMPLEX)
                 entering1 = expand(h1, 0, COMPLEX)
@@ -263,14 +290,13 @@ def selective_scan_fwd_kernel(
             store_state(target, (n + 1) * target_step, target_plane, h1, valid & second, COMPLEX)
 
         if (flags & HAS_Z) != 0:
-            zv = gl.load(z + wide_time * z_time + (wide_channel * z_channel)[None, None, :], inside, 0.0)
-            zv = zv.to(gl.float32)
+            z_at = z + wide_time * z_time + (wide_channel * z_channel)[None, None, :]
+            zv = load_used(z_at, inside, used, flags, LAYOUT)
             y *= zv * sigmoid(zv)
-        gl.store(
-            out + wide_time * out_time + (wide_channel * out_channel)[None, None, :],
-            y.to(out.dtype.element_ty),
-            inside,
-        )
+        out_at = out + wide_time * out_time + (wide_channel * out_channel)[None, None, :]
+        store_own(out_at, y, inside, own, whole, flags, LAYOUT)
+        position = until
+        fresh = closing
 
 
 def _aligned(values: dict, tensors: list[str]) -> list[str]:
@@ -283,16 +309,23 @@ def _aligned(values: dict, tensors: list[str]) -> list[str]:
 
 
 _AXES = dict(
-    T=["f32", "f16", "bf16"], COMPLEX=[False, True], GENERAL=[False, True], LAYOUT=["seq", "strided"]
+    T=["f32", "f16", "bf16", "half"],
+    COMPLEX=[False, True],
+    GENERAL=[False, True],
+    LAYOUT=["seq", "strided"],
 )
 
 
 def _no_need(values: dict) -> bool:
-    """Row-wise loads are worth their images where memory counts: for real states without gate and ZOH."""
-    return values["LAYOUT"] == "seq" and (values["COMPLEX"] or values["GENERAL"])
+    """Row-wise loads and exact sixteen-bit types are worth their images where memory counts: for real states
+    without the options of the general kernels.
+    """
+    if values["COMPLEX"] or values["GENERAL"]:
+        return values["LAYOUT"] == "seq" or values["T"] in ("f16", "bf16")
+    return values["T"] == "half"
 
 
-_SIZES = dict(D="i32", L="i32", N="i32", groups="i32", padded_length="i64")
+_SIZES = dict(D="i32", L="i32", N="i32", groups="i32", head_channels="i32", padded_length="i64")
 _FORWARD = ["u", "delta", "z", "out"]
 _PLANES = ["dB", "dC", "dgate", "partial_length"]
 _BACKWARD = ["dout", "u", "delta", "z", "du", "ddelta", "dz"]
@@ -314,6 +347,7 @@ KERNELS = [
             **_tensors(_FORWARD),
             **_buffers("A", "B", "C", "gate", "D_skip", "delta_bias"),
             **_buffers("initial_state", "last_state", "carry", "chunk_states"),
+            "runs": "*i32",
             **_SIZES,
             "flags": "i32",
         },
@@ -333,6 +367,7 @@ KERNELS = [
             **_tensors(_BACKWARD),
             **_buffers("A", "B", "C", "gate", "D_skip", "delta_bias", "chunk_states"),
             **_buffers("dA", "dB", "dC", "dgate", "dD", "ddelta_bias", "carry"),
+            "runs": "*i32",
             **_SIZES,
             "chunk_begin": "i32",
             "chunk_end": "i32",

@@ -3,6 +3,7 @@ written once, so the loads of the state are issued before anything else, and as 
 """
 
 from _arithmetic import sigmoid, softplus
+from _half import narrowed, widened
 from _recurrence import (
     add,
     exponential,
@@ -23,7 +24,7 @@ from _state_update_operands import (
     load_state,
     row,
     store_state,
-    widened,
+    widened_state,
 )
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -163,7 +164,7 @@ def state_update_kernel(
     at_out = at_out + along(channel, out_channel, ROWS)
     if padding:
         # The output is 0 and no state is touched.
-        zero = gl.full([CHANNELS], 0.0, gl.float32, P).to(out.dtype.element_ty)
+        zero = narrowed(gl.full([CHANNELS], 0.0, gl.float32, P), out.dtype.element_ty, flags)
         for t in range(0, steps):
             gl.store(at_out + t.to(gl.int64) * out_step, zero, valid)
     else:
@@ -217,15 +218,15 @@ def state_update_kernel(
             at_state = own[:, None] + at_n[None, :]
             h = load_state(at_source + at_state, inside, COMPLEX)
             inside_gate = inside_n & ((flags & HAS_GATE) != 0)
-            x_next = gl.load(at_x, valid, 0.0)
-            dt_next = gl.load(at_dt, valid, 0.0)
+            x_next = gl.load(at_x, valid, 0)
+            dt_next = gl.load(at_dt, valid, 0)
             bias = load_bits(
                 dt_bias,
                 head * bias_head + begin * bias_channel + along(channel, bias_channel, ROWS),
                 valid & ((flags & HAS_BIAS) != 0),
                 dtype_code(flags, 4),
             )
-            z_next = gl.load(at_z, valid_z, 0.0)
+            z_next = gl.load(at_z, valid_z, 0)
             skip = load_bits(
                 D_skip,
                 head * D_head + begin * D_channel + along(channel, D_channel, ROWS),
@@ -245,24 +246,24 @@ def state_update_kernel(
                     load_parts(A, at_A, A_part, inside, flags, 0, COMPLEX), flags, 0, COMPLEX
                 )
             # Before the first step: what goes from one slot to another without a step.
+            h = widened_state(h, flags, COMPLEX)
             if (last == 0) & (to != slot):
-                store_state(at_target + at_state, h, inside, COMPLEX)
-            h = widened(h, COMPLEX)
+                store_state(at_target + at_state, h, inside, flags, COMPLEX)
 
             for t in range(0, steps):
                 wide_t = t.to(gl.int64)
-                value = x_next.to(gl.float32)
-                step = dt_next.to(gl.float32) + decoded(bias, dtype_code(flags, 4))
-                zv = z_next.to(gl.float32)
+                value = widened(x_next, flags)
+                step = widened(dt_next, flags) + decoded(bias, dtype_code(flags, 4))
+                zv = widened(z_next, flags)
                 b = load_parts(B, at_B + wide_t * B_step, B_part, inside_n, flags, 1, COMPLEX)
                 c = load_parts(C, at_C + wide_t * C_step, C_part, inside_n, flags, 2, COMPLEX)
                 g = load_bits(gate, at_gate + wide_t * gate_step, inside_gate, dtype_code(flags, 5))
                 if MANY:  # noqa: SIM102 - the compiler's choice, then the device's
                     if t + 1 < steps:
                         # The next step's channels are on their way while this step is computed.
-                        x_next = gl.load(at_x + (wide_t + 1) * x_step, valid, 0.0)
-                        dt_next = gl.load(at_dt + (wide_t + 1) * dt_step, valid, 0.0)
-                        z_next = gl.load(at_z + (wide_t + 1) * z_step, valid_z, 0.0)
+                        x_next = gl.load(at_x + (wide_t + 1) * x_step, valid, 0)
+                        dt_next = gl.load(at_dt + (wide_t + 1) * dt_step, valid, 0)
+                        z_next = gl.load(at_z + (wide_t + 1) * z_step, valid_z, 0)
                 b = row(decoded_parts(b, flags, 1, COMPLEX), COMPLEX)
                 c = row(decoded_parts(c, flags, 2, COMPLEX), COMPLEX)
                 g = decoded(g, dtype_code(flags, 5))[None, :]
@@ -281,13 +282,13 @@ def state_update_kernel(
                     a = scale(a, g, COMPLEX)
                 h = add(multiply(a, h, COMPLEX), inflow, COMPLEX)
                 if t + 1 == last:
-                    store_state(at_target + at_state, h, inside, COMPLEX)
+                    store_state(at_target + at_state, h, inside, flags, COMPLEX)
                 if (flags & HAS_INTERMEDIATE) != 0:
                     at = intermediate + batch * intermediate_batch + wide_t * intermediate_step
                     at = at + head * intermediate_head + begin * intermediate_channel
                     own_intermediate = along(row_channel, intermediate_channel, ROWS)
                     at_row = own_intermediate[:, None] + at_intermediate_n[None, :]
-                    store_state(at + at_row, h, inside, COMPLEX)
+                    store_state(at + at_row, h, inside, flags, COMPLEX)
                 # What earlier tiles of states gave to y is in registers, or of many steps in memory.
                 if MANY:
                     y = gl.load(at_partial + wide_t * heads * dim, valid & (first > 0), 0.0)
@@ -300,7 +301,7 @@ def state_update_kernel(
                     result = y + value * decoded(skip, dtype_code(flags, 3))
                     if (flags & HAS_Z) != 0:
                         result *= zv * sigmoid(zv)
-                    gl.store(at_out + wide_t * out_step, result.to(out.dtype.element_ty), valid)
+                    gl.store(at_out + wide_t * out_step, narrowed(result, out.dtype.element_ty, flags), valid)
             if MANY:  # noqa: SIM102
                 if first + STATES < N:
                     # One thread of those that hold a channel stored what all of them load in the next pass.
@@ -326,8 +327,8 @@ _ROWS = [
 
 
 def _no_need(values):
-    """A complex state is kept in fp32 pairs, which are no rows of numbers; rows of states in another half
-    precision than the sequence's are not worth an image.
+    """A complex state is kept in fp32 pairs, which are no rows of numbers; rows of states in half precision
+    beside a sequence in fp32 are not worth an image.
     """
     if values["COMPLEX"] and (values["S"] != "f32" or values["ROWS"]):
         return True
@@ -346,9 +347,7 @@ KERNELS = [
             **dict.fromkeys(("heads", "dim", "N", "group_heads", "steps", "flags"), "i32"),
             **dict(partial="*f32", slots="i64", pad="i64"),
         },
-        axes=dict(
-            T=["f32", "f16", "bf16"], S=["f32", "f16", "bf16"], COMPLEX=[False, True], ROWS=[False, True]
-        ),
+        axes=dict(T=["f32", "half"], S=["f32", "half"], COMPLEX=[False, True], ROWS=[False, True]),
         skip=_no_need,
         aligned=lambda values: _ROWS if values["ROWS"] else [],
         shape=["N", "L"],

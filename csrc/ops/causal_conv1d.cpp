@@ -38,14 +38,22 @@ void check_limits(const char* fn, int64_t channels, int64_t length) {
 }
 
 // "seq": rows contiguous along time; "last": contiguous along channels; both on 16-element boundaries.
-template <class Layout>
-Layout layout_of(std::initializer_list<const Strides*> tensors, int64_t channels, int64_t length) {
-  bool seq = length % 16 == 0, last = channels % 16 == 0;
+template <class Kernel>
+typename Kernel::Key narrow_key(const CausalConv1dSizes& s, const Tensor& x,
+                                std::initializer_list<const Strides*> tensors,
+                                const OptionalTensor& sequences) {
+  using Layout = typename Kernel::Layout;
+  bool seq = s.length % 16 == 0, last = s.channels % 16 == 0;
   for (const Strides* t : tensors) {
     seq = seq && t->rows();
     last = last && t->columns();
   }
-  return seq ? Layout::seq : last ? Layout::last : Layout::strided;
+  const bool exact = (seq || last) && !sequences;
+  return {exact ? dtype_of(x) : storage_of(x),
+          seq    ? Layout::seq
+          : last ? Layout::last
+                 : Layout::strided,
+          sequences.has_value()};
 }
 
 // What the four kernels over a sequence have in common.
@@ -128,9 +136,7 @@ Tensor narrow_backward(const CausalConv1dSizes& s, const Tensor& dout, const Ten
                        const OptionalTensor& offset, const OptionalTensor& states,
                        const OptionalTensor& sequences, bool silu, const Tensor& dx, const Tensor& dstates) {
   const Strides gs(dout), xs(x), dxs(dx);
-  const CausalConv1dBwd::Key key{dtype_of(x),
-                                 layout_of<CausalConv1dBwd::Layout>({&gs, &xs, &dxs}, s.channels, s.length),
-                                 sequences.has_value()};
+  const auto key = narrow_key<CausalConv1dBwd>(s, x, {&gs, &xs, &dxs}, sequences);
   const auto& config = CausalConv1dBwd::pick(key, {});
   const int64_t time_blocks = ceil_div(s.length, config.RUNS * config.STEPS);
   Tensor dfilter = empty_on(x, {s.batch * time_blocks, config.W + 1, s.channels}, ScalarType::Float);
@@ -141,7 +147,7 @@ Tensor narrow_backward(const CausalConv1dSizes& s, const Tensor& dout, const Ten
   args.dx = pointer(dx);
   args.dstates = pointer(dstates);
   args.dfilter = pointer(dfilter);
-  args.flags = flags_of(silu, offset, states, sequences);
+  args.flags = format_flag(x) | flags_of(silu, offset, states, sequences);
   gs.put(args.dout_batch, args.dout_channel, args.dout_time);
   dxs.put(args.dx_batch, args.dx_channel, args.dx_time);
   CausalConv1dBwd::launch(key, config, x.get_device_index(),
@@ -195,15 +201,13 @@ Tensor causal_conv1d_fwd(Tensor x, Tensor weight, OptionalTensor bias, OptionalT
   }
   Tensor out = layout_like(x);
   const Strides xs(x), os(out);
-  const CausalConv1dFwd::Key key{dtype_of(x),
-                                 layout_of<CausalConv1dFwd::Layout>({&xs, &os}, s.channels, s.length),
-                                 sequences.has_value()};
+  const auto key = narrow_key<CausalConv1dFwd>(s, x, {&xs, &os}, sequences);
   const auto& config = CausalConv1dFwd::pick(key, {});
   CausalConv1dFwd::Args args{};
   put_common(args, s, x, filter, states, sequences);
   args.bias = pointer(offset);
   args.out = pointer(out);
-  args.flags = flags_of(silu, offset, states, sequences);
+  args.flags = format_flag(x) | flags_of(silu, offset, states, sequences);
   os.put(args.out_batch, args.out_channel, args.out_time);
   const int64_t programs =
       s.batch * ceil_div(s.channels, config.CHANNELS) * ceil_div(s.length, config.RUNS * config.STEPS);

@@ -19,6 +19,16 @@ inline DType dtype_of(const Tensor& t) {
   }
 }
 
+// For kernels whose one image serves both sixteen-bit formats, with the bit of `flags` that says which.
+constexpr int32_t kFloat16 = 1 << 30;
+
+inline DType storage_of(const Tensor& t) {
+  const DType dtype = dtype_of(t);
+  return dtype == DType::f16 || dtype == DType::bf16 ? DType::half : dtype;
+}
+
+inline int32_t format_flag(const Tensor& t) { return t.scalar_type() == ScalarType::Half ? kFloat16 : 0; }
+
 inline void* pointer(const Tensor& t) { return t.data_ptr(); }
 inline void* pointer(const OptionalTensor& t) { return t ? t->data_ptr() : nullptr; }
 

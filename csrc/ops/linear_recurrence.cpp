@@ -39,7 +39,8 @@ typename Kernel::Key key_of(const Tensor& values, const LinearRecurrenceSizes& s
                             bool reverse) {
   using Layout = typename Kernel::Layout;
   const bool rows = row_wise && !s.complex && s.length % 16 == 0;
-  return {dtype_of(values), s.complex, !rows ? Layout::strided : reverse ? Layout::reversed : Layout::seq};
+  if (rows && !reverse) return {dtype_of(values), s.complex, Layout::seq};
+  return {storage_of(values), s.complex, rows ? Layout::reversed : Layout::strided};
 }
 
 template <class Args>
@@ -92,8 +93,9 @@ LinearRecurrenceOutputs linear_recurrence_fwd(Tensor a, Tensor b, OptionalTensor
   put(strides[0], args.h_p, args.h_q, args.h_r, args.h_time);
   put(strides[1], args.a_p, args.a_q, args.a_r, args.a_time);
   put(strides[2], args.b_p, args.b_q, args.b_r, args.b_time);
-  put_sizes(args, s, rows, strides[3],
-            (reverse ? kReverse : 0) | (state ? kHasState : 0) | (save_states ? kSaveChunks : 0));
+  put_sizes(
+      args, s, rows, strides[3],
+      format_flag(b) | (reverse ? kReverse : 0) | (state ? kHasState : 0) | (save_states ? kSaveChunks : 0));
   LinearRecurrenceFwd::launch(key, config, b.get_device_index(), ceil_div(s.rows, config.ROWS), args);
   return {h, last_state, chunk_states};
 }
@@ -136,7 +138,8 @@ LinearRecurrenceOutputs linear_recurrence_bwd(Tensor dh, OptionalTensor dlast_st
   put(strides[2], args.a_p, args.a_q, args.a_r, args.a_time);
   put(strides[3], args.values_p, args.values_q, args.values_r, args.values_time);
   put(strides[4], args.dh_p, args.dh_q, args.dh_r, args.dh_time);
-  put_sizes(args, s, rows, strides[5], (reverse ? kReverse : 0) | (state ? kHasState : 0));
+  put_sizes(args, s, rows, strides[5],
+            format_flag(values) | (reverse ? kReverse : 0) | (state ? kHasState : 0));
   args.has_last_state = last ? 1 : 0;
   LinearRecurrenceBwd::launch(key, config, a.get_device_index(), ceil_div(s.rows, config.ROWS), args);
   return {da, db, dinitial_state};

@@ -148,7 +148,7 @@ RmsNormOutputs rms_norm_fwd(Tensor x, Tensor weight, OptionalTensor bias, Option
 
 RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x, Tensor weight,
                               OptionalTensor bias, OptionalTensor residual, OptionalTensor z, Tensor mean,
-                              Tensor rstd, int64_t group_size, bool centered,
+                              Tensor rstd, double eps, int64_t group_size, bool centered,
                               std::optional<bool> norm_before_gate) {
   const RmsNormSizes s = check_rms_norm_backward(dout, dsum, x, weight, bias, residual, z, mean, rstd,
                                                  group_size, centered, norm_before_gate);
@@ -185,6 +185,7 @@ RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x
   args.dresidual = pointer(dresidual);
   args.dz = pointer(dz);
   args.planes = pointer(planes);
+  args.eps = static_cast<float>(eps);
   args.all_rows = static_cast<int32_t>(s.all_rows());
   args.inner_rows = static_cast<int32_t>(s.rows);
   args.rows_a_program = static_cast<int32_t>(rows_a_program);

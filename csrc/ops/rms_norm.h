@@ -114,7 +114,7 @@ RmsNormOutputs rms_norm_fwd(Tensor x, Tensor weight, OptionalTensor bias, Option
                             std::optional<bool> norm_before_gate, bool keep_sum, bool wide_sum);
 RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x, Tensor weight,
                               OptionalTensor bias, OptionalTensor residual, OptionalTensor z, Tensor mean,
-                              Tensor rstd, int64_t group_size, bool centered,
+                              Tensor rstd, double eps, int64_t group_size, bool centered,
                               std::optional<bool> norm_before_gate);
 }  // namespace cpu
 
@@ -124,7 +124,7 @@ RmsNormOutputs rms_norm_fwd(Tensor x, Tensor weight, OptionalTensor bias, Option
                             std::optional<bool> norm_before_gate, bool keep_sum, bool wide_sum);
 RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x, Tensor weight,
                               OptionalTensor bias, OptionalTensor residual, OptionalTensor z, Tensor mean,
-                              Tensor rstd, int64_t group_size, bool centered,
+                              Tensor rstd, double eps, int64_t group_size, bool centered,
                               std::optional<bool> norm_before_gate);
 }  // namespace cuda
 

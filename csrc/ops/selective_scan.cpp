@@ -6,6 +6,7 @@
 
 #include "generated/selective_scan.gen.h"
 #include "ops/launch_arguments.h"
+#include "ops/selective_scan_states.h"
 
 namespace mamba_aot::cuda {
 namespace {
@@ -13,7 +14,7 @@ namespace {
 using generated::SelectiveScanBwd;
 using generated::SelectiveScanFwd;
 
-// Bits of the kernels' `flags`, the same as in csrc/kernels/selective_scan.py.
+// Bits of the kernels' `flags`, the same as in csrc/kernels/_scan_operands.py and _scan_packing.py.
 enum Flag : int32_t {
   kSoftplus = 1,
   kHasD = 2,
@@ -23,6 +24,10 @@ enum Flag : int32_t {
   kHasState = 32,
   kSaveChunks = 64,
   kZoh = 128,
+  kByEnds = 256,
+  kByIndex = 512,
+  kConstantB = 1024,
+  kConstantC = 2048,
 };
 
 // Rows of B, C and the gate are padded to whole tiles, so that kernels load them without a mask.
@@ -50,6 +55,14 @@ Tensor pack_rows(const Tensor& x, bool complex, int64_t padded_length) {
   return packed;
 }
 
+// The same for B or C; constants ([channels, state(, 2)]) stay as they are.
+Tensor pack_weight(const Tensor& x, const SelectiveScanSizes& s, bool constant) {
+  if (!constant) return pack_rows(x, s.complex, round_up(s.length, kRowMultiple));
+  Tensor packed = torch::stable::new_empty(x, x.sizes(), ScalarType::Float);
+  torch::stable::copy_(packed, x);
+  return packed;
+}
+
 // The other way, for a gradient: drop the padding, give it the input's layout and dtype.
 Tensor unpack_rows(Tensor packed, const Tensor& input, bool complex) {
   const int64_t last = packed.dim() - 1;
@@ -57,24 +70,63 @@ Tensor unpack_rows(Tensor packed, const Tensor& input, bool complex) {
   return gradient_of(input, complex ? torch::stable::transpose(rows, 3, 4) : rows);
 }
 
-// fp32 [launches, batch, ...], summed over the first two.
-Tensor sum_of_sums(const Tensor& rows) {
-  const int64_t over[] = {0, 1};
-  return torch::stable::sum(rows, over);
+// Sums over steps that a launch writes whole, fp32 [rows of work, ...]; `total()` adds up rows and launches.
+// Packed sequences may be many and may miss a launch: their rows begin at 0 and are added up after each one.
+class RowSums {
+ public:
+  RowSums(const SelectiveScanSizes& s, const Tensor& on, int64_t launches, int64_t outer, int64_t inner)
+      : packed_(s.packed()),
+        launches_(s.empty()
+                      ? torch::stable::new_zeros(on, {1, 1, outer, inner})
+                      : empty_on(on, {launches, packed_ ? 1 : s.rows, outer, inner}, ScalarType::Float)),
+        rows_(empty_on(on, {packed_ ? s.rows : 0, outer, inner}, ScalarType::Float)) {}
+
+  float* start(int64_t launch) {
+    if (packed_) torch::stable::zero_(rows_);
+    Tensor& target = packed_ ? rows_ : launches_;
+    return static_cast<float*>(target.data_ptr()) + (packed_ ? 0 : launch * target.stride(0));
+  }
+
+  void finish(int64_t launch) {
+    if (!packed_) return;
+    const int64_t over[] = {0};
+    Tensor target = torch::stable::select(torch::stable::select(launches_, 0, launch), 0, 0);
+    torch::stable::sum_out(target, rows_, over);
+  }
+
+  Tensor total() const {
+    const int64_t over[] = {0, 1};
+    return torch::stable::sum(launches_, over);
+  }
+
+ private:
+  bool packed_;
+  Tensor launches_, rows_;
+};
+
+// [groups, padded channels of a group] as a gradient of [channels], without the padding.
+Tensor gradient_of_channels(const RowSums& sums, const OptionalTensor& input, const SelectiveScanSizes& s) {
+  Tensor total = sums.total();
+  Tensor inside = torch::stable::narrow(total, 1, 0, s.channels / s.groups);
+  return gradient_of(*input, torch::stable::reshape(inside, {s.channels}));
 }
 
-// fp32 [launches, batch, groups, padded channels of a group], summed over the first two, without the padding.
-Tensor by_channel_of_blocks(const Tensor& rows, const SelectiveScanSizes& s) {
-  Tensor sums = sum_of_sums(rows);
-  return torch::stable::reshape(torch::stable::narrow(sums, 1, 0, s.channels / s.groups), {s.channels});
-}
-
-// The gradient of A ([channels, state(, 2)]) from the kernel's [state * parts, channels].
-Tensor gradient_of_rates(const Tensor& rows, const Tensor& A, const SelectiveScanSizes& s) {
-  Tensor by_channel = torch::stable::transpose(rows, 0, 1);
-  if (!s.complex) return gradient_of(A, by_channel);
+// The gradient of A or a constant ([channels, state(, 2)]) from the kernel's [state * parts, channels].
+Tensor gradient_of_constant(const RowSums& sums, const Tensor& input, const SelectiveScanSizes& s) {
+  Tensor by_channel = torch::stable::transpose(sums.total(), 0, 1);
+  if (!s.complex) return gradient_of(input, by_channel);
   Tensor pairs = torch::stable::reshape(by_channel, {s.channels, s.state, 2});
-  return gradient_of(A, pairs);
+  return gradient_of(input, pairs);
+}
+
+Tensor state_on(const Tensor& u, const SelectiveScanSizes& s) {
+  return s.complex ? empty_on(u, {s.rows, s.channels, s.state, 2}, ScalarType::Float)
+                   : empty_on(u, {s.rows, s.channels, s.state}, ScalarType::Float);
+}
+
+// What by_ends leaves out, if its values are wrong, is padding.
+void zero_if_by_ends(Tensor& written, const SelectiveScanSizes& s) {
+  if (s.packing == Packing::by_ends) torch::stable::zero_(written);
 }
 
 void check_limits(const SelectiveScanSizes& s) {
@@ -95,186 +147,189 @@ int64_t chunks_in_a_launch(const SelectiveScanSizes& s, const Tensor& u, int64_t
 }
 
 // What both directions hand to their kernel besides their own tensors.
-struct Inputs {
+struct Operands {
   Tensor A, B, C;
-  OptionalTensor D, bias, gate;
+  OptionalTensor D, bias, gate, runs;
   int64_t padded_length;
   int32_t flags;
 
-  Inputs(const SelectiveScanSizes& s, const Tensor& A_, const Tensor& B_, const Tensor& C_,
-         const OptionalTensor& D_, const OptionalTensor& z, const OptionalTensor& delta_bias,
-         const OptionalTensor& decay_gate, bool delta_softplus, bool zoh)
-      : A(to_state_dtype(A_, ScalarType::Float)),
-        B(pack_rows(B_, s.complex, round_up(s.length, kRowMultiple))),
-        C(pack_rows(C_, s.complex, round_up(s.length, kRowMultiple))),
-        D(to_state_dtype(D_, ScalarType::Float)),
-        bias(to_state_dtype(delta_bias, ScalarType::Float)),
+  // `which` of `runs` the kernel walks by: 0, the starts, or 1, the ends.
+  Operands(const SelectiveScanSizes& s, const SelectiveScanInputs& in, const OptionalTensor& runs_in,
+           const OptionalTensor& cu_seqlens, int64_t which, bool delta_softplus, bool zoh)
+      : A(to_state_dtype(in.A, ScalarType::Float)),
+        B(pack_weight(in.B, s, s.constant_B)),
+        C(pack_weight(in.C, s, s.constant_C)),
+        D(to_state_dtype(in.D, ScalarType::Float)),
+        bias(to_state_dtype(in.delta_bias, ScalarType::Float)),
         padded_length(round_up(s.length, kRowMultiple)),
-        flags((delta_softplus ? kSoftplus : 0) | (D_ ? kHasD : 0) | (z ? kHasZ : 0) |
-              (delta_bias ? kHasBias : 0) | (decay_gate ? kHasGate : 0) | (zoh ? kZoh : 0)) {
-    if (decay_gate) gate = pack_rows(*decay_gate, false, padded_length);
+        flags(format_flag(in.u) | (delta_softplus ? kSoftplus : 0) | (in.D ? kHasD : 0) | (in.z ? kHasZ : 0) |
+              (in.delta_bias ? kHasBias : 0) | (in.decay_gate ? kHasGate : 0) | (zoh ? kZoh : 0) |
+              (s.constant_B ? kConstantB : 0) | (s.constant_C ? kConstantC : 0)) {
+    if (in.decay_gate) gate = pack_rows(*in.decay_gate, false, padded_length);
+    if (runs_in) {
+      flags |= kByIndex;
+      runs = torch::stable::select(*runs_in, 0, which);
+    }
+    if (cu_seqlens) {
+      flags |= kByEnds;
+      runs = torch::stable::contiguous(*cu_seqlens);
+    }
   }
 
-  bool general() const { return (flags & (kHasGate | kZoh)) != 0; }
+  bool general() const { return (flags & (kHasGate | kZoh | kConstantB | kConstantC)) != 0; }
 };
+
+// The arguments both kernels have in common.
+template <class Args>
+void put_common(Args& args, const SelectiveScanSizes& s, const SelectiveScanInputs& in,
+                const Operands& with) {
+  args.u = pointer(in.u);
+  args.delta = pointer(in.delta);
+  args.z = pointer(in.z);
+  args.A = pointer(with.A);
+  args.B = pointer(with.B);
+  args.C = pointer(with.C);
+  args.gate = pointer(with.gate);
+  args.D_skip = pointer(with.D);
+  args.delta_bias = pointer(with.bias);
+  args.runs = pointer(with.runs);
+  args.D = static_cast<int32_t>(s.channels);
+  args.L = static_cast<int32_t>(s.length);
+  args.N = static_cast<int32_t>(s.state);
+  args.groups = static_cast<int32_t>(s.groups);
+  args.head_channels = static_cast<int32_t>(s.channels / s.heads);
+  args.padded_length = with.padded_length;
+  Strides(in.u).put(args.u_batch, args.u_channel, args.u_time);
+  Strides(in.delta).put(args.delta_batch, args.delta_channel, args.delta_time);
+  Strides(in.z).put(args.z_batch, args.z_channel, args.z_time);
+}
+
+// Whether the kernels for contiguous rows can take them: real scans without the options of the general ones.
+bool in_rows(const SelectiveScanSizes& s, const Operands& with, std::initializer_list<Strides> tensors) {
+  bool rows = !s.complex && !with.general() && s.length % 16 == 0;
+  for (const Strides& t : tensors) rows = rows && t.rows();
+  return rows;
+}
+
+template <class Kernel>
+typename Kernel::Key key_of(const SelectiveScanSizes& s, const Operands& with, const Tensor& u, bool rows) {
+  const bool exact = !s.complex && !with.general();
+  return {exact ? dtype_of(u) : storage_of(u), s.complex, with.general(),
+          rows ? Kernel::Layout::seq : Kernel::Layout::strided};
+}
 
 }  // namespace
 
 SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C,
                                         OptionalTensor D, OptionalTensor z, OptionalTensor delta_bias,
                                         OptionalTensor decay_gate, OptionalTensor initial_state,
-                                        bool delta_softplus, bool zoh, bool save_states) {
-  const SelectiveScanSizes s =
-      check_selective_scan(u, delta, A, B, C, D, z, delta_bias, decay_gate, initial_state);
+                                        OptionalTensor runs, OptionalTensor cu_seqlens, bool delta_softplus,
+                                        bool zoh, bool save_states) {
+  const SelectiveScanInputs in{u, delta, A, B, C, D, z, delta_bias, decay_gate};
+  const SelectiveScanSizes s = check_selective_scan(in, initial_state, runs, cu_seqlens);
   check_limits(s);
-  Tensor out = layout_like(u);
-  Tensor last_state = s.complex ? empty_on(u, {s.batch, s.channels, s.state, 2}, ScalarType::Float)
-                                : empty_on(u, {s.batch, s.channels, s.state}, ScalarType::Float);
+  Tensor out = layout_like(u), last_state = state_on(u, s);
+  zero_if_by_ends(out, s);
+  if (s.empty() || s.packed() || s.state == 0) fill_state(last_state, initial_state, s);
+  const int64_t state_parts = s.state * s.parts();
   Tensor chunk_states =
-      save_states ? empty_on(u, {s.batch, s.chunks(), s.state * s.parts(), s.channels}, ScalarType::Float)
+      save_states ? empty_on(u, {s.batch, s.saved_rows(), state_parts, s.channels}, ScalarType::Float)
                   : empty_on(u, {0}, ScalarType::Float);
-  if (s.empty()) {
-    if (initial_state) {
-      torch::stable::copy_(last_state, *initial_state);
-    } else {
-      torch::stable::zero_(last_state);
-    }
-    return {out, last_state, chunk_states};
-  }
-
-  const Inputs in(s, A, B, C, D, z, delta_bias, decay_gate, delta_softplus, zoh);
   const OptionalTensor state = to_state_dtype(initial_state, ScalarType::Float);
-  Tensor carry = empty_on(u, {s.batch, s.state * s.parts(), s.channels}, ScalarType::Float);
-  const Strides us(u), ds(delta), zs(z), os(out);
-  const bool plain = !s.complex && !in.general();
-  const bool rows = plain && us.rows() && ds.rows() && zs.rows() && os.rows() && s.length % 16 == 0;
-  const SelectiveScanFwd::Key key{dtype_of(u), s.complex, in.general(),
-                                  rows ? SelectiveScanFwd::Layout::seq : SelectiveScanFwd::Layout::strided};
-  const auto& config = SelectiveScanFwd::pick(key, {s.batch, s.channels, s.length});
+  if (save_states) fill_begun_states(chunk_states, state, s);
+  if (s.empty()) return {out, last_state, chunk_states};
+
+  const Operands with(s, in, runs, cu_seqlens, 1, delta_softplus, zoh);
+  Tensor carry = empty_on(u, {s.rows, state_parts, s.channels}, ScalarType::Float);
+  const Strides os(out);
+  const bool rows = in_rows(s, with, {Strides(u), Strides(delta), Strides(z), os});
+  const auto key = key_of<SelectiveScanFwd>(s, with, u, rows);
+  const auto& config = SelectiveScanFwd::pick(key, {s.rows, s.channels, s.length});
   SelectiveScanFwd::Args args{};
-  args.u = pointer(u);
-  args.delta = pointer(delta);
-  args.z = pointer(z);
+  put_common(args, s, in, with);
   args.out = pointer(out);
-  args.A = pointer(in.A);
-  args.B = pointer(in.B);
-  args.C = pointer(in.C);
-  args.gate = pointer(in.gate);
-  args.D_skip = pointer(in.D);
-  args.delta_bias = pointer(in.bias);
   args.initial_state = pointer(state);
   args.last_state = pointer(last_state);
   args.carry = pointer(carry);
   args.chunk_states = pointer(chunk_states);
-  args.D = static_cast<int32_t>(s.channels);
-  args.L = static_cast<int32_t>(s.length);
-  args.N = static_cast<int32_t>(s.state);
-  args.groups = static_cast<int32_t>(s.groups);
-  args.padded_length = in.padded_length;
-  us.put(args.u_batch, args.u_channel, args.u_time);
-  ds.put(args.delta_batch, args.delta_channel, args.delta_time);
-  zs.put(args.z_batch, args.z_channel, args.z_time);
   os.put(args.out_batch, args.out_channel, args.out_time);
-  args.flags = in.flags | (state ? kHasState : 0) | (save_states ? kSaveChunks : 0);
+  args.flags = with.flags | (state ? kHasState : 0) | (save_states ? kSaveChunks : 0);
   const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, config.CHANNELS);
-  SelectiveScanFwd::launch(key, config, u.get_device_index(), s.batch * blocks, args);
-  if (s.state == 0) torch::stable::zero_(last_state);
+  SelectiveScanFwd::launch(key, config, u.get_device_index(), s.rows * blocks, args);
   return {out, last_state, chunk_states};
 }
 
 SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_state, Tensor u, Tensor delta,
                                           Tensor A, Tensor B, Tensor C, OptionalTensor D, OptionalTensor z,
                                           OptionalTensor delta_bias, OptionalTensor decay_gate,
-                                          Tensor chunk_states, bool delta_softplus, bool zoh) {
-  const SelectiveScanSizes s = check_selective_scan_backward(dout, dlast_state, u, delta, A, B, C, D, z,
-                                                             delta_bias, decay_gate, chunk_states);
+                                          OptionalTensor runs, OptionalTensor cu_seqlens, Tensor chunk_states,
+                                          bool delta_softplus, bool zoh) {
+  const SelectiveScanInputs in{u, delta, A, B, C, D, z, delta_bias, decay_gate};
+  const SelectiveScanSizes s =
+      check_selective_scan_backward(dout, dlast_state, in, runs, cu_seqlens, chunk_states);
   check_limits(s);
   constexpr ScalarType kFloat = ScalarType::Float;
-  Tensor du = layout_like(u), ddelta = layout_like(delta);
+  Tensor du = layout_like(u), ddelta = s.heads == s.channels ? layout_like(delta) : layout_like(u);
   Tensor dz = z ? layout_like(*z) : absent_on(u);
-  Tensor dinitial_state = s.complex ? empty_on(u, {s.batch, s.channels, s.state, 2}, kFloat)
-                                    : empty_on(u, {s.batch, s.channels, s.state}, kFloat);
-  const Inputs in(s, A, B, C, D, z, delta_bias, decay_gate, delta_softplus, zoh);
-  const Strides gs(dout), us(u), ds(delta), zs(z), dus(du), dds(ddelta),
-      dzs(z ? OptionalTensor(dz) : std::nullopt);
-  const bool plain = !s.complex && !in.general();
-  const bool rows = plain && gs.rows() && us.rows() && ds.rows() && zs.rows() && dus.rows() && dds.rows() &&
-                    dzs.rows() && s.length % 16 == 0;
-  const SelectiveScanBwd::Key key{dtype_of(u), s.complex, in.general(),
-                                  rows ? SelectiveScanBwd::Layout::seq : SelectiveScanBwd::Layout::strided};
-  const auto& config = SelectiveScanBwd::pick(key, {s.batch, s.channels, s.length});
+  for (Tensor* written : {&du, &ddelta, &dz}) zero_if_by_ends(*written, s);
+  Tensor dinitial_state = state_on(u, s);
+  const Operands with(s, in, runs, cu_seqlens, 0, delta_softplus, zoh);
+  const Strides gs(dout), dus(du), dds(ddelta), dzs(z ? OptionalTensor(dz) : std::nullopt);
+  const bool rows = in_rows(s, with, {gs, Strides(u), Strides(delta), Strides(z), dus, dds, dzs});
+  const auto key = key_of<SelectiveScanBwd>(s, with, u, rows);
+  const auto& config = SelectiveScanBwd::pick(key, {s.rows, s.channels, s.length});
   const int64_t blocks_per_group = ceil_div(s.channels / s.groups, config.CHANNELS);
   const int64_t blocks = s.groups * blocks_per_group;
-  const int64_t chunks_a_launch = chunks_in_a_launch(s, u, blocks, in.gate.has_value());
-  const int64_t launches = ceil_div(s.chunks(), chunks_a_launch);
+  const int64_t chunks_a_launch = chunks_in_a_launch(s, u, blocks, with.gate.has_value());
+  const int64_t launches = ceil_div(s.chunks(), chunks_a_launch), state_parts = s.state * s.parts();
+  RowSums dA(s, with.A, launches, state_parts, s.channels);
+  // Blocks are whole in these rows, also where a group's channels end inside one.
+  RowSums dD(s, with.A, launches, s.groups, blocks_per_group * config.CHANNELS);
+  RowSums dbias(s, with.A, launches, s.groups, blocks_per_group * config.CHANNELS);
+  RowSums constant_dB(s, with.A, launches, s.constant_B ? state_parts : 0, s.channels);
+  RowSums constant_dC(s, with.A, launches, s.constant_C ? state_parts : 0, s.channels);
   // Written whole by the kernels, unless there is nothing to launch.
   const auto sums = [&](Dims sizes) {
-    return s.empty() ? torch::stable::new_zeros(in.A, {sizes.begin(), sizes.size()})
+    return s.empty() ? torch::stable::new_zeros(with.A, {sizes.begin(), sizes.size()})
                      : empty_on(u, sizes, kFloat);
   };
-  Tensor dA = sums({launches, s.batch, s.state * s.parts(), s.channels});
-  // Blocks are whole in these rows, also where a group's channels end inside one.
-  const int64_t padded_channels = blocks_per_group * config.CHANNELS;
-  Tensor dD = sums({launches, s.batch, s.groups, padded_channels});
-  Tensor dbias = sums({launches, s.batch, s.groups, padded_channels});
-  Tensor dBC = sums({2, s.batch, s.groups, s.state * s.parts(), in.padded_length});
-  Tensor dgate = sums({s.batch, in.gate ? s.state : 0, in.padded_length});
+  const bool variable = !s.constant_B || !s.constant_C;
+  const int64_t weight_rows = variable ? state_parts : 0, gate_rows = with.gate ? s.state : 0;
+  Tensor dBC = sums({2, s.batch, s.groups, weight_rows, with.padded_length});
+  Tensor dgate = sums({s.batch, gate_rows, with.padded_length});
 
   if (s.empty()) {
-    if (dlast_state) {
-      torch::stable::copy_(dinitial_state, *dlast_state);
-    } else {
-      torch::stable::zero_(dinitial_state);
-    }
+    fill_state(dinitial_state, dlast_state, s);
   } else {
     // Channels lie last in the kernel's carry, first in a state.
-    Tensor carry = empty_on(u, {s.batch, s.state * s.parts(), s.channels}, kFloat);
+    Tensor carry = empty_on(u, {s.rows, state_parts, s.channels}, kFloat);
     Tensor adjoint = torch::stable::transpose(carry, 1, 2);
-    const auto by_channel = [&](const Tensor& state) {
-      return s.complex ? torch::stable::view(state, {s.batch, s.channels, s.state * 2}) : state;
-    };
     if (dlast_state) {
       const Tensor last = torch::stable::contiguous(*dlast_state);
-      torch::stable::copy_(adjoint, by_channel(last));
+      torch::stable::copy_(adjoint, by_channel(last, s));
+    } else if (s.packed()) {
+      torch::stable::zero_(carry);
     }
     const int64_t partial_length = chunks_a_launch * kChunk;
     Tensor dBC_planes =
-        empty_on(u, {blocks_per_group, 2, s.batch, s.groups, s.state * s.parts(), partial_length}, kFloat);
-    Tensor dgate_planes = empty_on(u, {blocks, s.batch, in.gate ? s.state : 0, partial_length}, kFloat);
+        empty_on(u, {blocks_per_group, 2, s.batch, s.groups, weight_rows, partial_length}, kFloat);
+    Tensor dgate_planes = empty_on(u, {blocks, s.batch, gate_rows, partial_length}, kFloat);
 
     SelectiveScanBwd::Args args{};
+    put_common(args, s, in, with);
     args.dout = pointer(dout);
-    args.u = pointer(u);
-    args.delta = pointer(delta);
-    args.z = pointer(z);
-    args.A = pointer(in.A);
-    args.B = pointer(in.B);
-    args.C = pointer(in.C);
-    args.gate = pointer(in.gate);
-    args.D_skip = pointer(in.D);
-    args.delta_bias = pointer(in.bias);
     args.chunk_states = pointer(chunk_states);
     args.du = pointer(du);
     args.ddelta = pointer(ddelta);
     args.dz = pointer(dz);
-    args.dB = pointer(dBC_planes);
-    args.dC = static_cast<float*>(dBC_planes.data_ptr()) + dBC_planes.stride(1);
     args.dgate = pointer(dgate_planes);
     args.carry = pointer(carry);
-    args.D = static_cast<int32_t>(s.channels);
-    args.L = static_cast<int32_t>(s.length);
-    args.N = static_cast<int32_t>(s.state);
-    args.groups = static_cast<int32_t>(s.groups);
-    args.padded_length = in.padded_length;
     args.partial_length = partial_length;
     gs.put(args.dout_batch, args.dout_channel, args.dout_time);
-    us.put(args.u_batch, args.u_channel, args.u_time);
-    ds.put(args.delta_batch, args.delta_channel, args.delta_time);
-    zs.put(args.z_batch, args.z_channel, args.z_time);
     dus.put(args.du_batch, args.du_channel, args.du_time);
     dds.put(args.ddelta_batch, args.ddelta_channel, args.ddelta_time);
     dzs.put(args.dz_batch, args.dz_channel, args.dz_time);
-    args.flags = in.flags | (dlast_state ? kHasState : 0);
+    args.flags = with.flags | (dlast_state || s.packed() ? kHasState : 0);
 
     const int64_t over_planes[] = {0};
     const auto add_planes = [&](Tensor& planes, Tensor& total, int64_t begin, int64_t steps) {
@@ -283,41 +338,44 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
       Tensor used = torch::stable::narrow(planes, axis, 0, steps);
       torch::stable::sum_out(target, used, over_planes);
     };
-    const auto row_of = [](const Tensor& rows, int64_t launch) {
-      return static_cast<float*>(rows.data_ptr()) + launch * rows.stride(0);
-    };
+    float* planes = static_cast<float*>(dBC_planes.data_ptr());
     int64_t launch = 0;
     for (int64_t end = s.chunks(); end > 0; ++launch) {
       const int64_t begin = std::max<int64_t>(0, end - chunks_a_launch);
-      args.dA = row_of(dA, launch);
-      args.dD = row_of(dD, launch);
-      args.ddelta_bias = row_of(dbias, launch);
+      zero_if_by_ends(dBC_planes, s);
+      zero_if_by_ends(dgate_planes, s);
+      args.dA = dA.start(launch);
+      args.dD = dD.start(launch);
+      args.ddelta_bias = dbias.start(launch);
+      args.dB = s.constant_B ? constant_dB.start(launch) : planes;
+      args.dC = s.constant_C ? constant_dC.start(launch) : planes + dBC_planes.stride(1);
       args.chunk_begin = static_cast<int32_t>(begin);
       args.chunk_end = static_cast<int32_t>(end);
-      SelectiveScanBwd::launch(key, config, u.get_device_index(), s.batch * blocks, args);
+      SelectiveScanBwd::launch(key, config, u.get_device_index(), s.rows * blocks, args);
+      for (RowSums* of : {&dA, &dD, &dbias, &constant_dB, &constant_dC}) of->finish(launch);
       const int64_t steps = (end - begin) * kChunk;
-      add_planes(dBC_planes, dBC, begin * kChunk, steps);
-      if (in.gate) add_planes(dgate_planes, dgate, begin * kChunk, steps);
+      if (variable) add_planes(dBC_planes, dBC, begin * kChunk, steps);
+      if (with.gate) add_planes(dgate_planes, dgate, begin * kChunk, steps);
       end = begin;
     }
-    Tensor initial = by_channel(dinitial_state);
+    Tensor initial = by_channel(dinitial_state, s);
     torch::stable::copy_(initial, adjoint);
   }
 
   const auto matrix = [&](int64_t which, const Tensor& input) {
     Tensor rows = torch::stable::select(dBC, 0, which);
     Tensor shaped =
-        s.complex ? torch::stable::view(rows, {s.batch, s.groups, s.state, 2, in.padded_length}) : rows;
+        s.complex ? torch::stable::view(rows, {s.batch, s.groups, s.state, 2, with.padded_length}) : rows;
     return unpack_rows(shaped, input, s.complex);
   };
   return {du,
-          ddelta,
-          gradient_of_rates(sum_of_sums(dA), A, s),
-          matrix(0, B),
-          matrix(1, C),
-          D ? gradient_of(*D, by_channel_of_blocks(dD, s)) : absent_on(u),
+          gradient_of_heads(ddelta, delta, s),
+          gradient_of_constant(dA, A, s),
+          s.constant_B ? gradient_of_constant(constant_dB, B, s) : matrix(0, B),
+          s.constant_C ? gradient_of_constant(constant_dC, C, s) : matrix(1, C),
+          D ? gradient_of_channels(dD, D, s) : absent_on(u),
           dz,
-          delta_bias ? gradient_of(*delta_bias, by_channel_of_blocks(dbias, s)) : absent_on(u),
+          delta_bias ? gradient_of_channels(dbias, delta_bias, s) : absent_on(u),
           decay_gate ? unpack_rows(dgate, *decay_gate, false) : absent_on(u),
           dinitial_state};
 }

@@ -25,6 +25,8 @@ enum Flag : int32_t {
   kTied = 2048,
 };
 constexpr int kDtypes = 12;
+// How far the state's format lies below the format of x.
+constexpr int kStateFormat = 1;
 
 // The dtype of operand `position` (A, B, C, D, dt_bias, gate), as the kernel's loads read it from `flags`.
 int32_t dtype_flag(const OptionalTensor& t, int position) {
@@ -99,12 +101,12 @@ Tensor state_update(Tensor state, Tensor x, Tensor dt, Tensor A_, Tensor B_, Ten
 
   const bool tied = rates.n == 0 && rates.channel == 0;
   const bool in_rows = !s.complex && s.state > 0 && s.state % 16 == 0 && (s.steps == 1 || s.state > 16) &&
-                       (state.scalar_type() == ScalarType::Float || state.scalar_type() == x.scalar_type()) &&
+                       (state.scalar_type() == ScalarType::Float || storage_of(state) == storage_of(x)) &&
                        A.scalar_type() == ScalarType::Float && (tied || rows(A, rates)) &&
                        rows(state, held) && rows(intermediate_states, intermediate) && in.n == 1 &&
                        read.n == 1 && (!gate || of_gate.n == 1) &&
                        near({&held, &of_x, &of_dt, &of_z, &of_out, &rates, &skip, &of_bias, &intermediate});
-  const StateUpdate::Key key{dtype_of(x), dtype_of(state), s.complex, in_rows};
+  const StateUpdate::Key key{storage_of(x), storage_of(state), s.complex, in_rows};
   const auto& config = StateUpdate::pick(key, {s.state, s.steps});
   // A pass over the steps takes STATES states; sums of several passes over several steps meet in memory.
   const bool passes = s.steps > 1 && s.state > config.STATES;
@@ -191,7 +193,8 @@ Tensor state_update(Tensor state, Tensor x, Tensor dt, Tensor A_, Tensor B_, Ten
                (dst_state_batch_indices ? kHasTarget : 0) | (accepted_steps ? kHasAccepted : 0) |
                (intermediate_states ? kHasIntermediate : 0) | (update_state ? kUpdate : 0) |
                (zoh ? kZoh : 0) | (tied ? kTied : 0) | dtype_flag(A, 0) | dtype_flag(B, 1) |
-               dtype_flag(C, 2) | dtype_flag(D, 3) | dtype_flag(bias, 4) | dtype_flag(gate, 5);
+               dtype_flag(C, 2) | dtype_flag(D, 3) | dtype_flag(bias, 4) | dtype_flag(gate, 5) |
+               format_flag(x) | (format_flag(state) >> kStateFormat);
   const int64_t blocks = (s.dim + config.CHANNELS - 1) / config.CHANNELS;
   StateUpdate::launch(key, config, x.get_device_index(), s.batch * s.heads * blocks, args);
   return returned;

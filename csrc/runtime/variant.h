@@ -8,10 +8,11 @@
 
 namespace mamba_aot {
 
-enum class DType : int8_t { f32, f16, bf16, f64 };
+// Element types of kernels' tensors; `half` is f16 or bf16, which the kernel is told by a flag.
+enum class DType : int8_t { f32, f16, bf16, f64, half };
 
 inline const char* name_of(DType dtype) {
-  constexpr const char* kNames[] = {"f32", "f16", "bf16", "f64"};
+  constexpr const char* kNames[] = {"f32", "f16", "bf16", "f64", "half"};
   return kNames[static_cast<int>(dtype)];
 }
 

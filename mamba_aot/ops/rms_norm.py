@@ -282,6 +282,7 @@ def _(
     z: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
+    eps: float,
     group_size: int,
     centered: bool,
     norm_before_gate: bool | None,
@@ -294,8 +295,7 @@ def _(
 
 
 def _setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    x, weight, bias, residual, z, _eps, *options, keep_sum, _wide_sum = inputs
-    ctx.group_size, ctx.centered, ctx.norm_before_gate = options
+    x, weight, bias, residual, z, *ctx.options, keep_sum, _wide_sum = inputs
     _, total, mean, rstd = output
     ctx.x_dtype = x.dtype
     if keep_sum and residual is not None and total.dtype == residual.dtype == rstd.dtype:
@@ -316,9 +316,7 @@ def _backward(ctx, dout: Tensor | None, dsum: Tensor | None, _dmean: None, _drst
     # Read once: under activation checkpointing every reading recomputes the forward.
     saved = ctx.saved_tensors
     residual = saved[3]
-    dx, dweight, dbias, dresidual, dz = torch.ops.mamba_aot.rms_norm_bwd(
-        dout, dsum, *saved, ctx.group_size, ctx.centered, ctx.norm_before_gate
-    )
+    dx, dweight, dbias, dresidual, dz = torch.ops.mamba_aot.rms_norm_bwd(dout, dsum, *saved, *ctx.options)
     if residual is not None and residual.dtype == dout.dtype:
         dresidual = dx
     grads = (dx, dweight, dbias, dresidual, dz)

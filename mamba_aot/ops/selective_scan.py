@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mamba_aot.ops._boundary import as_pairs, empty_layout_like, is_zoh, require_tensors, state_dtype
+from mamba_aot.ops._packing import check_ends, runs_of
 
 # Steps between two states that the forward keeps for the backward; `kChunk` in csrc/ops/selective_scan.h.
 _CHUNK = 64
@@ -25,6 +26,9 @@ def selective_scan_fn(
     decay_gate: Tensor | None = None,
     discretization: str = "euler",
     initial_state: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    validate: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Runs the selective scan h_t = g_t exp(dt_t A) h_{t-1} + phi_t B_t u_t, y_t = C_t h_t + D u_t.
 
@@ -34,27 +38,42 @@ def selective_scan_fn(
     them, is differentiable once in every tensor and deterministic. Between forward and backward it keeps its
     inputs and one state in 64.
 
+    Sequences may be packed, so that the state stays within each: by `seq_idx`, several in each batch row, or
+    by `cu_seqlens`, all in one row. On a GPU the latter run side by side.
+
     Args:
         u: The sequence, [batch, channels, length], float32, float16 or bfloat16 (float64 too on a CPU).
-        delta: Step sizes, shape and dtype of `u`.
+        delta: Step sizes, shape and dtype of `u`; or [batch, heads, length], where channel d belongs to head
+            d // (channels / heads). Its gradient then takes the memory of one per channel on the way.
         A: Diagonal state matrix, [channels, state], real or complex.
         B: Input weights, [batch, state, length] or [batch, groups, state, length]; channel d belongs to group
             d // (channels / groups). Any floating dtype; complex if `A` is, or then real with (re, im) pairs
-            along a last dim of 2 * length, as mamba_ssm has it.
-        C: Output weights, shaped like `B`.
+            along a last dim of 2 * length, as mamba_ssm has it. Or the same for all steps, [channels, state],
+            complex if `A` is.
+        C: Output weights, in one of the shapes of `B`; with as many groups, if both have them.
         D: Skip weight, [channels].
         z: Output gate, shape and dtype of `u`; the result is multiplied by silu(z).
-        delta_bias: Added to `delta`, [channels].
+        delta_bias: Added to `delta`, [channels]; or [heads] of a `delta` per head.
         delta_softplus: Whether dt goes through softplus.
         return_last_state: Whether the state after the last step is returned too.
         decay_gate: Factor g on the decay, [batch, state, length].
         discretization: "euler" or "zoh".
         initial_state: State before the first step, [batch, channels, state], float32 (float64 if `u` is),
-            complex if `A` is; zero when absent.
+            complex if `A` is; zero when absent. With `seq_idx` it comes before the sequence at step 0 of the
+            row, if that is not padding; with `cu_seqlens` there is one for each sequence, [sequences,
+            channels, state].
+        seq_idx: Index of each step's sequence, int32 [batch, length]; where it changes, a sequence ends. A
+            negative index marks padding: its output and gradients are zero, whatever the other tensors hold
+            there.
+        cu_seqlens: Where the sequences packed in the one row of `u` [1, channels, length] end, int32
+            [sequences + 1]: 0, then the lengths summed up. Sequences may be empty.
+        validate: Whether the values of a `cu_seqlens` on a GPU are checked too, for which the host waits; on
+            a CPU they always are. Unchecked, steps that wrong values leave out are padding.
 
     Returns:
         The output, shape and dtype of `u`; with `return_last_state` a pair of it and the last state, which
-        has the shape and dtype of `initial_state` and is differentiable as well.
+        has the shape and dtype of `initial_state` and is differentiable as well: with `seq_idx` that of the
+        row's last sequence (zero for a row of padding), with `cu_seqlens` that of each sequence.
 
     Raises:
         TypeError: An argument is not a tensor.
@@ -65,7 +84,15 @@ def selective_scan_fn(
     """
     require_tensors(
         "selective_scan_fn",
-        dict(D=D, z=z, delta_bias=delta_bias, decay_gate=decay_gate, initial_state=initial_state),
+        dict(
+            D=D,
+            z=z,
+            delta_bias=delta_bias,
+            decay_gate=decay_gate,
+            initial_state=initial_state,
+            seq_idx=seq_idx,
+            cu_seqlens=cu_seqlens,
+        ),
         u=u,
         delta=delta,
         A=A,
@@ -82,7 +109,17 @@ def selective_scan_fn(
     if initial_state is not None and initial_state.is_complex():
         initial_state = as_pairs(initial_state)
 
-    inputs = (u, delta, A, B, C, D, z, delta_bias, decay_gate, initial_state)
+    delta_bias = _per_channel(delta_bias, delta, u)
+    runs = None
+    if seq_idx is not None:
+        runs = runs_of("selective_scan_fn", seq_idx, cu_seqlens, u)
+        # Weights lie in one tile with those of the steps around them, so padding must not hold what spreads.
+        padding = seq_idx < 0
+        B, C = _without(B, padding), _without(C, padding)
+    if validate and cu_seqlens is not None:
+        check_ends(cu_seqlens, u)
+
+    inputs = (u, delta, A, B, C, D, z, delta_bias, decay_gate, initial_state, runs, cu_seqlens)
     # An exported program runs forward only, and a number of chunks would bound the lengths it accepts.
     # (Dynamo of torch 2.11 takes is_exporting() for true whenever it traces.)
     exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
@@ -95,14 +132,13 @@ def selective_scan_fn(
 
 
 def _op_weight(name: str, weight: Tensor, is_complex: bool, u: Tensor) -> Tensor:
-    """B or C as the op takes it: [B, G, N, L], or [B, G, N, L, 2] beside a complex A."""
+    """B or C as the op takes it: [B, G, N, L] or [D, N], with a last dim of 2 beside a complex A."""
     if weight.dim() == 3:
         weight = weight.unsqueeze(1)
-    elif weight.dim() != 4:
+    elif weight.dim() not in (2, 4):
         raise ValueError(
-            f"selective_scan_fn: {name} must be [batch, state, length] or [batch, groups, state, length], "
-            f"got {list(weight.shape)}; for a constant [channels, state] pass "
-            f"{name}[None, :, :, None].expand(batch, -1, -1, length)"
+            f"selective_scan_fn: {name} must be [batch, state, length] or [batch, groups, state, length], or "
+            f"[channels, state] for all steps, got {list(weight.shape)}"
         )
     if weight.is_complex():
         if not is_complex:
@@ -110,6 +146,11 @@ def _op_weight(name: str, weight: Tensor, is_complex: bool, u: Tensor) -> Tensor
         return as_pairs(weight)
     if not is_complex:
         return weight
+    if weight.dim() == 2:
+        raise ValueError(
+            f"selective_scan_fn: {name} must be complex because A is complex, got {weight.dtype} of "
+            f"{list(weight.shape)}"
+        )
     length = u.shape[-1]
     if weight.shape[3] != 2 * length:
         raise ValueError(
@@ -117,6 +158,22 @@ def _op_weight(name: str, weight: Tensor, is_complex: bool, u: Tensor) -> Tensor
             f"along a last dim of 2 * length = {2 * length}, got {weight.dtype} of {list(weight.shape)}"
         )
     return weight.unflatten(3, (length, 2))
+
+
+def _per_channel(bias: Tensor | None, delta: Tensor, u: Tensor) -> Tensor | None:
+    """delta_bias as the op takes it: [D]."""
+    heads = delta.shape[1] if delta.dim() == 3 else 0
+    if bias is None or u.dim() != 3 or bias.shape != (heads,) or heads == 0 or u.shape[1] % heads != 0:
+        return bias
+    return bias[:, None].expand(-1, u.shape[1] // heads).flatten()
+
+
+def _without(weight: Tensor, padding: Tensor) -> Tensor:
+    """B or C as the op takes it with zeros at steps of padding [B, L]."""
+    if weight.dim() < 4:
+        return weight
+    at = padding[:, None, None, :]
+    return torch.where(at if weight.dim() == 4 else at.unsqueeze(4), 0, weight)
 
 
 @torch.library.register_fake("mamba_aot::selective_scan_fwd")
@@ -131,16 +188,24 @@ def _(
     delta_bias: Tensor | None,
     decay_gate: Tensor | None,
     initial_state: Tensor | None,
+    runs: Tensor | None,
+    cu_seqlens: Tensor | None,
     delta_softplus: bool,
     zoh: bool,
     save_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, dim, length = u.shape
     state, pair = A.shape[1], A.shape[2:]
-    rows = state * 2 if pair else state
-    chunks = (batch, (length + _CHUNK - 1) // _CHUNK, rows, dim) if save_states else (0,)
+    numbers = state * 2 if pair else state
+    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    saved = (length + _CHUNK - 1) // _CHUNK
+    if cu_seqlens is not None:
+        saved += rows
+    elif runs is not None:
+        saved += 1
+    chunks = (batch, saved, numbers, dim) if save_states else (0,)
     dtype = state_dtype(u)
-    last_state = u.new_empty((batch, dim, state, *pair), dtype=dtype)
+    last_state = u.new_empty((rows, dim, state, *pair), dtype=dtype)
     return empty_layout_like(u), last_state, u.new_empty(chunks, dtype=dtype)
 
 
@@ -157,6 +222,8 @@ def _(
     z: Tensor | None,
     delta_bias: Tensor | None,
     decay_gate: Tensor | None,
+    runs: Tensor | None,
+    cu_seqlens: Tensor | None,
     chunk_states: Tensor,
     delta_softplus: bool,
     zoh: bool,
@@ -167,7 +234,8 @@ def _(
         return torch.empty_like(absent) if tensor is None else tensor.new_empty(tensor.shape)
 
     dz = torch.empty_like(absent) if z is None else empty_layout_like(z)
-    dinitial_state = u.new_empty((*u.shape[:2], *A.shape[1:]), dtype=state_dtype(u))
+    rows = u.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    dinitial_state = u.new_empty((rows, u.shape[1], *A.shape[1:]), dtype=state_dtype(u))
     return (
         empty_layout_like(u),
         empty_layout_like(delta),
@@ -183,9 +251,9 @@ def _(
 
 
 def _setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, _initial_state, ctx.delta_softplus, ctx.zoh, _save_states = inputs
+    *tensors, _initial_state, runs, cu_seqlens, ctx.delta_softplus, ctx.zoh, _save_states = inputs
     chunk_states = output[2]
-    ctx.save_for_backward(*tensors, chunk_states)
+    ctx.save_for_backward(*tensors, runs, cu_seqlens, chunk_states)
     ctx.mark_non_differentiable(chunk_states)
     # A result that the loss does not use arrives in the backward as None, not as a tensor of zeros.
     ctx.set_materialize_grads(False)
@@ -203,7 +271,7 @@ def _backward(ctx, dout: Tensor | None, dlast_state: Tensor | None, _dchunk_stat
         dlast_state = dlast_state.contiguous()
     grads = torch.ops.mamba_aot.selective_scan_bwd(dout, dlast_state, *saved, ctx.delta_softplus, ctx.zoh)
     wanted = [grad if need else None for grad, need in zip(grads, ctx.needs_input_grad, strict=False)]
-    return *wanted, None, None, None
+    return *wanted, *(None,) * (len(ctx.needs_input_grad) - len(wanted))
 
 
 torch.library.register_autograd("mamba_aot::selective_scan_fwd", _backward, setup_context=_setup_context)

@@ -14,7 +14,8 @@ shows how much of the result is cancellation.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,40 @@ from mamba_aot.testing._random import Random, is_numeric
 
 # Directions that inputs are nudged in: enough that a sum is not left where it was in all of them by chance.
 _NUDGES = 4
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """How far a result is from the truth, and what the rule allows it: `eager` and the rest of the band."""
+
+    error: float
+    eager: float
+    rounding: float
+    nudge: float
+
+    @property
+    def limit(self) -> float:
+        return 2 * self.eager + self.rounding + self.nudge
+
+    @property
+    def share(self) -> float:
+        """The error as a share of the limit, NaN if the result has a NaN."""
+        return self.error / self.limit if self.limit else (math.inf if self.error else 0.0)
+
+
+def measure_against_fp64(
+    out: Tensor, ref_same_precision: Tensor, ref_fp64: Tensor, ref_nudged: Sequence[Tensor] = ()
+) -> Closeness:
+    """Measures `out` by the rule at the top of this file. Arguments as in `assert_close_to_fp64`."""
+    if out.numel() == 0:
+        return Closeness(0.0, 0.0, 0.0, 0.0)
+    truth = ref_fp64.detach()
+    return Closeness(
+        error=_largest(out.detach().to(truth.dtype) - truth),
+        eager=_largest(ref_same_precision.detach().to(truth.dtype) - truth),
+        rounding=torch.finfo(out.dtype).eps * _largest(truth),
+        nudge=max((_largest(nudged.detach() - truth) for nudged in ref_nudged), default=0.0),
+    )
 
 
 def assert_close_to_fp64(
@@ -47,22 +82,18 @@ def assert_close_to_fp64(
     got, wanted = (tuple(out.shape), out.dtype), (tuple(ref_same_precision.shape), ref_same_precision.dtype)
     if got != wanted:
         raise AssertionError(f"{name}: shape and dtype must be {wanted}, got {got}")
-    if out.numel() == 0:
+    found = measure_against_fp64(out, ref_same_precision, ref_fp64, ref_nudged)
+    if found.error <= found.limit:
         return
     wide, truth = out.detach().to(ref_fp64.dtype), ref_fp64.detach()
     errors = (wide - truth).abs()
-    eager = _largest(ref_same_precision.detach().to(ref_fp64.dtype) - truth)
-    rounding = torch.finfo(out.dtype).eps * _largest(truth)
-    nudge = max((_largest(nudged.detach() - truth) for nudged in ref_nudged), default=0.0)
-    limit = 2 * eager + rounding + nudge
-    if _largest(errors) <= limit:
-        return
     worst = int(torch.where(errors.isnan(), math.inf, errors).argmax())
     index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), out.shape))
-    over = int((~(errors <= limit)).sum())
+    over = int((~(errors <= found.limit)).sum())
     raise AssertionError(
-        f"{name}: error against float64 must be at most 2 x eager's + rounding + nudge = 2 x {eager:.3g} + "
-        f"{rounding:.3g} + {nudge:.3g} = {limit:.3g}, got {errors[index].item():.3g} at {index}: "
+        f"{name}: error against float64 must be at most 2 x eager's + rounding + nudge = "
+        f"2 x {found.eager:.3g} + {found.rounding:.3g} + {found.nudge:.3g} = {found.limit:.3g}, "
+        f"got {errors[index].item():.3g} at {index}: "
         f"{wide[index].item():.8g} instead of {truth[index].item():.8g}; {over} of {out.numel()} elements "
         f"are over, dtype {out.dtype}"
     )
@@ -87,6 +118,31 @@ def assert_matches_reference(
         written: Names of arguments the functions write into; what is written is compared as well.
         seed: Of the weighting.
     """
+    for name, compared in compare_with_reference(
+        function, reference, inputs, backward=backward, written=written, seed=seed
+    ).items():
+        assert_close_to_fp64(compared.out, compared.eager, compared.truth, name, compared.nudged)
+
+
+class Compared(NamedTuple):
+    """One result: of the function under test, of the eager one, in float64, and that with nudged inputs."""
+
+    out: Tensor
+    eager: Tensor
+    truth: Tensor
+    nudged: list[Tensor]
+
+
+def compare_with_reference(
+    function: Callable[..., Any],
+    reference: Callable[..., Any],
+    inputs: Mapping[str, Any],
+    *,
+    backward: bool = True,
+    written: Sequence[str] = (),
+    seed: int = 0,
+) -> dict[str, Compared]:
+    """What `assert_matches_reference` holds to the rule, by the names of `results_of`."""
     got = results_of(function, inputs, backward=backward, written=written, seed=seed)
     eager = results_of(reference, inputs, backward=backward, written=written, seed=seed)
     wide = {name: _widened(value) for name, value in inputs.items()}
@@ -98,8 +154,10 @@ def assert_matches_reference(
         nudged.append(results_of(reference, moved, backward=backward, written=written, seed=seed))
     if got.keys() != eager.keys():
         raise AssertionError(f"the results must be {list(eager)}, got {list(got)}")
-    for name, value in got.items():
-        assert_close_to_fp64(value, eager[name], truth[name], name, [results[name] for results in nudged])
+    return {
+        name: Compared(out, eager[name], truth[name], [results[name] for results in nudged])
+        for name, out in got.items()
+    }
 
 
 def results_of(

@@ -34,6 +34,10 @@ def make_scan_inputs(
     decay_gate: bool = False,
     initial_state: bool = False,
     discretization: str = "euler",
+    heads: int | None = None,
+    constant: str = "",
+    seq_idx: Sequence[Sequence[int]] | None = None,
+    cu_seqlens: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Arguments of `selective_scan_fn` as a trained model has them: step sizes from 1e-3 to 1, Re A < 0.
 
@@ -46,8 +50,14 @@ def make_scan_inputs(
             sequence-last tensor, "strided" every second step of one.
         is_complex: Whether A, B, C and the state are complex; Im A is pi n (S4D-Lin).
         interleaved: Whether complex B and C are passed as real ones with a last dim of 2L.
+        heads: Rows of delta and delta_bias, or None for one per channel.
+        constant: Which of B and C are [dim, state]: "", "B", "C" or "BC".
+        seq_idx: Lengths of the sequences packed in each batch row, which make up `batch` and `length`; a
+            negative one is that many steps of padding.
+        cu_seqlens: Lengths of the sequences packed in one row.
     """
     random = Random(seed)
+    batch, length, rows, packing = _packed(batch, length, seq_idx, cu_seqlens, device)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     weight = wide if weight_dtype is None else weight_dtype
     state_like = wide.to_complex() if is_complex else wide
@@ -56,8 +66,9 @@ def make_scan_inputs(
     if interleaved:
         bc_shape = (*bc_shape[:-1], 2 * length)
 
-    bias = random.log_uniform(1e-3, 1e-1, dim)
-    delta = random.log_uniform(1e-3, 1, batch, dim, length)
+    heads = dim if heads is None else heads
+    bias = random.log_uniform(1e-3, 1e-1, heads)
+    delta = random.log_uniform(1e-3, 1, batch, heads, length)
     if delta_softplus:
         bias = _inverse_softplus(bias)
         delta = _inverse_softplus(delta) - (bias[:, None] if delta_bias else 0)
@@ -68,12 +79,17 @@ def make_scan_inputs(
     def sequence(values: Tensor, of: torch.dtype) -> Tensor:
         return place(values.to(of).to(device), layout)
 
+    def weights(name: str) -> Tensor:
+        if name in constant:
+            return random.normal(dim, state, of=bc_dtype).to(bc_dtype).to(device)
+        return sequence(random.normal(*bc_shape, of=bc_dtype), bc_dtype)
+
     inputs: dict[str, Any] = {
         "u": sequence(random.normal(batch, dim, length), dtype),
         "delta": sequence(delta, dtype),
         "A": A.to(state_like if is_complex else weight).to(device),
-        "B": sequence(random.normal(*bc_shape, of=bc_dtype), bc_dtype),
-        "C": sequence(random.normal(*bc_shape, of=bc_dtype), bc_dtype),
+        "B": weights("B"),
+        "C": weights("C"),
         "D": random.normal(dim).to(weight).to(device) if D else None,
         "z": sequence(random.normal(batch, dim, length), dtype) if z else None,
         "delta_bias": bias.to(weight).to(device) if delta_bias else None,
@@ -82,9 +98,9 @@ def make_scan_inputs(
     }
     gate = torch.sigmoid(random.normal(batch, state, length) + 2)
     inputs["decay_gate"] = sequence(gate, weight) if decay_gate else None
-    h = random.normal(batch, dim, state, of=state_like).to(state_like).to(device)
+    h = random.normal(rows, dim, state, of=state_like).to(state_like).to(device)
     inputs["initial_state"] = h if initial_state else None
-    return inputs
+    return inputs | packing
 
 
 def make_state_update_inputs(
@@ -169,15 +185,7 @@ def make_conv_inputs(
     """
     random = Random(seed)
     weight = dtype if weight_dtype is None else weight_dtype
-    rows, packing = batch, {}
-    if seq_idx is not None:
-        batch, length = len(seq_idx), sum(map(abs, seq_idx[0]))
-        steps = [[i if n > 0 else -1 for i, n in enumerate(row) for _ in range(abs(n))] for row in seq_idx]
-        rows, packing = batch, {"seq_idx": torch.tensor(steps, dtype=torch.int32, device=device)}
-    if cu_seqlens is not None:
-        batch, length, rows = 1, sum(cu_seqlens), len(cu_seqlens)
-        ends = [0, *itertools.accumulate(cu_seqlens)]
-        packing = {"cu_seqlens": torch.tensor(ends, dtype=torch.int32, device=device)}
+    batch, length, rows, packing = _packed(batch, length, seq_idx, cu_seqlens, device)
     before = place(random.normal(rows, dim, width - 1).to(dtype).to(device), layout)
     return {
         **packing,
@@ -294,6 +302,25 @@ def make_norm_inputs(
     if z:
         inputs["z"] = sequence(dtype)
     return inputs | options
+
+
+def _packed(
+    batch: int,
+    length: int,
+    seq_idx: Sequence[Sequence[int]] | None,
+    cu_seqlens: Sequence[int] | None,
+    device: str | torch.device,
+) -> tuple[int, int, int, dict[str, Tensor]]:
+    """Batch, length, rows of states and index arguments of what is packed, if anything is."""
+    if seq_idx is not None:
+        steps = [[i if n > 0 else -1 for i, n in enumerate(row) for _ in range(abs(n))] for row in seq_idx]
+        index = torch.tensor(steps, dtype=torch.int32, device=device)
+        batch, length = index.shape
+        return batch, length, batch, {"seq_idx": index}
+    if cu_seqlens is not None:
+        ends = torch.tensor([0, *itertools.accumulate(cu_seqlens)], dtype=torch.int32, device=device)
+        return 1, sum(cu_seqlens), len(cu_seqlens), {"cu_seqlens": ends}
+    return batch, length, batch, {}
 
 
 def place(tensor: Tensor, layout: str) -> Tensor:

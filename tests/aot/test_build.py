@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tools.aot import cubin
 from tools.aot.build import BuildError, build
+from tools.aot.compile import CompileError, check_launchable
 
 ARCHS = [80, 90]
 
@@ -29,11 +31,10 @@ def times(root: Path) -> dict[Path, float]:
 
 
 def test_cubins_are_for_their_architecture(checkout: Path):
-    for arch in ARCHS:
-        packed = images(checkout)[f"axpy-sm{arch}.bin"]
-        starts = [at for at in range(0, len(packed), 64) if packed[at : at + 4] == b"\x7fELF"]
-        assert len(starts) == 11
-        assert {cubin.facts(packed[at:]).arch for at in starts} == {arch}
+    packed = images(checkout)["axpy-sm80-sm90.bin"]
+    starts = [at for at in range(0, len(packed), 64) if packed[at : at + 4] == b"\x7fELF"]
+    found = [cubin.facts(packed[at:]).arch for at in starts]
+    assert sorted(found) == sorted(ARCHS * 11)
 
 
 def test_ptx_is_for_any_newer_gpu(checkout: Path):
@@ -64,7 +65,7 @@ def test_an_edit_rebuilds_only_its_own_images(own_checkout: Path):
     kernel.write_text(kernel.read_text().replace("* factor)", "* factor + 1.0)"))
     build(own_checkout, ARCHS)
     changed = changed_since(before, own_checkout)
-    assert {"scale-sm90.bin", "scale-sm90.cpp", "libmamba_aot.so"} <= changed
+    assert {"scale-sm80-sm90.bin", "scale-sm80-sm90.cpp", "libmamba_aot.so"} <= changed
     assert not [name for name in changed if name.startswith("axpy")]
     assert "scale.gen.cpp" not in changed, "the launcher is the same"
 
@@ -75,8 +76,8 @@ def test_an_edited_helper_rebuilds_who_imports_it(own_checkout: Path):
     helper.write_text(helper.read_text().replace("* 2", "* 3"))
     build(own_checkout, ARCHS)
     changed = changed_since(before, own_checkout)
-    assert "axpy-sm90.bin" in changed
-    assert "scale-sm90.bin" not in changed
+    assert "axpy-sm80-sm90.bin" in changed
+    assert "scale-sm80-sm90.bin" not in changed
 
 
 def test_a_library_without_gpu_images_builds(own_checkout: Path):
@@ -99,7 +100,7 @@ def test_a_kernel_that_does_not_compile_is_named(own_checkout: Path, capfd: pyte
     with pytest.raises(BuildError, match="the build failed"):
         build(own_checkout, [90])
     output = capfd.readouterr().out
-    assert "scale-sm90-only: " in output
+    assert "scale-only: " in output
     assert "faktor is not defined" in output
 
 
@@ -113,23 +114,23 @@ def test_mistakes_in_a_table_stop_the_build_once(own_checkout: Path, capfd: pyte
     assert output.count("csrc/kernels/scale.py: scale_kernel: parameter BLOCK is claimed by nobody") == 1
 
 
-def test_a_kernel_that_needs_scratch_is_refused(own_checkout: Path, capfd: pytest.CaptureFixture[str]):
-    (own_checkout / "csrc/kernels/scale.py").write_text(
-        """import triton
-import triton.language as tl
+@pytest.mark.parametrize(
+    ("fact", "message"),
+    [
+        ({"global_scratch_size": 128}, "must not need scratch memory, got global_scratch_size = 128"),
+        ({"num_ctas": 2}, "must run without clusters, got num_ctas = 2"),
+        ({"launch_pdl": True}, "must start plainly, got launch_pdl"),
+    ],
+)
+def test_what_the_launcher_could_not_start_is_refused(fact: dict[str, int], message: str):
+    compiled = SimpleNamespace(metadata=SimpleNamespace(**{"num_ctas": 1} | fact), asm={"ptx": ""})
+    with pytest.raises(CompileError, match=f"scale-only: {message}"):
+        check_launchable([], "scale-only", compiled)
 
-from tools.aot.spec import Config, Kernel
 
-
-@triton.jit
-def scale_kernel(x, n):
-    d = tl.make_tensor_descriptor(x, [n, 64], [64, 1], [16, 64])
-    d.store([0, 0], d.load([0, 0]) * 2)
-
-
-KERNELS = [Kernel(scale_kernel, args=dict(x="*f32", n="i32"), aligned=lambda v: ["x"])]
-"""
-    )
-    with pytest.raises(BuildError):
-        build(own_checkout, [90])
-    assert "scale-sm90-only: must not need scratch memory, got global_scratch_size" in capfd.readouterr().out
+def test_a_kernel_with_more_parameters_than_arguments_is_refused():
+    ptx = ".entry scale_kernel(.param .u64 x, .param .u32 n, .param .u64 scratch, .param .u64 profile) {}"
+    compiled = SimpleNamespace(metadata=SimpleNamespace(num_ctas=1), asm={"ptx": ptx})
+    check_launchable(["x", "n"], "scale-only", compiled)
+    with pytest.raises(CompileError, match="scale-only: must take 3 parameters, got 4"):
+        check_launchable(["x"], "scale-only", compiled)

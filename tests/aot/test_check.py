@@ -31,8 +31,8 @@ CASES = [
         "parameter scale is chosen at compile time; annotate it constexpr in the kernel",
     ),
     (
-        dict(args=dict(u="*T", out="*half", length="i64", scale="f32")),
-        "parameter out points to half, which is no",
+        dict(args=dict(u="*T", out="*fp16", length="i64", scale="f32")),
+        "parameter out points to fp16, which is no",
     ),
     (
         dict(args=dict(u="*T", out="*f32", length="int", scale="f32")),

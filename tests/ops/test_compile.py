@@ -57,6 +57,30 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[int, str], dict[str, Any]]]
         scan,
         lambda n, device: make_scan_inputs(length=n, device=device, layout="channel"),
     ),
+    "scan, rows of sequences": (
+        scan,
+        lambda n, device: make_scan_inputs(
+            seq_idx=[[n // 3, n - n // 3], [-5, n - 5]],
+            constant="B",
+            heads=2,
+            dim=4,
+            state=2,
+            initial_state=True,
+            device=device,
+        ),
+    ),
+    "scan, one row of sequences": (
+        scan,
+        lambda n, device: make_scan_inputs(
+            cu_seqlens=[n // 3, 0, n - n // 3],
+            is_complex=True,
+            constant="C",
+            dim=4,
+            state=2,
+            initial_state=True,
+            device=device,
+        ),
+    ),
     "scan, strided": (scan, lambda n, device: make_scan_inputs(length=n, device=device, layout="strided")),
     "scan, bfloat16": (scan, lambda n, device: make_scan_inputs(length=n, device=device, **BRAIN, **FULL)),
     "scan, complex": (
@@ -147,7 +171,7 @@ def test_opcheck(function: Callable[..., Any], make: Callable[..., dict[str, Any
     inputs = make(70, device)
     with Recorder() as recorder:
         run(function, inputs, function)
-    packed = "seq_idx" in inputs or "cu_seqlens" in inputs
+    packed = function is conv and ("seq_idx" in inputs or "cu_seqlens" in inputs)
     assert len(recorder.calls) == (2 + packed if takes_gradients(function) else 1)
     for op, args in recorder.calls:
         arguments = [a.detach() if isinstance(a, Tensor) else a for a in args]

@@ -291,16 +291,16 @@ def test_opcheck(centered: bool, layout: str, device: str) -> None:
         (added["x"], added["weight"], added["bias"], added["residual"], None, 0, None, True),
         (gated["x"], gated["weight"], None, None, gated["z"], 8, False, False),
     ):
-        options = (size, centered, before)
+        options = (1e-6, size, centered, before)
         tensors = [x, weight, bias, residual, z]
-        saved = ops.rms_norm_fwd(*tensors, 1e-6, *options, keep, False)
+        saved = ops.rms_norm_fwd(*tensors, *options, keep, False)
         dsum = saved[1] if keep else None
         torch.library.opcheck(ops.rms_norm_bwd, (saved[0], dsum, *tensors, *saved[2:], *options))
         if keep:
             of_sum = (None, weight, bias, saved[1], z)
             torch.library.opcheck(ops.rms_norm_bwd, (saved[0], dsum, *of_sum, *saved[2:], *options))
         leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
-        torch.library.opcheck(ops.rms_norm_fwd, (*leaves, 1e-6, *options, keep, False))
+        torch.library.opcheck(ops.rms_norm_fwd, (*leaves, *options, keep, False))
 
 
 @each_form

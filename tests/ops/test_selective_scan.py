@@ -85,6 +85,26 @@ ROWS: dict[str, dict[str, Any]] = {
     "bfloat16, complex": {**BRAIN, **COMPLEX},
     "bfloat16, complex, everything": {**BRAIN, **COMPLEX, **EVERYTHING, "layout": "channel"},
     "bfloat16, interleaved": {**BRAIN, **COMPLEX, "interleaved": True, "weight_dtype": torch.bfloat16},
+    "constant B": {"constant": "B"},
+    "constant C": {"constant": "C"},
+    "constant B and C": {"constant": "BC"},
+    "constant B, groups, long": {"constant": "B", "groups": 2, "length": 1000, "dim": 4},
+    "constant B and C, everything": {**EVERYTHING, "constant": "BC"},
+    "constant C, channel-last": {"constant": "C", "layout": "channel", "dim": 24},
+    "constant B, complex": {**COMPLEX, "constant": "B"},
+    "constant C, complex": {**COMPLEX, "constant": "C", "length": 129},
+    "constant B and C, complex, everything": {**COMPLEX, **EVERYTHING, "constant": "BC"},
+    "constant B, bfloat16": {**BRAIN, "constant": "B", "weight_dtype": torch.bfloat16},
+    "constant B and C, no states": {"constant": "BC", "state": 0},
+    "constant B and C, no steps": {"constant": "BC", "length": 0},
+    "2 heads": {"heads": 2},
+    "1 head": {"heads": 1, "length": 64},
+    "2 heads, channel-last": {"heads": 2, "layout": "channel"},
+    "3 heads of 9": {"heads": 3, "dim": 27, "layout": "strided"},
+    "4 heads of 32": {"heads": 4, "dim": 128, "length": 70, "state": 4},
+    "2 heads, complex, everything": {**COMPLEX, **EVERYTHING, "heads": 2},
+    "2 heads, bfloat16": {**BRAIN, "heads": 2},
+    "2 heads, no options": {**NOTHING, "heads": 2},
     "no sequences": {"batch": 0},
     "no channels": {"dim": 0},
     "no states": {"state": 0},
@@ -105,6 +125,27 @@ def test_b_and_c_keep_their_own_dtypes(b_dtype: torch.dtype, c_dtype: torch.dtyp
     inputs = make_scan_inputs(dtype=torch.bfloat16, device=device)
     inputs |= {"B": inputs["B"].to(b_dtype), "C": inputs["C"].to(c_dtype)}
     assert_matches_reference(scan, scan_ref, inputs)
+
+
+@pytest.mark.parametrize("name", ["A", "B", "C", "D", "delta_bias", "decay_gate"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_each_weight_keeps_its_own_dtype(name: str, dtype: torch.dtype, device: str) -> None:
+    inputs = make_scan_inputs(dtype=torch.float16, decay_gate=True, device=device)
+    assert_matches_reference(scan, scan_ref, inputs | {name: inputs[name].to(dtype)})
+
+
+def test_a_bias_per_channel_beside_a_delta_per_head(device: str) -> None:
+    inputs = make_scan_inputs(heads=2, device=device)
+    inputs["delta_bias"] = inputs["delta_bias"].repeat_interleave(4)
+    assert_matches_reference(scan, scan_ref, inputs)
+
+
+def test_a_constant_is_the_same_at_every_step(device: str) -> None:
+    for is_complex in (False, True):
+        inputs = make_scan_inputs(constant="BC", is_complex=is_complex, device=device)
+        along_time = {n: inputs[n][None, :, :, None].expand(2, -1, -1, 63) for n in ("B", "C")}
+        got, wanted = scan(**inputs), scan(**inputs | along_time)
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])

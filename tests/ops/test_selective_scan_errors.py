@@ -17,6 +17,15 @@ SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
         {"delta": torch.zeros(2, 8, 62)},
         "delta must be [batch, channels, length] = [2, 8, 63], got [2, 8, 62]",
     ),
+    "delta heads": ({"delta": torch.zeros(2, 3, 63)}, "delta must be [batch, channels, length] = [2, 8, 63]"),
+    "delta heads length": (
+        {"delta": torch.zeros(2, 4, 62)},
+        "delta must be [batch, heads, length] = [2, 4, 63], got [2, 4, 62]",
+    ),
+    "delta_bias heads": (
+        {"delta": torch.zeros(2, 4, 63), "delta_bias": torch.zeros(2)},
+        "delta_bias must be [channels] = [8], got [2]",
+    ),
     "delta dtype": ({"delta": torch.zeros(2, 8, 63).half()}, "delta must be float32 like u, got float16"),
     "A rank": ({"A": torch.zeros(8, 16, 2)}, "A must be [channels, state], got [8, 16, 2]"),
     "A shape": ({"A": torch.zeros(7, 16)}, "A must be [channels, state] = [8, 16], got [7, 16]"),
@@ -31,7 +40,7 @@ SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
         "B must be [batch, groups, state, length] = [2, 2, 16, 63], got [2, 2, 15, 63]",
     ),
     "B rank": ({"B": torch.zeros(63)}, "B must be [batch, state, length] or [batch, groups, state"),
-    "B constant": ({"B": torch.zeros(8, 16)}, "got [8, 16]; for a constant [channels, state] pass B[None"),
+    "B constant": ({"B": torch.zeros(8, 15)}, "B must be [channels, state] = [8, 16], got [8, 15]"),
     "B groups": ({"B": torch.zeros(2, 3, 16, 63)}, "groups that divides the 8 channels of u, got 3"),
     "B dtype": ({"B": torch.zeros(2, 16, 63, dtype=torch.int32)}, "B must be float32"),
     "B complex beside a real A": (
@@ -41,6 +50,14 @@ SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
     "B real beside a complex A": (
         {"A": torch.zeros(8, 16, dtype=torch.complex64)},
         "with (re, im) pairs along a last dim of 2 * length = 126, got torch.float32 of [2, 1, 16, 63]",
+    ),
+    "B constant beside a complex A": (
+        {"A": torch.zeros(8, 16, dtype=torch.complex64), "B": torch.zeros(8, 16)},
+        "B must be complex because A is complex, got torch.float32 of [8, 16]",
+    ),
+    "C constant": (
+        {"A": torch.zeros(8, 16), "C": torch.zeros(8, 16, dtype=torch.complex64)},
+        "C must be real because A is real, got torch.complex64",
     ),
     "C shape": (
         {"C": torch.zeros(3, 16, 63)},

@@ -36,6 +36,18 @@ def norm(**inputs: Any) -> Any:
     return mamba_aot.rms_norm_fn(**inputs, prenorm=True)
 
 
+def constant(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """B and C that are the same for all steps."""
+    weight = torch.randn(8, 16, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    return {"B": weight, "C": weight / 2}
+
+
+def per_head(inputs: dict[str, Any]) -> dict[str, Any]:
+    return inputs | {"delta": inputs["delta"][:, ::4], "delta_bias": inputs["delta_bias"][::4]}
+
+
+ROWS = {"seq_idx": torch.tensor([[0] * 20 + [1] * 43, [0] * 5 + [1] * 50 + [-1] * 8], dtype=torch.int32)}
+ENDS = {"cu_seqlens": torch.tensor([0, 20, 20, 63], dtype=torch.int32)}
 SCAN: dict[str, Any] = {"decay_gate": True, "initial_state": True, "discretization": "zoh"}
 CALLS: dict[str, tuple[Call, Callable[[int], dict[str, Any]], list[str]]] = {
     "scan, sequences": (scan, lambda seed: make_scan_inputs(seed=seed, **SCAN), ["u", "delta", "B", "z"]),
@@ -44,6 +56,27 @@ CALLS: dict[str, tuple[Call, Callable[[int], dict[str, Any]], list[str]]] = {
         scan,
         lambda seed: make_scan_inputs(seed=seed, is_complex=True, groups=2, **SCAN),
         ["u", "C", "decay_gate", "initial_state"],
+    ),
+    "scan, weights of all steps": (
+        scan,
+        lambda seed: make_scan_inputs(seed=seed, **SCAN) | constant(),
+        ["u"],
+    ),
+    "scan, complex weights of all steps": (
+        scan,
+        lambda seed: make_scan_inputs(seed=seed, is_complex=True, **SCAN) | constant(torch.complex64),
+        ["u", "delta"],
+    ),
+    "scan, a delta per head": (
+        scan,
+        lambda seed: per_head(make_scan_inputs(seed=seed, **SCAN)),
+        ["u", "z"],
+    ),
+    "scan, packed rows": (scan, lambda seed: make_scan_inputs(seed=seed, **SCAN) | ROWS, ["u", "z"]),
+    "scan, packed in one row": (
+        scan,
+        lambda seed: make_scan_inputs(1, seed=seed, decay_gate=True) | ENDS,
+        ["u"],
     ),
     "conv, sequences": (
         conv,

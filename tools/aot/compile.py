@@ -1,4 +1,4 @@
-"""Compiles the variants of a kernel file for a family of architectures: `python -m tools.aot.compile --help`.
+"""Compiles the variants of a kernel file for some architectures: `python -m tools.aot.compile --help`.
 
 Each call is a process of its own, started by ninja. It writes the images one after another into one file, a
 C++ file that embeds it with a table of facts, and a list of the sources it depends on.
@@ -7,9 +7,11 @@ C++ file that embeds it with a table of facts, and a list of the sources it depe
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,10 +39,10 @@ def settle_environment(cache: Path) -> None:
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
 
 
-def compile_variant(variant: Variant, family: list[int]) -> dict[tree.Target, Image]:
-    """Compiles a variant: a cubin for each of a family and, with sm_80, the PTX that newer GPUs can take.
+def compile_variant(variant: Variant, archs: list[int]) -> dict[tree.Target, Image]:
+    """Compiles a variant: a cubin for each architecture and, with sm_80, the PTX that newer GPUs can take.
 
-    Triton runs once; what the others of the family differ in is the assembler's work.
+    Triton runs once, for sm_80: its PTX is what every architecture's machine code is assembled from.
 
     Raises:
         CompileError: Triton refuses the kernel, or the launcher could not launch what came out.
@@ -54,22 +56,24 @@ def compile_variant(variant: Variant, family: list[int]) -> dict[tree.Target, Im
     source_type = GluonASTSource if function.is_gluon() else ASTSource
     source = source_type(function, variant.signature, _constexprs(variant), variant.attributes)
     # Contracting a * b + c stops being Triton's default in 3.10: numbers must not drift with the compiler.
-    options: dict[str, Any] = {"enable_fp_fusion": True, **variant.config.options}
-    # The bytes for sm_86 must not depend on what else is built: Ampere and Ada always start from sm_80.
-    base = tree.PTX_ARCH if family[0] < 90 else family[0]
-    if base == tree.PTX_ARCH:
-        options["ptx_version"] = _PTX_VERSION
-    name = variant.id(f"sm{base}")
+    options: dict[str, Any] = {
+        "enable_fp_fusion": True,
+        **variant.config.options,
+        "ptx_version": _PTX_VERSION,
+    }
+    name = variant.name
     cubins = {}
     try:
-        compiled = triton.compile(source, target=GPUTarget("cuda", base, 32), options=options)
-        for arch in family:
+        with _stop_at_ptx():
+            compiled = triton.compile(source, target=GPUTarget("cuda", tree.PTX_ARCH, 32), options=options)
+        check_launchable(variant.kernel.runtime_parameters, name, compiled)
+        for arch in archs:
             name = variant.id(f"sm{arch}")
-            ptx = compiled.asm["ptx"]
-            cubins[arch] = compiled.asm["cubin"] if arch == base else _assemble(ptx, arch, options)
+            cubins[arch] = _assemble(compiled.asm["ptx"], arch, options)
+    except CompileError:
+        raise
     except Exception as error:
         raise CompileError(f"{name}: {type(error).__name__}: {error}") from error
-    _check_launchable(variant, name, compiled)
     meta = compiled.metadata
     common = {
         "variant": variant.name,
@@ -78,7 +82,7 @@ def compile_variant(variant: Variant, family: list[int]) -> dict[tree.Target, Im
         "shared_bytes": meta.shared,
     }
     images = {}
-    for target in tree.targets(family):
+    for target in tree.targets(archs):
         if target.ptx:
             # The driver decides a PTX's registers when it compiles it.
             data, registers, spill_bytes = plain_ptx(compiled.asm["ptx"]).encode() + b"\0", 0, 0
@@ -94,8 +98,28 @@ def compile_variant(variant: Variant, family: list[int]) -> dict[tree.Target, Im
     return images
 
 
+@contextlib.contextmanager
+def _stop_at_ptx() -> Iterator[None]:
+    """Triton's own last step would assemble for sm_80 even where sm_80 is not asked for."""
+    from triton import knobs
+
+    def drop_cubin(*arguments: Any) -> tuple[str, str]:
+        if arguments:
+            _backend, stages, *_ = arguments
+            stages["cubin"] = lambda ptx, metadata: b""
+        # Triton asks without arguments for what this changes in its cache's keys.
+        return "ptx", "ptx"
+
+    before = knobs.runtime.add_stages_inspection_hook
+    knobs.runtime.add_stages_inspection_hook = drop_cubin
+    try:
+        yield
+    finally:
+        knobs.runtime.add_stages_inspection_hook = before
+
+
 def _assemble(ptx: str, arch: int, options: dict[str, Any]) -> bytes:
-    """Machine code for `arch` from the PTX of an older architecture, by Triton's own assembler call."""
+    """Machine code for `arch` from the PTX, by Triton's own assembler call."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler.compiler import make_backend
 
@@ -106,7 +130,7 @@ def _assemble(ptx: str, arch: int, options: dict[str, Any]) -> bytes:
 def _constexprs(variant: Variant) -> dict[str, Any]:
     import triton.language as tl
 
-    types = {"f32": tl.float32, "f16": tl.float16, "bf16": tl.bfloat16, "f64": tl.float64}
+    types = {"f32": tl.float32, "f16": tl.float16, "bf16": tl.bfloat16, "f64": tl.float64, "half": tl.int16}
     kernel = variant.kernel
     return {
         name: types[str(value)] if name in kernel.axes and kernel.axis_kind(name) == "dtype" else value
@@ -114,7 +138,7 @@ def _constexprs(variant: Variant) -> dict[str, Any]:
     }
 
 
-def _check_launchable(variant: Variant, name: str, compiled: Any) -> None:
+def check_launchable(parameters: list[str], name: str, compiled: Any) -> None:
     """The launcher passes the arguments and two null scratch pointers, and starts single-CTA programs."""
     meta = compiled.metadata
     for scratch in ("global_scratch_size", "profile_scratch_size"):
@@ -128,7 +152,7 @@ def _check_launchable(variant: Variant, name: str, compiled: Any) -> None:
         if getattr(meta, flag, False):
             raise CompileError(f"{name}: must start plainly, got {flag}")
     head = compiled.asm["ptx"].split(".entry", 1)[1].split(")", 1)[0]
-    expected = len(variant.kernel.runtime_parameters) + 2
+    expected = len(parameters) + 2
     if head.count(".param ") != expected:
         raise CompileError(f"{name}: must take {expected} parameters, got {head.count('.param ')}")
 
@@ -139,18 +163,18 @@ def plain_ptx(text: str) -> str:
     return "\n".join(line for line in lines if line) + "\n"
 
 
-def compile_file(root: Path, stem: str, family: list[int], folder: Path) -> None:
+def compile_file(root: Path, stem: str, archs: list[int], folder: Path) -> None:
     """Writes `<stem>-sm<arch>[-sm<arch>...].bin` and `.cpp` under `folder`, with sm_80 `<stem>-ptx80` too."""
     made = []
     problems = []
     for variant in [v for kernel in tree.kernels(root, stem) for v in kernel.variants]:
         try:
-            made.append(compile_variant(variant, family))
+            made.append(compile_variant(variant, archs))
         except CompileError as error:
             problems.append(str(error))
     if problems:
         raise CompileError("\n".join(problems))
-    for targets in tree.files(family):
+    for targets in tree.files(archs):
         # Images of one variant lie side by side: alike as they are, they compress as one.
         images = [images_of[target] for images_of in made for target in targets]
         packed, starts = pack(images)
@@ -163,7 +187,7 @@ def compile_file(root: Path, stem: str, family: list[int], folder: Path) -> None
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.aot.compile", description=compile_file.__doc__)
     parser.add_argument("stem", help="a kernel file's name without .py")
-    parser.add_argument("--archs", required=True, help="a family, such as 80;86;89")
+    parser.add_argument("--archs", required=True, help="such as 80;90")
     parser.add_argument("--triton", required=True, help="its version, so that another one compiles anew")
     parser.add_argument(
         "--out", type=Path, default=Path("build/images"), help="folder, below the current one"
@@ -176,12 +200,12 @@ def main() -> int:
     settle_environment(root / "build" / "triton")
     arguments.out.mkdir(parents=True, exist_ok=True)
     try:
-        family = [int(arch) for arch in arguments.archs.split(";")]
-        compile_file(root, arguments.stem, family, arguments.out)
+        archs = [int(arch) for arch in arguments.archs.split(";")]
+        compile_file(root, arguments.stem, archs, arguments.out)
     except (CompileError, tree.TableError) as error:
         print(f"tools.aot: {error}", file=sys.stderr)
         return 1
-    target = arguments.out / tree.images_name(arguments.stem, tree.files(family)[0])
+    target = arguments.out / tree.images_name(arguments.stem, tree.files(archs)[0])
     sources = " ".join(path.as_posix() for path in tree.kernel_sources(root))
     target.with_suffix(".d").write_text(f"{target}.bin: {sources}\n")
     return 0

@@ -1,6 +1,6 @@
 """The build graph: what is made from what, as a ninja file.
 
-Kernel file × architecture → images; kernel file → launchers; C++ → objects → `libmamba_aot.so` and `_C`.
+Kernel file → images; kernel file → launchers; C++ → objects → `libmamba_aot.so` and `_C`.
 Commands name Python through the environment, so that the images outlive the isolated environments that pip
 builds in.
 """
@@ -24,8 +24,8 @@ TORCH_TARGET = "0x020a000000000000"
 # Only what most machines run is worth the compiler's time: x86-64 without AVX2 is older than 2013.
 _ISAS = {
     "baseline": "",
-    "avx2": "-O3 -mavx2 -mfma -mf16c",
-    "avx512": "-O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512",
+    "avx2": "-mavx2 -mfma -mf16c",
+    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512",
 }
 
 
@@ -146,15 +146,15 @@ def _kernel_edges(
         triton = tools.versions.get("triton", "none")
         ninja.build(generated, "launchers", [kernel], variables={"stem": stem, "archs": f"'{listed}'"})
         sources.append((generated[0], []))
-        for family in tree.families(archs):
-            names = [tree.images_name(stem, targets) for targets in tree.files(family)]
-            binaries = [f"build/images/{name}.bin" for name in names]
-            embedding = [f"build/images/{name}.cpp" for name in names]
-            members = ";".join(map(str, family))
-            values = {"stem": stem, "archs": f"'{members}'", "first": names[0], "triton": triton}
-            # A table with mistakes is reported once, by the launchers' step.
-            ninja.build(binaries + embedding, "images", [kernel], order_only=generated[:1], variables=values)
-            sources += [(source, [binary]) for source, binary in zip(embedding, binaries, strict=True)]
+        if not archs:
+            continue
+        names = [tree.images_name(stem, targets) for targets in tree.files(archs)]
+        binaries = [f"build/images/{name}.bin" for name in names]
+        embedding = [f"build/images/{name}.cpp" for name in names]
+        values = {"stem": stem, "archs": f"'{listed}'", "first": names[0], "triton": triton}
+        # A table with mistakes is reported once, by the launchers' step.
+        ninja.build(binaries + embedding, "images", [kernel], order_only=generated[:1], variables=values)
+        sources += [(source, [binary]) for source, binary in zip(embedding, binaries, strict=True)]
     return sources
 
 
@@ -167,7 +167,7 @@ def _isas(source: str) -> dict[str, str]:
     """Instruction sets a source is compiled for, and their flags; several for `csrc/cpu/*_simd.cpp` only."""
     if not source.endswith("_simd.cpp"):
         return {"": ""}
-    isas = _ISAS if platform.machine() in ("x86_64", "AMD64") else {"baseline": "-O3"}
+    isas = _ISAS if platform.machine() in ("x86_64", "AMD64") else {"baseline": ""}
     return {isa: f"-DMAMBA_AOT_ISA={isa} {flags}".strip() for isa, flags in isas.items()}
 
 

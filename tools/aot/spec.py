@@ -16,7 +16,8 @@ from typing import Any
 from tools.aot import rules
 
 # Names of element types in tables, ids and C++, and what Triton calls them.
-DTYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "f64": "fp64"}
+# `half` is either sixteen-bit format, which the kernel tells apart at run time.
+DTYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "f64": "fp64", "half": "i16"}
 # Scalar argument types and the C type whose address the driver is given; the sizes must match exactly.
 SCALARS = {
     "i32": "int32_t",

@@ -12,7 +12,7 @@ from tools.aot.spec import Kernel
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHS = (80, 86, 89, 90, 100, 120)
-# The PTX comes from this architecture's compilation: any newer GPU can take it.
+# Triton compiles for this architecture alone: any newer one can take its PTX.
 PTX_ARCH = 80
 
 
@@ -76,20 +76,14 @@ def chosen_archs(setting: str | None) -> list[int]:
     return sorted({int(part) for part in parts})
 
 
-def families(archs: list[int]) -> list[list[int]]:
-    """Groups architectures whose machine code comes from one PTX: Ampere and Ada take that of sm_80."""
-    ampere = [arch for arch in archs if PTX_ARCH <= arch < 90]
-    return ([ampere] if ampere else []) + [[arch] for arch in archs if arch not in ampere]
-
-
 def targets(archs: list[int]) -> list[Target]:
     """What is built for these architectures: a cubin for each, and PTX beside the one it is taken from."""
     return [Target(arch) for arch in archs] + [Target(arch, ptx=True) for arch in archs if arch == PTX_ARCH]
 
 
-def files(family: list[int]) -> list[list[Target]]:
-    """What of a family goes into one file of images: its cubins, and its PTX if there is any."""
-    both = targets(family)
+def files(archs: list[int]) -> list[list[Target]]:
+    """What goes into one file of images: the cubins, and the PTX if there is any."""
+    both = targets(archs)
     return [list(group) for group in ([t for t in both if not t.ptx], [t for t in both if t.ptx]) if group]
 
 

@@ -1,0 +1,33 @@
+"""Sixteen-bit numbers as int16: one image serves float16 and bfloat16, and a bit of `flags` says which it is.
+
+Telling the formats apart costs two instructions an element. Where that would be felt, variants have exact
+types.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+# Set for float16, clear for bfloat16: kFloat16 in csrc/ops/launch_arguments.h.
+FLOAT16 = gl.constexpr(1 << 30)
+
+
+@gluon.jit
+def widened(x, flags):
+    """What was loaded, in fp32."""
+    if x.dtype == gl.int16:
+        half = x.to(gl.float16, bitcast=True).to(gl.float32)
+        brain = (x.to(gl.int32) << 16).to(gl.float32, bitcast=True)
+        return gl.where((flags & FLOAT16) != 0, half, brain)
+    else:
+        return x.to(gl.float32)
+
+
+@gluon.jit
+def narrowed(value, dtype: gl.constexpr, flags):
+    """fp32 `value` as it is stored in a tensor of `dtype`."""
+    if dtype == gl.int16:
+        half = value.to(gl.float16).to(gl.int16, bitcast=True)
+        brain = value.to(gl.bfloat16).to(gl.int16, bitcast=True)
+        return gl.where((flags & FLOAT16) != 0, half, brain)
+    else:
+        return value.to(dtype)
