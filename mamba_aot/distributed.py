@@ -96,8 +96,8 @@ def _over_channels(given: dict[str, Any]) -> dict[str, int | str]:
 
 
 def _over_batch(given: dict[str, Any]) -> dict[str, int | str]:
-    weights = {name: 0 for name in ("B", "C") if not _is_constant(given, name)}
-    return {"u": 0, "delta": 0, "z": 0, "decay_gate": 0, "runs": 1} | weights
+    split: dict[str, int | str] = {"u": 0, "delta": 0, "z": 0, "decay_gate": 0, "runs": 1}
+    return split | {name: 0 for name in ("B", "C") if not _is_constant(given, name)}
 
 
 def _is_constant(given: dict[str, Any], name: str) -> bool:
