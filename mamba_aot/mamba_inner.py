@@ -189,7 +189,7 @@ class _Recomputed(torch.autograd.Function):
             with torch.enable_grad():
                 arguments = _scan_arguments(_Inputs._make(leaves), ctx.eps)
             *grads, _gate, _state = torch.ops.mamba_aot.selective_scan_bwd(
-                dout, None, *arguments, None, states, ctx.delta_softplus, False
+                dout, None, *arguments, None, None, None, states, ctx.delta_softplus, False
             )
             pairs = zip(arguments, grads, strict=True)
             reached = [(t, grad) for t, grad in pairs if t is not None and t.requires_grad]
@@ -201,7 +201,8 @@ class _Recomputed(torch.autograd.Function):
 def _scan(
     arguments: tuple[Tensor | None, ...], delta_softplus: bool, save_states: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.ops.mamba_aot.selective_scan_fwd(*arguments, None, None, delta_softplus, False, save_states)
+    options = (delta_softplus, False, save_states)
+    return torch.ops.mamba_aot.selective_scan_fwd(*arguments, None, None, None, None, *options)
 
 
 def _scan_arguments(inputs: _Inputs, eps: float) -> tuple[Tensor | None, ...]:
@@ -217,8 +218,6 @@ def _scan_arguments(inputs: _Inputs, eps: float) -> tuple[Tensor | None, ...]:
         delta = _normed(delta, inputs.dt_rms_weight, eps)
     B = _op_weight(inputs, inputs.B, B, inputs.B_proj_bias, inputs.b_rms_weight, eps)
     C = _op_weight(inputs, inputs.C, C, inputs.C_proj_bias, inputs.c_rms_weight, eps)
-    if B.shape[1] != C.shape[1]:
-        B, C = (weight.expand(-1, x.shape[1], *weight.shape[2:]) for weight in (B, C))
     A = as_pairs(inputs.A) if inputs.A.is_complex() else inputs.A
     return u, delta, A, B, C, inputs.D, z, inputs.delta_bias
 
@@ -231,9 +230,11 @@ def _op_weight(
     norm: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """B or C as the op takes it: [batch, groups, state, length], beside a complex A with a last dim of 2."""
+    """B or C as the op takes it: [batch, 1, state, length] or [channels, state], beside a complex A with a
+    last dim of 2.
+    """
     if constant is not None:
-        return _of_every_step(as_pairs(constant) if constant.is_complex() else constant, inputs.xz)
+        return as_pairs(constant) if constant.is_complex() else constant
     # Wide from here on, which costs little: a step of B or C is far smaller than one of u.
     projected = projected.to(state_dtype(projected))
     if bias is not None:
@@ -243,12 +244,6 @@ def _op_weight(
     if inputs.A.is_complex():
         projected = projected.unflatten(1, (-1, 2)).movedim(2, -1)
     return projected.unsqueeze(1)
-
-
-def _of_every_step(constant: Tensor, xz: Tensor) -> Tensor:
-    """[channels, state, ...] as the weights of all steps, with a group for every channel."""
-    weight = constant[None, :, :, None]
-    return weight.expand(xz.shape[0], -1, -1, xz.shape[2], *constant.shape[2:])
 
 
 def _projected(sequence: Tensor, weight: Tensor) -> Tensor:

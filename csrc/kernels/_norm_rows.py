@@ -21,6 +21,31 @@ FEW = tl.constexpr(128)
 DTYPES = tl.constexpr(8)
 
 
+# Set for float16, clear for bfloat16, where a tensor comes as int16: kFloat16 in csrc/ops/launch_arguments.h.
+FLOAT16 = tl.constexpr(1 << 30)
+
+
+@triton.jit
+def load_wide(pointer, mask, flags):
+    """Load fp32, or int16 that stands for either sixteen-bit format, as fp32."""
+    value = tl.load(pointer, mask, 0)
+    if pointer.dtype.element_ty == tl.int16:
+        half = value.to(tl.float16, bitcast=True).to(tl.float32)
+        brain = (value.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+        value = tl.where((flags & FLOAT16) != 0, half, brain)
+    return value
+
+
+@triton.jit
+def store_narrow(pointer, value, mask, flags):
+    """The other way."""
+    if pointer.dtype.element_ty == tl.int16:
+        half = value.to(tl.float16).to(tl.int16, bitcast=True)
+        brain = value.to(tl.bfloat16).to(tl.int16, bitcast=True)
+        value = tl.where((flags & FLOAT16) != 0, half, brain)
+    tl.store(pointer, value, mask)
+
+
 @triton.jit
 def load_as(pointer, at, mask, flags, POSITION: tl.constexpr):
     """Load fp32, fp16 or bf16, whichever `flags` says, as fp32."""
@@ -54,7 +79,7 @@ def sigmoid(z):
 def load_total(x, residual, x_at, residual_at, mask, flags):
     total = tl.zeros(mask.shape, tl.float32)
     if (flags & HAS_X) != 0:
-        total = tl.load(x + x_at, mask, 0.0).to(tl.float32)
+        total = load_wide(x + x_at, mask, flags)
     if (flags & HAS_RESIDUAL) != 0:
         total += load_as(residual, residual_at, mask, flags, 2)
     return total
@@ -72,7 +97,7 @@ def rounded_product(x, y):
 def gated_first(value, z, z_at, mask, flags):
     """value silu(z) if there is a gate and it is first, else value."""
     if (flags & (HAS_Z | GATE_LAST)) == HAS_Z:
-        zv = tl.load(z + z_at, mask, 0.0).to(tl.float32)
+        zv = load_wide(z + z_at, mask, flags)
         gate = zv * sigmoid(zv)
         if mask.shape[1] <= FEW:
             # The mean is that of rounded products: only from those does it leave 0 of a single one.
@@ -86,7 +111,7 @@ def gated_first(value, z, z_at, mask, flags):
 def gated_last(value, z, z_at, mask, flags):
     """value silu(z) if there is a gate and it is last, else value."""
     if (flags & (HAS_Z | GATE_LAST)) == (HAS_Z | GATE_LAST):
-        zv = tl.load(z + z_at, mask, 0.0).to(tl.float32)
+        zv = load_wide(z + z_at, mask, flags)
         value *= zv * sigmoid(zv)
     return value
 
@@ -103,7 +128,7 @@ def affine(h, weight, bias, channel, inside, flags):
 def store_normed(out, u, mean, rstd, weight, bias, z, out_at, z_at, channel, mask, inside, flags):
     y = affine((u - mean[:, None]) * rstd[:, None], weight, bias, channel, inside, flags)
     y = gated_last(y, z, z_at, mask, flags)
-    tl.store(out + out_at, y.to(out.dtype.element_ty), mask)
+    store_narrow(out + out_at, y, mask, flags)
 
 
 @triton.jit

@@ -93,22 +93,15 @@ def prefetch_steps(x, row, time, padded_length, COMPLEX: gl.constexpr):
 
 
 @gluon.jit
-def store_steps(x, row, time, padded_length, value, own, whole, COMPLEX: gl.constexpr):
-    """The other way; rows of a `whole` tile are written by wide stores, padding too."""
-    if COMPLEX:
-        at = x + row * 2 * padded_length + time
-        if whole:
-            gl.store(at, value[0])
-            gl.store(at + padded_length, value[1])
+def store_steps(x, row, time, padded_length, value, own, COMPLEX: gl.constexpr, GENERAL: gl.constexpr):
+    """The other way; a row without packed sequences is written with its padding, which takes no mask."""
+    parts = 2 if COMPLEX else 1
+    for part in gl.static_range(2 if COMPLEX else 1):
+        at = x + (row * parts + part) * padded_length + time
+        if GENERAL:
+            gl.store(at, value[part], own)
         else:
-            gl.store(at, value[0], own)
-            gl.store(at + padded_length, value[1], own)
-    else:
-        at = x + row * padded_length + time
-        if whole:
-            gl.store(at, value[0])
-        else:
-            gl.store(at, value[0], own)
+            gl.store(at, value[part])
 
 
 @gluon.jit
@@ -119,7 +112,6 @@ def store_weight(
     time,
     padded_length,
     own,
-    whole,
     constant,
     sums_at,
     channel,
@@ -136,6 +128,6 @@ def store_weight(
             sums = add(sums, total(total(value, 1, COMPLEX), 0, COMPLEX), COMPLEX)
             store_state(x + sums_at, channel, D, sums, valid, COMPLEX)
         else:
-            store_steps(x, row, time, padded_length, total(value, 2, COMPLEX), own, whole, COMPLEX)
+            store_steps(x, row, time, padded_length, total(value, 2, COMPLEX), own, COMPLEX, GENERAL)
     else:
-        store_steps(x, row, time, padded_length, total(value, 2, COMPLEX), own, whole, COMPLEX)
+        store_steps(x, row, time, padded_length, total(value, 2, COMPLEX), own, COMPLEX, GENERAL)

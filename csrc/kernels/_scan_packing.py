@@ -3,7 +3,7 @@
 A program owns one row of work: a batch row with its sequences one after the other (seq_idx), or one sequence
 of the only batch row (cu_seqlens), or a whole batch row where nothing is packed. It visits tiles on the grid
 of whole tiles, each once for every sequence that has steps in it; steps of others are of length 0 and leave
-its state alone.
+its state alone. Only the GENERAL kernels can do that: the others are compiled without it.
 """
 
 from _arithmetic import anew
@@ -17,40 +17,54 @@ BY_INDEX = gl.constexpr(512)
 
 
 @gluon.jit
-def own_steps(runs, work, L, flags):
+def own_steps(runs, work, L, flags, GENERAL: gl.constexpr):
     """Of a row of work: the batch row it lies in, its first step and the one after its last."""
-    by_ends = (flags & BY_ENDS) != 0
+    row = work
     first = 0
     stop = L
-    if by_ends:
-        # Wrong ends must not lead outside the sequence.
-        first = gl.minimum(gl.maximum(gl.load(runs + work), 0), L)
-        stop = gl.minimum(gl.load(runs + work + 1), L)
-    return gl.where(by_ends, 0, work), first, stop
+    if GENERAL:
+        by_ends = (flags & BY_ENDS) != 0
+        if by_ends:
+            # Wrong ends must not lead outside the sequence.
+            first = gl.minimum(gl.maximum(gl.load(runs + work), 0), L)
+            stop = gl.minimum(gl.load(runs + work + 1), L)
+        row = gl.where(by_ends, 0, work)
+    return row, first, stop
 
 
 @gluon.jit
-def run_from(runs, row, position, stop, L, flags):
+def run_from(runs, row, position, stop, L, flags, GENERAL: gl.constexpr):
     """The end of the run of steps that `position` lies in, and whether it is a sequence or padding."""
     end = stop
     live = position < stop
-    if (flags & BY_INDEX) != 0:
-        entry = gl.load(runs + row * L + position)
-        live = entry > 0
-        end = gl.minimum(gl.maximum(gl.abs(entry), position + 1), stop)
+    if GENERAL:  # noqa: SIM102 - the compiler's choice, then the device's
+        if (flags & BY_INDEX) != 0:
+            entry = gl.load(runs + row * L + position)
+            live = entry > 0
+            end = gl.minimum(gl.maximum(gl.abs(entry), position + 1), stop)
     return end, live
 
 
 @gluon.jit
-def run_until(runs, row, position, first, L, flags):
+def run_until(runs, row, position, first, L, flags, GENERAL: gl.constexpr):
     """The start of the run of steps that `position` lies in, and whether it is a sequence or padding."""
     begin = first
     live = position >= first
-    if (flags & BY_INDEX) != 0:
-        entry = gl.load(runs + row * L + position)
-        live = entry >= 0
-        begin = gl.minimum(gl.where(live, entry, -1 - entry), position)
+    if GENERAL:  # noqa: SIM102
+        if (flags & BY_INDEX) != 0:
+            entry = gl.load(runs + row * L + position)
+            live = entry >= 0
+            begin = gl.minimum(gl.where(live, entry, -1 - entry), position)
     return begin, live
+
+
+@gluon.jit
+def steps_of(time, begin, until, L, GENERAL: gl.constexpr):
+    """Which steps of a tile belong to the run: without packing all there are, which keeps loads wide."""
+    if GENERAL:
+        return (time >= begin) & (time < until)
+    else:
+        return time < L
 
 
 @gluon.jit
@@ -64,22 +78,11 @@ def offsets(begin, step, channel, time_stride, channel_stride, LAYOUT: gl.conste
 
 
 @gluon.jit
-def load_used(pointers, inside, used, flags, LAYOUT: gl.constexpr):
-    """A tile, 0 where it is not used; rows are read whole, which takes wide loads."""
-    if LAYOUT == "seq":
-        return gl.where(used, widened(gl.load(pointers, inside, 0), flags), 0.0)
-    else:
-        return widened(gl.load(pointers, used, 0), flags)
+def load_used(pointers, used, flags):
+    """A tile, 0 where it is not used."""
+    return widened(gl.load(pointers, used, 0), flags)
 
 
 @gluon.jit
-def store_own(pointers, value, inside, own, whole, flags, LAYOUT: gl.constexpr):
-    """A tile's own steps; rows of a `whole` tile are written by wide stores."""
-    value = narrowed(value, pointers.dtype.element_ty, flags)
-    if LAYOUT == "seq":
-        if whole:
-            gl.store(pointers, value, inside)
-        else:
-            gl.store(pointers, value, own)
-    else:
-        gl.store(pointers, value, own)
+def store_own(pointers, value, own, flags):
+    gl.store(pointers, narrowed(value, pointers.dtype.element_ty, flags), own)

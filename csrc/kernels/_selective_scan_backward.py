@@ -45,7 +45,7 @@ from _scan_operands import (
     store_state,
     store_weight,
 )
-from _scan_packing import BY_ENDS, BY_INDEX, load_used, offsets, own_steps, run_until, store_own
+from _scan_packing import BY_ENDS, BY_INDEX, load_used, offsets, own_steps, run_until, steps_of, store_own
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -145,8 +145,10 @@ def selective_scan_bwd_kernel(
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
     block = gl.program_id(0) % (groups * blocks_per_group)
     work = (gl.program_id(0) // (groups * blocks_per_group)).to(gl.int64)
-    batch, first_step, stop = own_steps(runs, work, L, flags)
-    batches = gl.where((flags & BY_ENDS) != 0, 1, gl.num_programs(0) // (groups * blocks_per_group))
+    batch, first_step, stop = own_steps(runs, work, L, flags, GENERAL)
+    batches = gl.num_programs(0) // (groups * blocks_per_group)
+    if GENERAL:
+        batches = gl.where((flags & BY_ENDS) != 0, 1, batches)
     group = block // blocks_per_group
     block_in_group = block % blocks_per_group
     in_group = block_in_group * CHANNELS + gl.arange(0, CHANNELS, CHANNEL)
@@ -175,43 +177,40 @@ def selective_scan_bwd_kernel(
 
     constant_B = (flags & CONSTANT_B) != 0
     constant_C = (flags & CONSTANT_C) != 0
-    by_index = (flags & BY_INDEX) != 0
-    packed = (flags & (BY_INDEX | BY_ENDS)) != 0
     chunks = gl.cdiv(L, CHUNK)
-    saved_rows = chunks + gl.where(by_index, 1, 0)
-    begun_at = gl.where(packed, chunk_end, chunk_end - 1)
+    saved_rows = chunks
+    begun_at = chunk_end - 1
+    if GENERAL:
+        by_index = (flags & BY_INDEX) != 0
+        saved_rows += gl.where(by_index, 1, 0)
+        begun_at += gl.where((flags & (BY_INDEX | BY_ENDS)) != 0, 1, 0)
     least = gl.maximum(first_step, chunk_begin * CHUNK)
     until = gl.minimum(stop, chunk_end * CHUNK)
     while until > least:
         chunk = (until - 1) // CHUNK
-        begin, live = run_until(runs, batch, until - 1, first_step, L, flags)
+        begin, live = run_until(runs, batch, until - 1, first_step, L, flags, GENERAL)
         opening = gl.maximum(begin, chunk * CHUNK)
-        whole = (opening == chunk * CHUNK) & ((until == chunk * CHUNK + CHUNK) | (until == L))
         segment_start = chunk * CHUNK + segment * STEPS
         time = segment_start[:, None] + step[None, :]
         partial_time = time - chunk_begin * CHUNK
-        own_time = (time >= opening) & (time < until)
-        inside = (time < L)[:, :, None] & valid[None, None, :]
-        used = own_time[:, :, None] & (valid & live)[None, None, :]
+        own_time = steps_of(time, opening, until, L, GENERAL)
+        used_channel = valid & live if GENERAL else valid
+        used = own_time[:, :, None] & used_channel[None, None, :]
         gated = own_time & ((flags & HAS_GATE) != 0)
         tile_begin = chunk * CHUNK + anew(segment) * STEPS
         row = anew(channel)
-        head = row // head_channels
-        x = load_used(
-            u + offsets(tile_begin, step, row, u_time, u_channel, LAYOUT), inside, used, flags, LAYOUT
-        )
+        head = row // head_channels if GENERAL else row
+        x = load_used(u + offsets(tile_begin, step, row, u_time, u_channel, LAYOUT), used, flags)
         bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, None, :]
         delta_at = delta + offsets(tile_begin, step, head, delta_time, delta_channel, LAYOUT)
-        dt = load_used(delta_at, inside, used, flags, LAYOUT) + bias
+        dt = load_used(delta_at, used, flags) + bias
         if (flags & SOFTPLUS) != 0:
             dt = softplus(dt)
         dt = gl.where(used, dt, 0.0)
         dout_at = dout + offsets(tile_begin, step, row, dout_time, dout_channel, LAYOUT)
-        dy = load_used(dout_at, inside, used, flags, LAYOUT)
+        dy = load_used(dout_at, used, flags)
         if (flags & HAS_Z) != 0:
-            zv = load_used(
-                z + offsets(tile_begin, step, row, z_time, z_channel, LAYOUT), inside, used, flags, LAYOUT
-            )
+            zv = load_used(z + offsets(tile_begin, step, row, z_time, z_channel, LAYOUT), used, flags)
             dy *= zv * sigmoid(zv)
         elapsed = gl.sum(dt, 1)
         dtx = dt * x
@@ -226,14 +225,16 @@ def selective_scan_bwd_kernel(
         states_at = work * D * N * PARTS
         carried = carry + states_at
         known = valid & ((chunk < chunks - 1) | ((flags & HAS_STATE) != 0))
-        # A sequence in a batch row that begins inside a chunk begins with zero.
-        saved_row = gl.where(opening > chunk * CHUNK, chunks + gl.where(by_index, 0, work), chunk)
+        saved_row = chunk
+        if GENERAL:
+            # A sequence in a batch row that begins inside a chunk begins with zero.
+            saved_row = gl.where(opening > chunk * CHUNK, chunks + gl.where(by_index, 0, work), chunk)
+            # The adjoint goes on to an earlier sequence through nothing but padding.
+            dropped = by_index & (opening == begin) & (live == (begin > 0))
         saved = chunk_states + (batch * saved_rows + saved_row) * D * N * PARTS
         rate_sums = dA + states_at
         A_at = A + weights_at
         begun = valid & (chunk < begun_at)
-        # The adjoint goes on to an earlier sequence through nothing but padding.
-        dropped = by_index & (opening == begin) & (live == (begin > 0))
 
         # What state n + 1 needs first is on its way while state n is worked on: A into a register, the long
         # rows into L1, for no registers are left to hold them.
@@ -251,7 +252,7 @@ def selective_scan_bwd_kernel(
             c = load_weight(
                 C, input_row + n, time, padded_length, N > 0, constant_C, at, valid, dt, COMPLEX, GENERAL
             )
-            h = load_state(saved + n * PARTS * D, anew(channel), D, valid & live, COMPLEX)
+            h = load_state(saved + n * PARTS * D, anew(channel), D, used_channel, COMPLEX)
             mu = load_state(carried + n * PARTS * D, anew(channel), D, known, COMPLEX)
             rate_sum = load_state(rate_sums + n * PARTS * D, channel, D, begun, COMPLEX)
             next_A = load_state(A_at, m * PARTS, 1, valid, COMPLEX)
@@ -330,7 +331,8 @@ def selective_scan_bwd_kernel(
                 rates = scale(p, dt, COMPLEX)
             rate_sum = add(rate_sum, total(total(rates, 1, COMPLEX), 0, COMPLEX), COMPLEX)
             store_state(rate_sums + n * PARTS * D, channel, D, rate_sum, valid, COMPLEX)
-            mu = zero_where(dropped, mu, COMPLEX)
+            if GENERAL:
+                mu = zero_where(dropped, mu, COMPLEX)
             store_state(carried + n * PARTS * D, channel, D, mu, valid, COMPLEX)
             store_weight(
                 dB,
@@ -339,7 +341,6 @@ def selective_scan_bwd_kernel(
                 partial_time,
                 partial_length,
                 own_time,
-                whole,
                 constant_B,
                 states_at + n * PARTS * D,
                 channel,
@@ -357,7 +358,6 @@ def selective_scan_bwd_kernel(
                 partial_time,
                 partial_length,
                 own_time,
-                whole,
                 constant_C,
                 states_at + n * PARTS * D,
                 channel,
@@ -372,14 +372,11 @@ def selective_scan_bwd_kernel(
         tile = (anew(gl.full_like(segment, 0) + until) - 1) // CHUNK
         tile_begin = tile * CHUNK + segment * STEPS
         row = anew(channel)
-        head = row // head_channels
-        own_time = tile_begin[:, None] + step[None, :]
-        inside = (own_time < L)[:, :, None] & valid[None, None, :]
-        own = ((own_time >= opening) & (own_time < until))[:, :, None] & valid[None, None, :]
-        used = own & live
-        x = load_used(
-            u + offsets(tile_begin, step, row, u_time, u_channel, LAYOUT), inside, used, flags, LAYOUT
-        )
+        head = row // head_channels if GENERAL else row
+        tile_time = tile_begin[:, None] + step[None, :]
+        own = steps_of(tile_time, opening, until, L, GENERAL)[:, :, None] & valid[None, None, :]
+        used = own & live if GENERAL else own
+        x = load_used(u + offsets(tile_begin, step, row, u_time, u_channel, LAYOUT), used, flags)
         D_value = gl.load(D_skip + row, valid & ((flags & HAS_D) != 0), 0.0)[None, None, :]
         y += D_value * x
         dx += D_value * dy + dkick * dt
@@ -388,7 +385,7 @@ def selective_scan_bwd_kernel(
         if (flags & SOFTPLUS) != 0:
             bias = gl.load(delta_bias + row, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, None, :]
             delta_at = delta + offsets(tile_begin, step, head, delta_time, delta_channel, LAYOUT)
-            ddt *= sigmoid(load_used(delta_at, inside, used, flags, LAYOUT) + bias)
+            ddt *= sigmoid(load_used(delta_at, used, flags) + bias)
         # An adjoint of the last state passes through the padding, where there is no delta to take a gradient
         # of.
         ddt = gl.where(used, ddt, 0.0)
@@ -401,20 +398,20 @@ def selective_scan_bwd_kernel(
             entry = anew(gl.full_like(channel, 0) + batch.to(gl.int32)).to(gl.int64)[None, None, :]
         if (flags & HAS_Z) != 0:
             z_at = z + offsets(tile_begin, step, row, z_time, z_channel, LAYOUT)
-            zv = load_used(z_at, inside, used, flags, LAYOUT)
+            zv = load_used(z_at, used, flags)
             s = sigmoid(zv)
             dout_at = dout + offsets(tile_begin, step, row, dout_time, dout_channel, LAYOUT)
-            slope = load_used(dout_at, inside, used, flags, LAYOUT) * y * s * (1.0 + zv * (1.0 - s))
+            slope = load_used(dout_at, used, flags) * y * s * (1.0 + zv * (1.0 - s))
             dz_at = dz + entry * dz_batch + offsets(tile_begin, step, row, dz_time, dz_channel, LAYOUT)
-            store_own(dz_at, slope, inside, own, whole, flags, LAYOUT)
+            store_own(dz_at, slope, own, flags)
         du_at = du + entry * du_batch + offsets(tile_begin, step, row, du_time, du_channel, LAYOUT)
-        store_own(du_at, dx, inside, own, whole, flags, LAYOUT)
+        store_own(du_at, dx, own, flags)
         ddelta_at = (
             ddelta
             + entry * ddelta_batch
             + offsets(tile_begin, step, row, ddelta_time, ddelta_channel, LAYOUT)
         )
-        store_own(ddelta_at, ddt, inside, own, whole, flags, LAYOUT)
+        store_own(ddelta_at, ddt, own, flags)
 
         # Sums in memory, a row for each block with its padding: the loop over states has no register for
         # them, nor for an address that needs more than the program's number.

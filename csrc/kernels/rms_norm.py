@@ -20,8 +20,10 @@ from _norm_rows import (
     load_as,
     load_normed,
     load_total,
+    load_wide,
     sigmoid,
     store_as,
+    store_narrow,
     store_normed,
 )
 
@@ -255,14 +257,14 @@ def rms_norm_bwd_kernel(
             residual_at = residual_first + channel * residual_channel
             dout_at = dout_first + channel * dout_channel
             h = load_normed(x, residual, z, mean, rstd, x_at, residual_at, z_at, mask, flags)
-            dy = tl.load(dout + dout_at, mask, 0.0).to(tl.float32)
+            dy = load_wide(dout + dout_at, mask, flags)
             if (flags & (HAS_Z | GATE_LAST)) == (HAS_Z | GATE_LAST):
-                zv = tl.load(z + z_at, mask, 0.0).to(tl.float32)
+                zv = load_wide(z + z_at, mask, flags)
                 s = sigmoid(zv)
                 slope = dy * s * (1.0 + zv * (1.0 - s))
                 dy *= zv * s
                 slope *= affine(h, weight, bias, channel, inside, flags)
-                tl.store(dz + out_first + channel, slope.to(dz.dtype.element_ty), mask)
+                store_narrow(dz + out_first + channel, slope, mask, flags)
             if LOOP:
                 at = plane + group * G + column
                 before = (column < G) & (start > 0)
@@ -298,22 +300,22 @@ def rms_norm_bwd_kernel(
             residual_at = residual_first + channel * residual_channel
             dout_at = dout_first + channel * dout_channel
             h = load_normed(x, residual, z, mean, rstd, x_at, residual_at, z_at, mask, flags)
-            dy = gated_last(tl.load(dout + dout_at, mask, 0.0).to(tl.float32), z, z_at, mask, flags)
+            dy = gated_last(load_wide(dout + dout_at, mask, flags), z, z_at, mask, flags)
             g = dy * load_as(weight, channel, inside, flags, 0)
             if BLOCK <= FEW:
                 g *= kept[:, None]
             du = (g - h * along[:, None] - whole[:, None]) * rstd[:, None]
             at_out = out_first + channel
             if (flags & (HAS_Z | GATE_LAST)) == HAS_Z:
-                zv = tl.load(z + z_at, mask, 0.0).to(tl.float32)
+                zv = load_wide(z + z_at, mask, flags)
                 s = sigmoid(zv)
                 slope = du * s * (1.0 + zv * (1.0 - s))
                 du *= zv * s
                 slope *= load_total(x, residual, x_at, residual_at, mask, flags)
-                tl.store(dz + at_out, slope.to(dz.dtype.element_ty), mask)
+                store_narrow(dz + at_out, slope, mask, flags)
             if (flags & HAS_SUM) != 0:
                 du += load_as(dsum, dsum_first + channel * dsum_channel, mask, flags, 3)
-            tl.store(dx + at_out, du.to(dx.dtype.element_ty), mask)
+            store_narrow(dx + at_out, du, mask, flags)
             if (flags & HAS_DRESIDUAL) != 0:
                 store_as(dresidual, at_out, du, mask, flags, 2)
         if LOOP:
@@ -342,7 +344,7 @@ def _aligned(tensors: tuple[str, ...], *others: str):
     return names
 
 
-_AXES = dict(T=["f32", "f16", "bf16"], LAYOUT=["rows", "strided"])
+_AXES = dict(T=["f32", "half"], LAYOUT=["rows", "strided"])
 
 
 def _whole(name: str, block: int, warps: int) -> Config:

@@ -42,7 +42,7 @@ from _scan_operands import (
     prefetch_weight,
     store_state,
 )
-from _scan_packing import BY_INDEX, load_used, own_steps, run_from, store_own
+from _scan_packing import BY_INDEX, load_used, own_steps, run_from, steps_of, store_own
 from _selective_scan_backward import selective_scan_bwd_kernel
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -137,7 +137,7 @@ def selective_scan_fwd_kernel(
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
     block = gl.program_id(0) % (groups * blocks_per_group)
     work = (gl.program_id(0) // (groups * blocks_per_group)).to(gl.int64)
-    batch, first_step, stop = own_steps(runs, work, L, flags)
+    batch, first_step, stop = own_steps(runs, work, L, flags, GENERAL)
     group = block // blocks_per_group
     in_group = (block % blocks_per_group) * CHANNELS + gl.arange(0, CHANNELS, CHANNEL)
     channel = group * (D // groups) + in_group
@@ -156,14 +156,17 @@ def selective_scan_fwd_kernel(
     bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, None, :]
     input_row = (batch * groups + group) * N
     wide_channel = channel.to(gl.int64)
-    delta_row = (channel // head_channels).to(gl.int64) * delta_channel
+    head = channel // head_channels if GENERAL else channel
+    delta_row = head.to(gl.int64) * delta_channel
     state_row = (work * D + wide_channel) * N * PARTS
     carry_row = work * N * PARTS * D + wide_channel
     weights_at = wide_channel * N * PARTS
     A_at = A + weights_at
     constant_B = (flags & CONSTANT_B) != 0
     constant_C = (flags & CONSTANT_C) != 0
-    saved_rows = gl.cdiv(L, CHUNK) + gl.where((flags & BY_INDEX) != 0, 1, 0)
+    saved_rows = gl.cdiv(L, CHUNK)
+    if GENERAL:
+        saved_rows += gl.where((flags & BY_INDEX) != 0, 1, 0)
     SHARED: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
     slots0 = gl.allocate_shared_memory(gl.float32, [2 * PARTS, SEGMENTS, CHANNELS], SHARED)
     slots1 = gl.allocate_shared_memory(gl.float32, [2 * PARTS, SEGMENTS, CHANNELS], SHARED)
@@ -172,24 +175,17 @@ def selective_scan_fwd_kernel(
     fresh = first_step < stop
     while position < stop:
         start = position // TILE * TILE
-        end, live = run_from(runs, batch, position, stop, L, flags)
+        end, live = run_from(runs, batch, position, stop, L, flags, GENERAL)
         until = gl.minimum(end, start + TILE)
-        whole = (position == start) & ((until == start + TILE) | (until == L))
         segment_start = start + segment * STEPS
         time = segment_start[:, None] + step[None, :]
-        inside = (time < L)[:, :, None] & valid[None, None, :]
-        own_time = (time >= position) & (time < until)
+        own_time = steps_of(time, position, until, L, GENERAL)
         own = own_time[:, :, None] & valid[None, None, :]
-        used = own & live
+        used = own & live if GENERAL else own
         gated = own_time & ((flags & HAS_GATE) != 0)
         wide_time = time.to(gl.int64)[:, :, None]
-        x = load_used(
-            u + wide_time * u_time + (wide_channel * u_channel)[None, None, :], inside, used, flags, LAYOUT
-        )
-        dt = (
-            load_used(delta + wide_time * delta_time + delta_row[None, None, :], inside, used, flags, LAYOUT)
-            + bias
-        )
+        x = load_used(u + wide_time * u_time + (wide_channel * u_channel)[None, None, :], used, flags)
+        dt = load_used(delta + wide_time * delta_time + delta_row[None, None, :], used, flags) + bias
         if (flags & SOFTPLUS) != 0:
             dt = softplus(dt)
         # A step of length 0 leaves the state alone: so do the steps past the end, and those of others.
@@ -199,7 +195,7 @@ def selective_scan_fwd_kernel(
             lane = gl.minimum(channel, D - 1)[None, :]
             upcoming = gl.minimum(start + TILE + row_segment * STEPS, L - 1)[:, None]
             prefetch(u + lane * u_channel + upcoming)
-            prefetch(delta + lane // head_channels * delta_channel + upcoming)
+            prefetch(delta + lane * delta_channel + upcoming)
             if (flags & HAS_Z) != 0:
                 prefetch(z + lane * z_channel + gl.minimum(start + row_segment * STEPS, L - 1)[:, None])
         y = D_value * x
@@ -230,7 +226,8 @@ def selective_scan_fwd_kernel(
         next_h1 = load_state(source, source_step, source_plane, source_valid & (N > 1), COMPLEX)
         next_A1 = load_state(A_at, PARTS, 1, valid & (N > 1), COMPLEX)
         # Padding has no states.
-        for n in range(0, gl.where(live, N, 0), 2):
+        states = gl.where(live, N, 0) if GENERAL else N
+        for n in range(0, states, 2):
             second = n + 1 < N
             h0, A0, h1, A1 = next_h0, next_A0, next_h1, next_A1
             next_h0 = load_state(
@@ -291,10 +288,10 @@ def selective_scan_fwd_kernel(
 
         if (flags & HAS_Z) != 0:
             z_at = z + wide_time * z_time + (wide_channel * z_channel)[None, None, :]
-            zv = load_used(z_at, inside, used, flags, LAYOUT)
+            zv = load_used(z_at, used, flags)
             y *= zv * sigmoid(zv)
         out_at = out + wide_time * out_time + (wide_channel * out_channel)[None, None, :]
-        store_own(out_at, y, inside, own, whole, flags, LAYOUT)
+        store_own(out_at, y, own, flags)
         position = until
         fresh = closing
 

@@ -120,7 +120,7 @@ RmsNormOutputs rms_norm_fwd(Tensor x, Tensor weight, OptionalTensor bias, Option
   Tensor rstd = empty_on(x, {s.batch, s.rows, s.groups}, kFloat);
   if (s.empty()) return {out, sum, mean, rstd};
   const Inputs in(s, x, weight, bias, residual, z, centered, gate_last(norm_before_gate));
-  const RmsNormFwd::Key key{dtype_of(x), in.rows ? RmsNormFwd::Layout::rows : RmsNormFwd::Layout::strided};
+  const RmsNormFwd::Key key{storage_of(x), in.rows ? RmsNormFwd::Layout::rows : RmsNormFwd::Layout::strided};
   const auto& config = RmsNormFwd::pick(key, {s.group_size});
   RmsNormFwd::Args args{};
   args.x = pointer(x);
@@ -140,7 +140,7 @@ RmsNormOutputs rms_norm_fwd(Tensor x, Tensor weight, OptionalTensor bias, Option
   in.x.put(args.x_batch, args.x_row, args.x_channel);
   in.residual.put(args.residual_batch, args.residual_row, args.residual_channel);
   in.z.put(args.z_batch, args.z_row, args.z_channel);
-  args.flags = in.flags | (keep_sum ? kHasSum | dtype_code(sum, kSum) : 0);
+  args.flags = in.flags | format_flag(x) | (keep_sum ? kHasSum | dtype_code(sum, kSum) : 0);
   const int64_t programs = ceil_div(s.all_rows(), config.ROWS) * s.groups;
   RmsNormFwd::launch(key, config, x.get_device_index(), programs, args);
   return {out, sum, mean, rstd};
@@ -164,8 +164,8 @@ RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x
   }
   const Inputs in(s, x, weight, bias, residual, z, centered, gate_last(norm_before_gate));
   const RowStrides gs(dout), ss(dsum);
-  const RmsNormBwd::Key key{
-      dtype_of(dout), in.rows && gs.rows && ss.rows ? RmsNormBwd::Layout::rows : RmsNormBwd::Layout::strided};
+  const RmsNormBwd::Key key{storage_of(dout), in.rows && gs.rows && ss.rows ? RmsNormBwd::Layout::rows
+                                                                            : RmsNormBwd::Layout::strided};
   const auto& config = RmsNormBwd::pick(key, {s.group_size});
   const int64_t wanted = std::clamp<int64_t>(ceil_div(s.all_rows() * s.groups, kPrograms), 1, kRowsInOneSum);
   const int64_t rows_a_program = ceil_div(wanted, config.ROWS) * config.ROWS;
@@ -196,7 +196,8 @@ RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x
   in.x.put(args.x_batch, args.x_row, args.x_channel);
   in.residual.put(args.residual_batch, args.residual_row, args.residual_channel);
   in.z.put(args.z_batch, args.z_row, args.z_channel);
-  args.flags = in.flags | (dsum ? kHasSum : 0) | dtype_code(dsum, kSum) | (own ? kHasDresidual : 0);
+  args.flags = in.flags | format_flag(dout) | (dsum ? kHasSum : 0) | dtype_code(dsum, kSum) |
+               (own ? kHasDresidual : 0);
   RmsNormBwd::launch(key, config, dout.get_device_index(), blocks * s.groups, args);
 
   const int64_t over_blocks[] = {0};

@@ -28,6 +28,7 @@ enum Flag : int32_t {
   kByIndex = 512,
   kConstantB = 1024,
   kConstantC = 2048,
+  kPerHead = 4096,
 };
 
 // Rows of B, C and the gate are padded to whole tiles, so that kernels load them without a mask.
@@ -164,7 +165,8 @@ struct Operands {
         padded_length(round_up(s.length, kRowMultiple)),
         flags(format_flag(in.u) | (delta_softplus ? kSoftplus : 0) | (in.D ? kHasD : 0) | (in.z ? kHasZ : 0) |
               (in.delta_bias ? kHasBias : 0) | (in.decay_gate ? kHasGate : 0) | (zoh ? kZoh : 0) |
-              (s.constant_B ? kConstantB : 0) | (s.constant_C ? kConstantC : 0)) {
+              (s.constant_B ? kConstantB : 0) | (s.constant_C ? kConstantC : 0) |
+              (s.heads != s.channels ? kPerHead : 0)) {
     if (in.decay_gate) gate = pack_rows(*in.decay_gate, false, padded_length);
     if (runs_in) {
       flags |= kByIndex;
@@ -176,7 +178,10 @@ struct Operands {
     }
   }
 
-  bool general() const { return (flags & (kHasGate | kZoh | kConstantB | kConstantC)) != 0; }
+  // Whether it takes the kernels that can do all of this.
+  bool general() const {
+    return (flags & (kHasGate | kZoh | kConstantB | kConstantC | kByIndex | kByEnds | kPerHead)) != 0;
+  }
 };
 
 // The arguments both kernels have in common.

@@ -165,7 +165,8 @@ def _per_channel(bias: Tensor | None, delta: Tensor, u: Tensor) -> Tensor | None
     heads = delta.shape[1] if delta.dim() == 3 else 0
     if bias is None or u.dim() != 3 or bias.shape != (heads,) or heads == 0 or u.shape[1] % heads != 0:
         return bias
-    return bias[:, None].expand(-1, u.shape[1] // heads).flatten()
+    # Wide, so that the gradient of a head is not a sum of rounded ones.
+    return bias[:, None].to(state_dtype(u)).expand(-1, u.shape[1] // heads).flatten()
 
 
 def _without(weight: Tensor, padding: Tensor) -> Tensor:

@@ -171,7 +171,7 @@ def _as_sequence(tensor: Tensor, A: Tensor, length: int, dtype: torch.dtype) -> 
         return wide(tensor, dtype)[None, :, None, :]
     if A.is_complex() and not tensor.is_complex():
         pairs = tensor.reshape(*tensor.shape[:-1], length, 2)
-        tensor = torch.view_as_complex(wide(pairs, dtype).contiguous())
+        tensor = torch.complex(*wide(pairs, dtype).unbind(-1))
     return wide(grouped(tensor, 4), dtype).transpose(2, 3)
 
 

@@ -16,7 +16,6 @@ from allpairspy import AllPairs
 
 import mamba_aot
 from mamba_aot import reference, testing
-from mamba_aot.reference_inner import mamba_inner_ref
 
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
 DTYPES = (F32, F16, BF16, F64)
@@ -107,15 +106,19 @@ def _lengths_of(length: int, count: int, padding: bool, seed: int) -> list[int]:
     return [-n if padding and n and draw.random() < 0.3 else n for n in parts]
 
 
-def make_conv(*, packing: str | None, batch: int, length: int, seed: int, **options: Any) -> dict[str, Any]:
-    """`make_conv_inputs`, packed by `seq_idx` ("rows") or `cu_seqlens` ("one row") or not."""
+def _packed(packing: str | None, batch: int, length: int, seed: int) -> dict[str, Any]:
+    """Sizes of what is packed by `seq_idx` ("rows") or `cu_seqlens` ("one row"), or isn't."""
     if packing == "rows":
-        rows = [[n for n in _lengths_of(length, 4, True, seed + row) if n] for row in range(batch)]
-        return testing.make_conv_inputs(seq_idx=rows, seed=seed, **options)
+        return {
+            "seq_idx": [[n for n in _lengths_of(length, 4, True, seed + row) if n] for row in range(batch)]
+        }
     if packing == "one row":
-        ends = _lengths_of(length, 2 * batch, False, seed)
-        return testing.make_conv_inputs(cu_seqlens=ends, seed=seed, **options)
-    return testing.make_conv_inputs(batch, length=length, seed=seed, **options)
+        return {"cu_seqlens": _lengths_of(length, 2 * batch, False, seed)}
+    return {"batch": batch, "length": length}
+
+
+def make_conv(*, packing: str | None, batch: int, length: int, seed: int, **options: Any) -> dict[str, Any]:
+    return testing.make_conv_inputs(**_packed(packing, batch, length, seed), seed=seed, **options)
 
 
 def make_conv_update(*, slots: int, more: int, width: int, batch: int, **options: Any) -> dict[str, Any]:
@@ -180,11 +183,23 @@ def _recurrence_fits(options: Mapping[str, Any]) -> bool:
     return options.get("shape") != 1 or options.get("layout", "seq") in ("seq", "strided")
 
 
-def make_scan(*, kind: str, groups: str | int | None, dim: int, **options: Any) -> dict[str, Any]:
+def make_scan(
+    *,
+    kind: str,
+    groups: str | int | None,
+    dim: int,
+    packing: str | None,
+    batch: int,
+    length: int,
+    seed: int,
+    **options: Any,
+) -> dict[str, Any]:
     """`make_scan_inputs` of a "real", "complex" or "interleaved" kind; "each" channel may be a group."""
+    dim = 2 * dim if 2 in (groups, options["heads"]) else dim
     count = dim if groups == "each" else groups
-    dim = 2 * dim if groups == 2 else dim
     return testing.make_scan_inputs(
+        **_packed(packing, batch, length, seed),
+        seed=seed,
         dim=dim,
         groups=count,  # type: ignore[arg-type]
         is_complex=kind != "real",
@@ -251,9 +266,14 @@ OPS: dict[str, Op] = {
             "kind": ("real", "complex", "interleaved"),
             "groups": (None, 1, 2, "each"),
             "initial_state": BOTH,
+            "packing": (None, "rows", "one row"),
+            "constant": ("", "B", "C", "BC"),
+            "heads": (None, 1, 2),
         },
         {"batch": (1, 2, 3), "dim": CHANNELS, "length": LENGTHS, "state": STATES},
-        420,
+        480,
+        # Pairs in place of complex numbers go along the length, which a constant weight has not.
+        fits=lambda options: options.get("kind") != "interleaved" or not options.get("constant"),
     ),
     "selective_state_update": Op(
         mamba_aot.selective_state_update,
@@ -360,7 +380,7 @@ OPS: dict[str, Op] = {
     ),
     "mamba_inner_fn": Op(
         mamba_aot.mamba_inner_fn,
-        mamba_inner_ref,
+        reference.mamba_inner_ref,
         testing.make_mamba_inner_inputs,
         {
             "dtype": DTYPES,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mamba_aot import mamba_inner_fn
-from mamba_aot.reference_inner import mamba_inner_ref
+from mamba_aot.reference import mamba_inner_ref
 from mamba_aot.testing import assert_matches_reference, make_mamba_inner_inputs, results_of
 
 # Dynamo warns about itself, differently in every version of torch.

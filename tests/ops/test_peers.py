@@ -22,11 +22,11 @@ from mamba_aot import (
 from mamba_aot.reference import (
     causal_conv1d_ref,
     layernorm_ref,
+    mamba_inner_ref,
     rmsnorm_ref,
     selective_scan_ref,
     selective_state_update_ref,
 )
-from mamba_aot.reference_inner import mamba_inner_ref
 from mamba_aot.testing import (
     assert_matches_reference,
     make_conv_inputs,

@@ -1,9 +1,11 @@
-"""Eager PyTorch truth of `mamba_inner_fn`, made of the references of its ops; see `mamba_aot.reference`."""
+"""The middle of a block, made of the references of its ops."""
 
 import torch
 from torch import Tensor
 
-from mamba_aot.reference import causal_conv1d_ref, rms_norm_ref, selective_scan_ref
+from mamba_aot.reference._conv import causal_conv1d_ref
+from mamba_aot.reference._norm import rms_norm_ref
+from mamba_aot.reference._scan import selective_scan_ref
 
 
 def mamba_inner_ref(
@@ -53,7 +55,7 @@ def mamba_inner_ref(
         if A.is_complex():
             # There is no complex bfloat16.
             wide = rows.to(A.dtype.to_real())
-            rows = torch.view_as_complex(wide.unflatten(-1, (-1, 2)).contiguous())
+            rows = torch.complex(*wide.unflatten(-1, (-1, 2)).unbind(-1))
         return rows.transpose(1, 2).unsqueeze(1).expand(-1, x.shape[1], -1, -1)
 
     B = weight(B, B_proj_bias, b_rms_weight, rest[..., :numbers])
