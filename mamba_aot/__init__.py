@@ -30,6 +30,7 @@ __all__ = [
     "linear_recurrence",
     "load_state",
     "mamba_inner_fn",
+    "preload",
     "rms_norm_fn",
     "rmsnorm_fn",
     "save_pretrained",
@@ -44,6 +45,7 @@ __all__ = [
 _reason = ""
 
 try:
+    from mamba_aot._native import preload
     from mamba_aot.attention import Attention, AttentionConfig
     from mamba_aot.bidirectional import Bidirectional
     from mamba_aot.checkpoint import from_pretrained, save_pretrained

@@ -147,12 +147,25 @@ def build_info() -> dict[str, Any]:
     return json.loads(library().mamba_aot_build_info())
 
 
-def preload(device: int) -> None:
+def preload(device: torch.device | str | int | None = None) -> None:
     """Loads every kernel for a CUDA device, so that no later call waits for it.
 
+    Args:
+        device: A CUDA device or its index; None is torch's current one.
+
     Raises:
+        ValueError: `device` is not a CUDA device.
         RuntimeError: no driver, torch without CUDA, or no image for this GPU.
     """
+    if not isinstance(device, int):
+        device = torch.device("cuda" if device is None else device)
+        if device.type != "cuda":
+            raise ValueError(
+                f"preload: device must be a CUDA device, got {device}; a CPU has nothing to load"
+            )
+        # Asking for the current device would start CUDA, for which a sentence of ours comes first.
+        current = torch.cuda.current_device() if torch.cuda.is_available() else 0
+        device = current if device.index is None else device.index
     message = ctypes.create_string_buffer(4096)
     if library().mamba_aot_preload(ctypes.c_int32(device), message, ctypes.c_uint64(len(message))):
         raise RuntimeError(message.value.decode())

@@ -130,6 +130,30 @@ def generate(
 
 
 @app.command()
+def export(
+    model: Annotated[Path, typer.Option(help="Directory that save_pretrained wrote.")],
+    out: Annotated[Path, typer.Option(help="The package to write.")] = Path("model.pt2"),
+    device: Annotated[str, typer.Option(help='What it will run on: "cpu" or "cuda".')] = "cpu",
+) -> None:
+    """Compile a model into a package that runs without Python; examples/cpp_deploy does so from C++."""
+    try:
+        from mamba_aot import export as job
+        from mamba_aot.checkpoint import from_pretrained
+    except ImportError as error:
+        _fail(error, 1)
+    try:
+        job.require_out(out)
+        loaded = from_pretrained(model, device=job.require_device(device))
+    except (ValueError, FileNotFoundError) as error:
+        _fail(error, 2)
+    try:
+        job.write_package(loaded, out)
+    except (RuntimeError, OSError) as error:
+        _fail(error, 1)
+    typer.echo(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB): prefill and step for {device}", err=True)
+
+
+@app.command()
 def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -4,18 +4,23 @@ Importing this needs nothing that can be broken: whatever touches the op library
 inside a function, and a probe that fails becomes a sentence.
 """
 
+import ctypes
 import hashlib
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import mamba_aot
 from mamba_aot import _native
+
+_DTYPES = ("f32", "f16", "bf16", "f64")
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ def collect_facts() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "library": _guarded(_library_facts),
         "images": _guarded(_image_facts),
+        "driver": _guarded(_driver_facts),
         "gpus": _guarded(_gpu_facts),
     }
 
@@ -50,14 +56,16 @@ def own_version() -> str:
 
 
 def run_checks() -> list[Check]:
-    """Loads the library and runs every op, forward and backward, on every device against the reference."""
+    """Loads the library, and on every device the kernels; runs every op there against the reference."""
     try:
         _require_library()
     except ImportError as error:
         return [Check("the op library loads", False, str(error))]
-    checks = [Check("the op library loads", True)]
-    devices = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    for device in devices:
+    checks = [Check("the op library loads", True), _check("torch can use the GPUs", _require_gpus)]
+    gpus = range(torch.cuda.device_count())
+    for index in gpus:
+        checks.append(_check(f"every kernel loads on cuda:{index}", partial(_native.preload, index)))
+    for device in ["cpu"] + [f"cuda:{index}" for index in gpus]:
         for name, run in _op_runs(device):
             checks.append(_check(f"{name} matches the reference on {device}", run))
     return checks
@@ -75,10 +83,16 @@ def format_facts(facts: dict[str, Any]) -> str:
         lines += [f"          {name} {_brief(value)}" for name, value in library["build"].items()]
     if "error" not in images:
         lines.append(f"images    {images['count']}, {images['bytes'] / 2**20:.1f} MiB")
-        lines += [
-            f"  {kernel:<28} " + "  ".join(f"{arch}: {count}" for arch, count in sorted(archs.items()))
-            for kernel, archs in images["kernels"].items()
-        ]
+        for kernel, archs in images["kernels"].items():
+            for dtypes, names in _alike(archs).items():
+                counts = "  ".join(f"{dtype}: {count}" for dtype, count in dtypes)
+                lines.append(f"  {kernel:<28} {counts:<36} on {' '.join(names)}")
+    driver = facts["driver"]
+    lines.append(
+        f"driver    {driver['error']}"
+        if "error" in driver
+        else f"driver    {driver['version']}   CUDA {driver['cuda']}   shows {driver['gpus']} GPUs"
+    )
     if isinstance(gpus, list):
         lines += [f"gpu       {gpu['name']}   sm_{gpu['arch']}   {gpu['memory_gib']:.0f} GiB" for gpu in gpus]
         if not gpus:
@@ -117,15 +131,67 @@ def _library_facts() -> dict[str, Any]:
 
 def _image_facts() -> dict[str, Any]:
     rows = _native.variants()
-    kernels: dict[str, Counter[str]] = {}
+    kernels: dict[str, dict[str, Counter[str]]] = {}
     for row in rows:
-        kernel = row["variant"].split("-")[0]
-        kernels.setdefault(kernel, Counter())["ptx" if row["ptx"] else f"sm_{row['arch']}"] += 1
+        kernel, *choices = row["variant"].split("-")
+        arch = f"ptx_{row['arch']}" if row["ptx"] else f"sm_{row['arch']}"
+        dtype = "+".join(choice for choice in choices if choice in _DTYPES) or "any"
+        kernels.setdefault(kernel, {}).setdefault(arch, Counter())[dtype] += 1
     return {
         "count": len(rows),
         "bytes": sum(row["size"] for row in rows),
-        "kernels": {kernel: dict(archs) for kernel, archs in sorted(kernels.items())},
+        "kernels": {
+            kernel: {arch: dict(dtypes) for arch, dtypes in archs.items()}
+            for kernel, archs in sorted(kernels.items())
+        },
     }
+
+
+def _alike(archs: dict[str, dict[str, int]]) -> dict[tuple[tuple[str, int], ...], list[str]]:
+    """The architectures that have the same images, by what these are: (dtype, count)..."""
+    groups: dict[tuple[tuple[str, int], ...], list[str]] = {}
+    for arch, dtypes in archs.items():
+        groups.setdefault(tuple(sorted(dtypes.items())), []).append(arch)
+    return groups
+
+
+def _driver_facts() -> dict[str, Any]:
+    cuda = _load_driver()
+    number = ctypes.c_int()
+    cuda.cuDriverGetVersion(ctypes.byref(number))
+    module = Path("/sys/module/nvidia/version")
+    return {
+        "version": module.read_text().strip() if module.is_file() else "unknown",
+        "cuda": f"{number.value // 1000}.{number.value % 1000 // 10}",
+        "gpus": _count_gpus(cuda),
+    }
+
+
+def _load_driver() -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        raise RuntimeError("none: libcuda.so.1 could not be loaded, so everything runs on the CPU") from None
+
+
+def _count_gpus(cuda: ctypes.CDLL) -> int:
+    """GPUs that the driver lets this process see."""
+    count = ctypes.c_int()
+    return count.value if cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
+
+
+def _require_gpus() -> None:
+    """Raises RuntimeError if the driver shows a GPU that torch does not use."""
+    driver = _guarded(_driver_facts)
+    if driver.get("gpus", 0) <= torch.cuda.device_count():
+        return
+    why = (
+        f"torch {torch.__version__} is a build for CUDA {torch.version.cuda}, too new for this driver "
+        f"(CUDA {driver['cuda']}): update the driver, or install a build of torch for CUDA {driver['cuda']}"
+        if torch.version.cuda
+        else f"torch {torch.__version__} is a build without CUDA: install one with it, see https://pytorch.org"
+    )
+    raise RuntimeError(f"the driver shows {driver['gpus']} GPUs, torch {torch.cuda.device_count()}; {why}")
 
 
 def _gpu_facts() -> list[dict[str, Any]]:

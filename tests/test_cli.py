@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ def run(*arguments: str, module: str = "mamba_aot", **environment: str) -> subpr
 def test_help_names_the_commands() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in ("demo", "train", "generate", "info", "doctor"):
+    for command in ("demo", "train", "generate", "export", "info", "doctor"):
         assert command in done.stdout
 
 
@@ -33,9 +34,14 @@ def test_info_is_json_when_asked() -> None:
     facts = json.loads(run("info", "--json").stdout)
     assert len(facts["library"]["sha256"]) == 64
     assert facts["images"]["count"] == sum(
-        sum(archs.values()) for archs in facts["images"]["kernels"].values()
+        count
+        for archs in facts["images"]["kernels"].values()
+        for dtypes in archs.values()
+        for count in dtypes.values()
     )
     assert isinstance(facts["gpus"], list)
+    assert {"triton", "ptxas", "compiler", "torch_headers"} <= set(facts["library"]["build"])
+    assert "error" in facts["driver"] or re.fullmatch(r"\d+\.\d+", facts["driver"]["cuda"])
 
 
 def test_a_missing_library_is_a_sentence_and_not_a_traceback(tmp_path: Path) -> None:
@@ -58,6 +64,21 @@ def test_a_broken_library_is_a_sentence(tmp_path: Path) -> None:
     (check,) = json.loads(done.stdout)["checks"]
     assert not check["passed"]
     assert "reinstall mamba-aot" in check["detail"]
+
+
+def test_an_old_torch_is_a_sentence() -> None:
+    pretend = "import sys, torch; torch.__version__ = '2.9.1+cpu'; sys.argv = ['mamba-aot', *sys.argv[1:]]; "
+    for command, code in (("info", 0), ("doctor", 1)):
+        done = subprocess.run(
+            [sys.executable, "-c", f"{pretend} from mamba_aot.cli import main; main()", command],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == code
+        assert "needs torch 2.10 or newer, got 2.9.1+cpu; run: pip install 'torch>=2.10'" in done.stdout
+        assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

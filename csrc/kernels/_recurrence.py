@@ -153,9 +153,11 @@ def inverse(A, COMPLEX: gl.constexpr):
 
 
 @gluon.jit
-def is_small(w, COMPLEX: gl.constexpr):
-    """|w| < 1/2: below, (e^w - 1) / w loses digits to cancellation and the series has few terms."""
-    return real_product_conjugate(w, w, COMPLEX) < 0.25
+def is_small(w, ORDER: gl.constexpr, COMPLEX: gl.constexpr):
+    """|w| < 1/2, for ORDER = 2 |w| < 1: below, differences lose digits to cancellation and series() has few
+    terms.
+    """
+    return real_product_conjugate(w, w, COMPLEX) < (0.25 if ORDER == 1 else 1.0)
 
 
 @gluon.jit
@@ -166,18 +168,30 @@ def series(w, ORDER: gl.constexpr, COMPLEX: gl.constexpr):
     terms: gl.constexpr = (
         (1 / 40320, 1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0)
         if ORDER == 1
-        else (1 / 45360, 1 / 5760, 1 / 840, 1 / 144, 1 / 30, 1 / 8, 1 / 3, 1 / 2)
+        else (
+            1 / 43545600,
+            1 / 3991680,
+            1 / 403200,
+            1 / 45360,
+            1 / 5760,
+            1 / 840,
+            1 / 144,
+            1 / 30,
+            1 / 8,
+            1 / 3,
+            1 / 2,
+        )
     )
     real = gl.full_like(w[0], terms[0])
     if COMPLEX:
         imaginary = gl.full_like(w[0], 0.0)
-        for k in gl.static_range(1, 8):
+        for k in gl.static_range(1, len(terms)):
             next_real = gl.fma(real, w[0], terms[k] - imaginary * w[1])
             imaginary = gl.fma(real, w[1], imaginary * w[0])
             real = next_real
         return (real, imaginary)
     else:
-        for k in gl.static_range(1, 8):
+        for k in gl.static_range(1, len(terms)):
             real = gl.fma(real, w[0], gl.full_like(real, terms[k]))
         return (real,)
 
@@ -198,7 +212,7 @@ def zoh_input(e, dt, A, inverse_A, COMPLEX: gl.constexpr):
     difference = (e[0] - 1.0, e[1]) if COMPLEX else (e[0] - 1.0,)
     far = multiply(difference, inverse_A, COMPLEX)
     near = scale(series(w, 1, COMPLEX), dt, COMPLEX)
-    return where(is_small(w, COMPLEX), near, far, COMPLEX)
+    return where(is_small(w, 1, COMPLEX), near, far, COMPLEX)
 
 
 @gluon.jit
@@ -208,7 +222,7 @@ def zoh_input_by_rate(e, phi, dt, A, inverse_A, COMPLEX: gl.constexpr):
     numerator = add(scale(e, dt, COMPLEX), scale(phi, gl.full_like(dt, -1.0), COMPLEX), COMPLEX)
     far = multiply(numerator, inverse_A, COMPLEX)
     near = scale(series(w, 2, COMPLEX), dt * dt, COMPLEX)
-    return where(is_small(w, COMPLEX), near, far, COMPLEX)
+    return where(is_small(w, 2, COMPLEX), near, far, COMPLEX)
 
 
 @gluon.jit

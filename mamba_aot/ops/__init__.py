@@ -4,3 +4,5 @@ from mamba_aot import _native
 
 # The compiled library defines the ops that the files here add fakes and formulas to.
 _native.library()
+
+from mamba_aot.ops import _transforms  # noqa: E402, F401, its rules are for ops that are defined

@@ -202,10 +202,14 @@ def _sequences(
 def _last_steps(x: Tensor, before: Tensor | None, count: int) -> Tensor:
     """The last `count` steps of the sequence `before` followed by `x`, as a tensor of its own."""
     length = x.shape[2]
-    if length >= count:
+    compiling = torch.compiler.is_compiling()
+    if not compiling and length >= count:
         return x[..., length - count :].clone(memory_format=torch.contiguous_format)
     if before is None:
         before = x.new_zeros(x.shape[0], x.shape[1], count)
+    if compiling:
+        # Without a branch, so that one graph serves every length; a compiler copies only what is kept.
+        return torch.cat([before, x], dim=2)[..., length:].clone(memory_format=torch.contiguous_format)
     return torch.cat([before[..., length:], x], dim=2)
 
 

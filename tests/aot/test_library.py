@@ -42,6 +42,25 @@ def test_it_needs_libtorch_cpu_and_the_system_alone():
     assert "RUNPATH" not in dynamic
 
 
+def test_it_uses_only_what_torch_2_10_has():
+    """The oldest torch it loads with: the list is the C interface that libtorch_cpu.so of 2.10.0 exports."""
+    known = set((Path(__file__).parent / "fixtures/torch_2_10_shim.txt").read_text().split())
+    symbols = tool_output("nm", "-D", "--undefined-only", str(_native.library_path()))
+    used = {line.split()[-1] for line in symbols.splitlines()}
+    assert {name for name in used if "torch" in name} <= known
+
+
+@pytest.mark.parametrize(
+    ("name", "newest"), [("GLIBC", (2, 34)), ("GLIBCXX", (3, 4, 29)), ("CXXABI", (1, 3, 13))]
+)
+def test_it_needs_no_newer_system_library(name: str, newest: tuple[int, ...]):
+    """Those of Debian 12 and Ubuntu 22.04."""
+    symbols = tool_output("objdump", "-T", str(_native.library_path()))
+    needed = {tuple(map(int, found.split("."))) for found in re.findall(rf"\b{name}_([\d.]+)", symbols)}
+    assert needed
+    assert max(needed) <= newest
+
+
 def test_it_uses_only_the_stable_interface_of_torch():
     symbols = tool_output("nm", "-D", "--undefined-only", str(_native.library_path()))
     names = [line.split()[-1] for line in symbols.splitlines()]

@@ -120,7 +120,12 @@ def test_one_sequence_is_the_unpacked_row(options: dict[str, Any], layout: str, 
     wanted = results_of(scan, inputs)
     index = torch.full((2, 160), 5, dtype=torch.int32, device=device)
     got = results_of(scan, {**inputs, "seq_idx": index})
-    assert all(torch.equal(got[name], value) for name, value in wanted.items())
+    for name, value in wanted.items():
+        if device == "cuda" and not options:
+            # Packing takes other kernels than a plain scan, which add up in another order.
+            torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-5)
+        else:
+            assert torch.equal(got[name], value), name
 
 
 def test_an_index_that_returns_is_another_sequence(device: str) -> None:

@@ -110,12 +110,13 @@ def _stop_at_ptx() -> Iterator[None]:
         # Triton asks without arguments for what this changes in its cache's keys.
         return "ptx", "ptx"
 
-    before = knobs.runtime.add_stages_inspection_hook
-    knobs.runtime.add_stages_inspection_hook = drop_cubin
+    runtime: Any = knobs.runtime
+    before = runtime.add_stages_inspection_hook
+    runtime.add_stages_inspection_hook = drop_cubin
     try:
         yield
     finally:
-        knobs.runtime.add_stages_inspection_hook = before
+        runtime.add_stages_inspection_hook = before
 
 
 def _assemble(ptx: str, arch: int, options: dict[str, Any]) -> bytes:

@@ -1,0 +1,100 @@
+// Continues a prompt byte by byte with a package that `mamba-aot export` wrote. No Python runs here.
+//
+//     printf 'The statement' | mamba_continue libmamba_aot.so model.pt2 100
+#include <ATen/ATen.h>
+#include <dlfcn.h>
+#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <fstream>
+#include <functional>
+#include <iostream>
+#include <iterator>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "step_graph.h"
+
+using Loader = torch::inductor::AOTIModelPackageLoader;
+
+namespace {
+
+// Loading the library registers the ops that the package calls; it has to come before the package.
+void load_ops(const std::string& path) {
+  if (dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL) == nullptr) {
+    throw std::runtime_error("the op library must be a libmamba_aot.so, but " + path +
+                             " cannot be loaded: " + dlerror() + "; `mamba-aot info` prints where it is");
+  }
+}
+
+int64_t read_count(const std::string& text) {
+  std::size_t used = 0;
+  int64_t count = -1;
+  try {
+    count = std::stoll(text, &used);
+  } catch (const std::logic_error&) {
+  }
+  if (used != text.size() || count < 0) {
+    throw std::runtime_error("COUNT must be a number of bytes of at least 0, got " + text);
+  }
+  return count;
+}
+
+std::string read_prompt() {
+  std::string prompt{std::istreambuf_iterator<char>(std::cin), {}};
+  if (prompt.empty()) throw std::runtime_error("standard input must hold a prompt of at least one byte");
+  return prompt;
+}
+
+at::Tensor ids_of(const std::string& prompt) {
+  at::Tensor ids = at::empty({1, static_cast<int64_t>(prompt.size())}, at::kLong);
+  for (std::size_t i = 0; i < prompt.size(); ++i) {
+    ids.data_ptr<int64_t>()[i] = static_cast<unsigned char>(prompt[i]);
+  }
+  return ids;
+}
+
+void run(const std::string& library, const std::string& package, int64_t count) {
+  load_ops(library);
+  if (!std::ifstream(package)) throw std::runtime_error("there is no package " + package);
+  Loader prefill(package, "prefill");
+  Loader step(package, "step", /*run_single_threaded=*/true);
+  const auto facts = prefill.get_metadata();
+  if (facts.count("vocab_size") == 0 || facts.at("vocab_size") != "256") {
+    throw std::runtime_error(package + " must hold a model whose tokens are bytes (vocab_size 256)");
+  }
+  const std::string prompt = read_prompt();
+
+  // Logits and state come out of the prompt; a step takes a token and the state, and moves the state on.
+  std::vector<at::Tensor> inputs = prefill.run({ids_of(prompt).to(at::Device(facts.at("device")))});
+  inputs[0] = inputs[0].argmax(-1);
+  std::function<at::Tensor()> advance = [&] { return step.run(inputs)[0]; };
+  if (inputs[0].is_cuda() && count > 1) advance = StepGraph(step, inputs);
+  for (int64_t i = 0; i < count; ++i) {
+    if (i > 0) inputs[0].copy_(advance().argmax(-1));
+    std::cout.put(static_cast<char>(inputs[0].item<int64_t>())).flush();
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 4) {
+    std::cerr << "usage: mamba_continue LIBRARY PACKAGE COUNT < PROMPT\n";
+    return 2;
+  }
+  // A package checks the shapes and dtypes of its inputs only when it is asked to.
+  setenv("AOTI_RUNTIME_CHECK_INPUTS", "1", 0);
+  try {
+    run(argv[1], argv[2], read_count(argv[3]));
+  } catch (const c10::Error& error) {
+    std::cerr << "mamba_continue: " << error.what_without_backtrace() << "\n";
+    return 1;
+  } catch (const std::exception& error) {
+    std::cerr << "mamba_continue: " << error.what() << "\n";
+    return 1;
+  }
+  return 0;
+}

@@ -1,0 +1,169 @@
+"""Programs of a `MambaLM` that run without this package's Python: one reads a prompt, one takes a step.
+
+`export_programs` gives them as graphs of torch.export, `write_package` compiles them with AOTInductor into
+one file. Both call the ops of `libmamba_aot.so`, which whoever runs them loads first:
+`examples/cpp_deploy` does so from C++.
+
+    prefill(ids [B, L])         -> logits of the next token [B, vocab_size], state...
+    step(ids [B], [state...])   -> logits of the next token [B, vocab_size]; moves the state on in place
+
+ids are int64. The state is a tensor or two for every layer, in the order of the layers; complex ones are real
+pairs, [..., 2]. Batch and length are free.
+"""
+
+import dataclasses
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from mamba_aot._real_graph import make_real
+from mamba_aot.model import MambaLM
+
+
+class StateLayout:
+    """How the state of a model is laid out in a list of real tensors."""
+
+    def __init__(self, model: MambaLM) -> None:
+        if "a" in model.config.pattern:
+            raise ValueError(
+                "export: the state of a model must have a fixed size, got attention layers in the pattern "
+                f"{model.config.layers!r}; export a model without them"
+            )
+        example = model.allocate_state(1, device="meta")
+        # For every layer its type, and of each of its tensors the shape without batch and the dtype.
+        self._layers = [(type(layer), [(t.shape[1:], t.dtype) for t in _values(layer)]) for layer in example]
+
+    def zeros(self, batch: int, device: torch.device) -> list[Tensor]:
+        """The state before the first token."""
+        return [
+            torch.zeros(
+                batch, *shape, *((2,) if dtype.is_complex else ()), dtype=dtype.to_real(), device=device
+            )
+            for _, layer in self._layers
+            for shape, dtype in layer
+        ]
+
+    def state_of(self, tensors: list[Tensor]) -> tuple[Any, ...]:
+        """The state as the model takes it, made of views: what is written there is written into `tensors`."""
+        remaining = iter(tensors)
+        return tuple(
+            kind(*(_typed(next(remaining), dtype) for _, dtype in layer)) if layer else None
+            for kind, layer in self._layers
+        )
+
+
+class Prefill(nn.Module):
+    """Reads a prompt from the zero state on."""
+
+    def __init__(self, model: MambaLM) -> None:
+        super().__init__()
+        self.model = model
+        self.layout = StateLayout(model)
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """ids [B, L] to the logits after the last of them, [B, vocab_size], and the state."""
+        state = self.layout.zeros(ids.shape[0], ids.device)
+        return self.model(ids, self.layout.state_of(state), last_only=True), *state
+
+
+class Step(nn.Module):
+    """Takes one token more."""
+
+    def __init__(self, model: MambaLM) -> None:
+        super().__init__()
+        self.model = model
+        self.layout = StateLayout(model)
+
+    def forward(self, ids: Tensor, state: list[Tensor]) -> Tensor:
+        """ids [B] to the logits after them, [B, vocab_size]; writes the new state into `state`."""
+        return self.model.step(ids, self.layout.state_of(state))
+
+
+def export_programs(model: MambaLM) -> dict[str, ExportedProgram]:
+    """Exports `model` as the programs "prefill" and "step", for any batch and length, on its own device."""
+    device = model.embedding.weight.device
+    batch, length = Dim("batch", min=1), Dim("length", min=1)
+    with torch.no_grad():
+        # Sizes that differ from each other and from every small constant of the code.
+        ids = torch.zeros(5, 37, dtype=torch.int64, device=device)
+        state = StateLayout(model).zeros(5, device)
+        programs = {
+            "prefill": torch.export.export(
+                Prefill(model).eval(), (ids,), dynamic_shapes={"ids": {0: batch, 1: length}}
+            ),
+            "step": torch.export.export(
+                Step(model).eval(),
+                (ids[:, 0].clone(), state),
+                dynamic_shapes={"ids": {0: batch}, "state": [{0: batch} for _ in state]},
+            ),
+        }
+    for program in programs.values():
+        make_real(program)
+    return programs
+
+
+def write_package(model: MambaLM, out: str | os.PathLike[str]) -> None:
+    """Compiles both programs for the device of `model` into the file `out`; needs a C++ compiler.
+
+    The file appears whole or not at all.
+
+    Raises:
+        ValueError: `out` does not end in .pt2, or its directory is not there.
+    """
+    from torch._inductor import aot_compile
+    from torch._inductor.package.package import package_aoti
+
+    out = Path(out)
+    require_out(out)
+    metadata = {
+        "vocab_size": str(model.config.vocab_size),
+        "device": model.embedding.weight.device.type,
+    }
+    options = {
+        "aot_inductor.package": True,
+        "aot_inductor.metadata": metadata,
+        # The checks of inputs would refuse sizes of 1, which the programs take.
+        "aot_inductor.check_lowerbound": False,
+    }
+    files = {}
+    for name, program in export_programs(model).items():
+        assert program.example_inputs is not None, "torch.export keeps the inputs it was given"
+        files[name] = aot_compile(program.module(), *program.example_inputs, options=options)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".mamba-aot-") as folder:
+        partial = Path(folder) / "partial.pt2"
+        package_aoti(str(partial), files)
+        partial.replace(out)
+
+
+def require_device(name: str) -> torch.device:
+    """The device "cpu" or "cuda"; raises ValueError for any other and for a GPU that is not there."""
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f'export: --device must be "cpu" or "cuda", got "{name}"')
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"export: --device cuda needs a GPU that torch can use, torch {torch.__version__} finds none; "
+            "export on a machine that has one, or see what `mamba-aot doctor` says"
+        )
+    return torch.device(name)
+
+
+def require_out(out: Path) -> None:
+    """Raises ValueError unless a package can be written to `out`."""
+    if out.suffix != ".pt2":
+        raise ValueError(f"export: --out must end in .pt2, got {out}")
+    if not out.absolute().parent.is_dir() or out.is_dir():
+        raise ValueError(f"export: --out must be a file in a directory that exists, got {out}")
+
+
+def _values(layer: Any) -> list[Tensor]:
+    # An MLP has no state.
+    return [] if layer is None else [getattr(layer, field.name) for field in dataclasses.fields(layer)]
+
+
+def _typed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.view_as_complex(tensor) if dtype.is_complex else tensor

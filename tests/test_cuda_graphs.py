@@ -1,0 +1,95 @@
+"""Models in CUDA graphs: captured by hand, for training and for decoding, and by mode="reduce-overhead"."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from mamba_aot import MambaLM, MambaLMConfig, SSMConfig
+
+# Dynamo and Inductor warn about themselves, differently in every version of torch.
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
+
+
+def make_model() -> MambaLM:
+    torch.manual_seed(0)
+    return MambaLM(MambaLMConfig(n_layer=2, ssm=SSMConfig(d_model=32, d_state=4)), device="cuda")
+
+
+def make_ids(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(256, shape, generator=torch.Generator().manual_seed(seed)).cuda()
+
+
+def capture(call: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph
+
+
+def test_a_training_step_is_replayed() -> None:
+    model, other = make_model(), make_model()
+    ids = make_ids(2, 71)
+    parameters = list(model.parameters())
+
+    def step() -> None:
+        loss = model.loss(ids[:, :-1], ids[:, 1:])
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                parameter.sub_(gradient, alpha=0.1)
+
+    start = [parameter.detach().clone() for parameter in parameters]
+    graph = capture(step)
+    with torch.no_grad():
+        for parameter, value in zip(parameters, start, strict=True):
+            parameter.copy_(value)
+    for seed in range(3):
+        ids.copy_(make_ids(2, 71, seed=seed))
+        graph.replay()
+        loss = other.loss(ids[:, :-1], ids[:, 1:])
+        with torch.no_grad():
+            gradients = torch.autograd.grad(loss, list(other.parameters()))
+            for parameter, gradient in zip(other.parameters(), gradients, strict=True):
+                parameter.sub_(gradient, alpha=0.1)
+    for left, right in zip(parameters, other.parameters(), strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def test_a_step_of_decoding_is_replayed() -> None:
+    model = make_model().eval()
+    state, other = model.allocate_state(2), model.allocate_state(2)
+    ids, logits = make_ids(2), torch.empty(2, 256, device="cuda")
+
+    def step() -> None:
+        logits.copy_(model.step(ids, state))
+
+    graph = capture(step)
+    for layer in state:
+        layer.conv.zero_()
+        layer.ssm.zero_()
+    for seed in range(10):
+        ids.copy_(make_ids(2, seed=seed))
+        graph.replay()
+        torch.testing.assert_close(logits, model.step(ids, other))
+
+
+def test_reduce_overhead_replays_graphs_in_decoding() -> None:
+    model = make_model().eval()
+    state, other = model.allocate_state(2), model.allocate_state(2)
+    for layer in state:
+        torch._dynamo.mark_static_address(layer.conv)
+        torch._dynamo.mark_static_address(layer.ssm)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    step = torch.compile(model.step, fullgraph=True, mode="reduce-overhead")
+    for seed in range(20):
+        ids = make_ids(2, seed=seed)
+        torch.compiler.cudagraph_mark_step_begin()
+        torch.testing.assert_close(step(ids, state).clone(), model.step(ids, other), rtol=1e-3, atol=1e-4)
+    assert torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] == 0

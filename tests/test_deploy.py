@@ -1,0 +1,260 @@
+"""docs/deploy.md is true: its commands lead from a checkpoint to a C++ program that says what Python says."""
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.export import ExportedProgram
+from typer.testing import CliRunner
+
+from mamba_aot import MambaLM, MambaLMConfig, SSMConfig, _native, generate, save_pretrained
+from mamba_aot.cli import app
+from mamba_aot.export import export_programs
+
+# Dynamo and Inductor warn about themselves, differently in every version of torch.
+pytestmark = pytest.mark.filterwarnings("default")
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+PYTHON = re.findall(r"```python\n(.*?)```(?:\n+```text\n(.*?)```)?", PAGE, re.DOTALL)
+PROMPT = b"The statement"
+
+
+def make_model(**options: Any) -> MambaLM:
+    """A model that does not repeat itself, as an untrained one with a tied head would."""
+    torch.manual_seed(0)
+    config = MambaLMConfig(n_layer=2, ssm=SSMConfig(d_model=32, d_state=4, **options), tie_embeddings=False)
+    model = MambaLM(config)
+    torch.nn.init.normal_(model.embedding.weight)
+    torch.nn.init.normal_(model.lm_head.weight)
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What the commands of the page have made."""
+
+    folder: Path
+    model: MambaLM
+
+    def run(self, prompt: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+        command = [str(self.folder / "build-deploy/mamba_continue"), *arguments]
+        return subprocess.run(command, cwd=self.folder, input=prompt, capture_output=True, timeout=300)
+
+    def continued(self, prompt: bytes, count: int) -> bytes:
+        ids = torch.tensor(list(prompt), device=self.model.embedding.weight.device)
+        return bytes(generate(self.model, ids, count, temperature=0).tolist()[len(prompt) :])
+
+
+def follow(page: list[str], folder: Path) -> bytes:
+    """Runs commands of the page in `folder`; returns what the last one printed."""
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "CMAKE_GENERATOR": "Ninja",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+    output = b""
+    for command in page:
+        command = command.replace("mamba-aot ", f"{sys.executable} -m mamba_aot ")
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command], cwd=folder, env=environment, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        output = done.stdout
+    return output
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def deployed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    folder = tmp_path_factory.mktemp("deploy")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(PYTHON[0][0], {})
+    model = make_model()
+    save_pretrained(model, folder / "my-model")
+    export, cmake, compiler, run = COMMANDS
+    build = cmake if shutil.which("cmake") else compiler
+    follow([export.replace("--out", f"--device {request.param} --out"), build], folder)
+    deployed = Deployed(folder, model.to(request.param))
+    assert follow([run], folder) == deployed.continued(PROMPT, 64)
+    yield deployed
+    shutil.rmtree(folder)
+
+
+def library() -> str:
+    return str(_native.library_path())
+
+
+@pytest.mark.parametrize("prompt", [b"a", b"ab", b"abc", bytes(range(256)) * 3], ids=len)
+def test_it_says_what_python_says(deployed: Deployed, prompt: bytes) -> None:
+    done = deployed.run(prompt, library(), "model.pt2", "30")
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout == deployed.continued(prompt, 30)
+    assert len(set(done.stdout)) > 1
+
+
+def test_no_tokens(deployed: Deployed) -> None:
+    done = deployed.run(PROMPT, library(), "model.pt2", "0")
+    assert (done.returncode, done.stdout) == (0, b"")
+
+
+def test_there_is_no_python_in_the_process(deployed: Deployed) -> None:
+    program = deployed.folder / "build-deploy/mamba_continue"
+    linked = subprocess.run(["ldd", program, library()], capture_output=True, text=True, check=True).stdout
+    command = [str(program), library(), "model.pt2", "1000000000"]
+    with subprocess.Popen(
+        command, cwd=deployed.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(PROMPT)
+        process.stdin.close()
+        # It is decoding when the second byte comes.
+        assert len(process.stdout.read(2)) == 2
+        mapped = Path(f"/proc/{process.pid}/maps").read_text()
+        process.kill()
+    assert "libtorch_cpu" in linked
+    assert library() in mapped
+    for text in (linked, mapped):
+        assert not re.findall(r"\S*(?:libpython|torch_python|libtriton|mamba_aot/_C)\S*", text)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "arguments", "code", "sentence"),
+    [
+        (PROMPT, [], 2, "usage: mamba_continue LIBRARY PACKAGE COUNT < PROMPT"),
+        (b"", ["LIBRARY", "model.pt2", "5"], 1, "standard input must hold a prompt of at least one byte"),
+        (PROMPT, ["LIBRARY", "model.pt2", "-1"], 1, "COUNT must be a number of bytes of at least 0, got -1"),
+        (
+            PROMPT,
+            ["LIBRARY", "model.pt2", "many"],
+            1,
+            "COUNT must be a number of bytes of at least 0, got many",
+        ),
+        (
+            PROMPT,
+            ["nothing.so", "model.pt2", "5"],
+            1,
+            "the op library must be a libmamba_aot.so, but nothing.so",
+        ),
+        (PROMPT, ["LIBRARY", "nothing.pt2", "5"], 1, "there is no package nothing.pt2"),
+    ],
+)
+def test_bad_input_is_a_sentence(
+    deployed: Deployed, prompt: bytes, arguments: list[str], code: int, sentence: str
+) -> None:
+    done = deployed.run(prompt, *[library() if word == "LIBRARY" else word for word in arguments])
+    assert done.returncode == code
+    assert sentence in done.stderr.decode()
+    assert done.stdout == b""
+
+
+def test_python_runs_the_package_too(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    if deployed.model.embedding.weight.is_cuda:
+        pytest.skip("torch's Python loader of CUDA packages may crash; C++ runs them")
+    monkeypatch.chdir(deployed.folder)
+    code, expected = PYTHON[1]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code, {})
+    assert printed.getvalue() == expected
+
+
+@pytest.mark.parametrize(
+    ("ids", "sentence"),
+    [
+        (torch.zeros(1, 3, dtype=torch.int32), "unmatched dtype"),
+        (torch.zeros(3, dtype=torch.int64), "unmatched stride"),
+    ],
+    ids=["dtype", "dimensions"],
+)
+def test_other_inputs_are_refused(
+    deployed: Deployed,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    ids: torch.Tensor,
+    sentence: str,
+) -> None:
+    from torch._inductor.package import load_package
+
+    if deployed.model.embedding.weight.is_cuda:
+        pytest.skip("torch's Python loader of CUDA packages may crash; C++ runs them")
+    monkeypatch.setenv("AOTI_RUNTIME_CHECK_INPUTS", "1")
+    prefill = load_package(str(deployed.folder / "model.pt2"), "prefill")
+    with pytest.raises(RuntimeError) as raised:
+        prefill(ids)
+    # Some versions of torch raise the reason, others print it.
+    assert sentence in str(raised.value) + capfd.readouterr().err
+
+
+def test_the_page_compiles_a_step(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(deployed.folder)
+    names: dict[str, Any] = {}
+    exec(PYTHON[2][0], names)
+    assert callable(names["step"])
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "complex": {},
+    "published": {"A_real": True, "discretization": "euler", "decay_gate": False},
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def exported(request: pytest.FixtureRequest) -> tuple[MambaLM, dict[str, ExportedProgram]]:
+    model = make_model(**KINDS[request.param])
+    return model, export_programs(model)
+
+
+def test_programs_keep_the_ops_and_are_real(exported: Any, tmp_path: Path) -> None:
+    _, programs = exported
+    scans = {"prefill": "selective_scan_fwd", "step": "state_update"}
+    for name, program in programs.items():
+        torch.export.save(program, tmp_path / "program.pt2")
+        loaded = torch.export.load(tmp_path / "program.pt2")
+        for stage in (loaded, loaded.run_decompositions()):
+            assert str(stage.graph).count(f"mamba_aot.{scans[name]}") == 2, "one for each layer"
+            values = [node.meta.get("val") for node in stage.graph.nodes]
+            assert not [v for v in values if isinstance(v, torch.Tensor) and v.is_complex()]
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (1, 2), (2, 70), (7, 3)])
+def test_programs_compute_what_the_model_does(exported: Any, batch: int, length: int) -> None:
+    model, programs = exported
+    ids = torch.randint(256, (batch, length + 1), generator=torch.Generator().manual_seed(length))
+    with torch.no_grad():
+        logits, *state = programs["prefill"].module()(ids[:, :-1])
+        following = programs["step"].module()(ids[:, -1], state)
+        wanted = model(ids)
+    torch.testing.assert_close(logits, wanted[:, -2], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(following, wanted[:, -1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--model", "{}/none"], "must hold config.json and model.safetensors"),
+        (["--model", "{}/model", "--out", "{}/model.so"], "export: --out must end in .pt2"),
+        (["--model", "{}/model", "--out", "{}/none/model.pt2"], "a file in a directory that exists"),
+        (["--model", "{}/model", "--device", "tpu"], 'export: --device must be "cpu" or "cuda", got "tpu"'),
+    ],
+)
+def test_what_cannot_be_exported_is_a_sentence(tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    save_pretrained(make_model(), tmp_path / "model")
+    done = CliRunner().invoke(app, ["export", *[argument.format(tmp_path) for argument in arguments]])
+    assert done.exit_code == 2
+    assert sentence in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
