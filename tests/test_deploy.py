@@ -246,7 +246,7 @@ def test_programs_compute_what_the_model_does(exported: Any, batch: int, length:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--model", "{}/none"], "must hold config.json and model.safetensors"),
+        (["--model", "{}/none"], "none must be a directory"),
         (["--model", "{}/model", "--out", "{}/model.so"], "export: --out must end in .pt2"),
         (["--model", "{}/model", "--out", "{}/none/model.pt2"], "a file in a directory that exists"),
         (["--model", "{}/model", "--device", "tpu"], 'export: --device must be "cpu" or "cuda", got "tpu"'),

@@ -6,12 +6,8 @@ import sys
 BLOCKED = """
 import sys
 
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("triton", "tools", "csrc"):
-            raise ImportError(f"{name} must not be imported")
-
-sys.meta_path.insert(0, Blocker())
+# Importing these raises; that torch may look whether there is a triton is its own affair.
+sys.modules.update(dict.fromkeys(["triton", "tools", "csrc"]))
 """
 
 
@@ -31,7 +27,7 @@ model = mamba_aot.Mamba(mamba_aot.SSMConfig(d_model=16))
 x = torch.randn(2, 7, 16, requires_grad=True)
 model(x).square().sum().backward()
 assert torch.isfinite(x.grad).all()
-assert "triton" not in sys.modules
+assert sys.modules["triton"] is None
 """
     )
 
@@ -45,6 +41,6 @@ import mamba_aot
 config = mamba_aot.MambaLMConfig(n_layer=2, ssm=mamba_aot.SSMConfig(d_model=16))
 tokens = mamba_aot.generate(mamba_aot.MambaLM(config), torch.arange(5), max_new_tokens=6, seed=0)
 assert tokens.shape == (11,)
-assert "triton" not in sys.modules
+assert sys.modules["triton"] is None
 """
     )
