@@ -53,6 +53,12 @@ def write(root: Path, archs: list[int], tools: Tools) -> str:
     ninja.variable("builddir", BUILD.as_posix())
     _variables(ninja, tools)
     _rules(ninja)
+    modules = []
+    # What nothing waits for comes first: at the end it would keep one core waiting.
+    if (root / "csrc/python.cpp").exists():
+        modules = [extension_module().as_posix()]
+        ninja.build(["build/objects/csrc/python.o"], "compile_python", ["csrc/python.cpp"])
+        ninja.build(modules, "link_module", ["build/objects/csrc/python.o"])
     stems = tree.stems(root)
     sources = _kernel_edges(ninja, root, stems, archs, tools)
     objects = [_object(ninja, source, implicit) for source, implicit in sources]
@@ -63,13 +69,7 @@ def write(root: Path, archs: list[int], tools: Tools) -> str:
         for isa, flags in _isas(source).items():
             objects.append(_object(ninja, source, order_only=headers, isa=isa, flags=flags))
     ninja.build([LIBRARY.as_posix()], "link_library", objects, ["csrc/runtime/exports.map"])
-    module = extension_module().as_posix()
-    defaults = [LIBRARY.as_posix()]
-    if (root / "csrc/python.cpp").exists():
-        ninja.build(["build/objects/csrc/python.o"], "compile_python", ["csrc/python.cpp"])
-        ninja.build([module], "link_module", ["build/objects/csrc/python.o"])
-        defaults.append(module)
-    ninja.default(defaults)
+    ninja.default(modules + [LIBRARY.as_posix()])
     return text.getvalue()
 
 
