@@ -69,7 +69,7 @@ def write(root: Path, archs: list[int], tools: Tools) -> str:
         for isa, flags in _isas(source).items():
             objects.append(_object(ninja, source, order_only=headers, isa=isa, flags=flags))
     ninja.build([LIBRARY.as_posix()], "link_library", objects, ["csrc/runtime/exports.map"])
-    ninja.default(modules + [LIBRARY.as_posix()])
+    ninja.default([*modules, LIBRARY.as_posix()])
     return text.getvalue()
 
 
