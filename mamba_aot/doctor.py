@@ -20,7 +20,8 @@ import torch
 import mamba_aot
 from mamba_aot import _native
 
-_DTYPES = ("f32", "f16", "bf16", "f64")
+# As variants name them; "half" serves float16 and bfloat16.
+_DTYPES = ("f32", "f16", "bf16", "half", "f64")
 
 
 @dataclass(frozen=True)
