@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mamba_aot.ops._boundary import as_pairs, require_tensors, state_dtype
+from mamba_aot.ops._boundary import as_pairs, raises_value_errors, require_tensors, state_dtype
 from mamba_aot.ops.causal_conv1d import causal_conv1d_fn
 from mamba_aot.ops.rms_norm import rms_norm_fn
 
@@ -41,6 +41,7 @@ class _Inputs(NamedTuple):
         return self.A.shape[1] * (2 if self.A.is_complex() else 1)
 
 
+@raises_value_errors
 def mamba_inner_fn(
     xz: Tensor,
     conv1d_weight: Tensor,

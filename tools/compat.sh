@@ -60,8 +60,7 @@ $rows
 It needs $(needs GLIBC), $(needs GLIBCXX) and $(needs CXXABI); of torch it uses the stable interface of 2.10 alone, from
 \`libtorch_cpu.so\`. Tests hold what it links, which symbols it takes and that it gives away no others.
 
-Under torch 2.15 the sentence about an argument that does not fit comes as a \`RuntimeError\`, not a \`ValueError\`: it no longer
-translates C++'s \`std::invalid_argument\`. Its \`opcheck\` reads \`.grad\` of tensors that are no leaves, which warns, and warnings are
-errors in these tests. All other tests pass under it.
+An argument that does not fit is a \`ValueError\` under each of them. torch 2.15 makes a \`RuntimeError\` of what a C++ op throws, so the
+public functions of Python translate it back; what \`torch.compile\` made calls the ops itself, and keeps the \`RuntimeError\` there.
 MARKDOWN
 exit $failed

@@ -1,7 +1,37 @@
-"""What every op does at its boundary: argument types, complex tensors as real pairs, memory order."""
+"""What every op does at its boundary: types of arguments and errors, complex tensors as pairs, order."""
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_public: set[str] = set()
+
+
+def raises_value_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Makes a public function raise ValueError for what the library's checks refuse, under every torch.
+
+    They throw `std::invalid_argument`, which torch 2.15 hands on as a RuntimeError. Their sentences are known
+    by the public function that they begin with; all others of the library begin with something else.
+    """
+    _public.add(function.__name__)
+
+    @functools.wraps(function)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return function(*args, **kwargs)
+        except RuntimeError as error:
+            sentence = str(error)
+            name, colon, _ = sentence.partition(": ")
+            if not colon or name not in _public:
+                raise
+            raise ValueError(sentence) from None
+
+    return checked
 
 
 def require_tensors(function: str, optional: dict[str, object], /, **required: object) -> None:

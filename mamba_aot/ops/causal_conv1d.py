@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mamba_aot.ops._boundary import empty_layout_like, is_silu, require_tensors
+from mamba_aot.ops._boundary import empty_layout_like, is_silu, raises_value_errors, require_tensors
 
 
+@raises_value_errors
 def causal_conv1d_fn(
     x: Tensor,
     weight: Tensor,
@@ -90,6 +91,7 @@ def causal_conv1d_fn(
     return (out, final_states) if return_final_states else out
 
 
+@raises_value_errors
 @torch.no_grad()
 def causal_conv1d_update(
     x: Tensor,

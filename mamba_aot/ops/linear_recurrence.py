@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mamba_aot.ops._boundary import as_pairs, require_tensors, state_dtype
+from mamba_aot.ops._boundary import as_pairs, raises_value_errors, require_tensors, state_dtype
 
 # Steps between two states that the forward keeps for a float16 or bfloat16 backward; `kRecurrenceChunk` in
 # csrc/ops/linear_recurrence.h.
 _CHUNK = 64
 
 
+@raises_value_errors
 def linear_recurrence(
     a: Tensor,
     b: Tensor,

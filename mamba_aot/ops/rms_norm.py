@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mamba_aot.ops._boundary import require_tensors, state_dtype
+from mamba_aot.ops._boundary import raises_value_errors, require_tensors, state_dtype
 
 
+@raises_value_errors
 def rms_norm_fn(
     x: Tensor,
     weight: Tensor,
@@ -58,6 +59,7 @@ def rms_norm_fn(
     )
 
 
+@raises_value_errors
 def layer_norm_fn(
     x: Tensor,
     weight: Tensor,
@@ -87,6 +89,7 @@ def layer_norm_fn(
     )
 
 
+@raises_value_errors
 def rmsnorm_fn(
     x: Tensor,
     weight: Tensor,
@@ -124,6 +127,7 @@ def rmsnorm_fn(
     return _gated_norm("rmsnorm_fn", x, weight, bias, z, eps, group_size, norm_before_gate, centered=False)
 
 
+@raises_value_errors
 def layernorm_fn(
     x: Tensor,
     weight: Tensor,

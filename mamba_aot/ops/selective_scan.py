@@ -4,13 +4,21 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mamba_aot.ops._boundary import as_pairs, empty_layout_like, is_zoh, require_tensors, state_dtype
+from mamba_aot.ops._boundary import (
+    as_pairs,
+    empty_layout_like,
+    is_zoh,
+    raises_value_errors,
+    require_tensors,
+    state_dtype,
+)
 from mamba_aot.ops._packing import check_ends, runs_of
 
 # Steps between two states that the forward keeps for the backward; `kChunk` in csrc/ops/selective_scan.h.
 _CHUNK = 64
 
 
+@raises_value_errors
 def selective_scan_fn(
     u: Tensor,
     delta: Tensor,

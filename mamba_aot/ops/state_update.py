@@ -5,10 +5,11 @@ function of the state, which autograd can follow.
 import torch
 from torch import Tensor
 
-from mamba_aot.ops._boundary import as_pairs, is_zoh, require_tensors, state_dtype
+from mamba_aot.ops._boundary import as_pairs, is_zoh, raises_value_errors, require_tensors, state_dtype
 from mamba_aot.ops.selective_scan import selective_scan_fn
 
 
+@raises_value_errors
 @torch.no_grad()
 def selective_state_update(
     state: Tensor,

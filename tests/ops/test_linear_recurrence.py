@@ -241,6 +241,8 @@ def test_keeps_what_it_says_for_the_backward(kind: dict[str, Any], device: str) 
     assert extra == ([3 * 3 * 8] if h.dtype in (torch.float16, torch.bfloat16) else [])
 
 
+# torch traces the op, and warns about itself where it does: it reads `.grad` of copies it made.
+@pytest.mark.filterwarnings("default")
 @each_dtype
 @each_layout
 def test_opcheck(layout: str, kind: dict[str, Any], device: str) -> None:
