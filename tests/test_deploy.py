@@ -2,11 +2,13 @@
 
 import contextlib
 import io
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +162,22 @@ def test_bad_input_is_a_sentence(
     assert done.returncode == code
     assert sentence in done.stderr.decode()
     assert done.stdout == b""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_package_for_a_gpu_says_that_there_is_none(deployed: Deployed) -> None:
+    with (
+        zipfile.ZipFile(deployed.folder / "model.pt2") as package,
+        zipfile.ZipFile(deployed.folder / "cuda.pt2", "w") as other,
+    ):
+        for entry in package.infolist():
+            data = package.read(entry)
+            if entry.filename.endswith("metadata.json"):
+                data = json.dumps({**json.loads(data), "device": "cuda"}).encode()
+            other.writestr(entry, data)
+    done = deployed.run(PROMPT, library(), "cuda.pt2", "5")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"mamba_continue: mamba_aot: CUDA ops need NVIDIA's driver, but libcuda.so.1" in done.stderr
 
 
 def test_python_runs_the_package_too(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:

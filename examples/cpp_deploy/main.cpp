@@ -5,6 +5,7 @@
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
+#include <charconv>
 #include <cstdint>
 #include <cstdlib>
 #include <fstream>
@@ -21,22 +22,24 @@ using Loader = torch::inductor::AOTIModelPackageLoader;
 
 namespace {
 
+// Of csrc/runtime/c_api.h: loads every kernel for a GPU, or writes into `message` why it can't.
+using Preload = int32_t (*)(int32_t device, char* message, uint64_t size);
+
 // Loading the library registers the ops that the package calls; it has to come before the package.
-void load_ops(const std::string& path) {
-  if (dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL) == nullptr) {
+Preload load_ops(const std::string& path) {
+  void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  void* const preload = library == nullptr ? nullptr : dlsym(library, "mamba_aot_preload");
+  if (preload == nullptr) {
     throw std::runtime_error("the op library must be a libmamba_aot.so, but " + path +
                              " cannot be loaded: " + dlerror() + "; `mamba-aot info` prints where it is");
   }
+  return reinterpret_cast<Preload>(preload);
 }
 
 int64_t read_count(const std::string& text) {
-  std::size_t used = 0;
   int64_t count = -1;
-  try {
-    count = std::stoll(text, &used);
-  } catch (const std::logic_error&) {
-  }
-  if (used != text.size() || count < 0) {
+  const char* const end = text.data() + text.size();
+  if (std::from_chars(text.data(), end, count).ptr != end || count < 0) {
     throw std::runtime_error("COUNT must be a number of bytes of at least 0, got " + text);
   }
   return count;
@@ -57,18 +60,24 @@ at::Tensor ids_of(const std::string& prompt) {
 }
 
 void run(const std::string& library, const std::string& package, int64_t count) {
-  load_ops(library);
+  const Preload preload = load_ops(library);
   if (!std::ifstream(package)) throw std::runtime_error("there is no package " + package);
-  Loader prefill(package, "prefill");
-  Loader step(package, "step", /*run_single_threaded=*/true);
-  const auto facts = prefill.get_metadata();
+  const auto facts = Loader::load_metadata_from_package(package, "prefill");
   if (facts.count("vocab_size") == 0 || facts.at("vocab_size") != "256") {
     throw std::runtime_error(package + " must hold a model whose tokens are bytes (vocab_size 256)");
   }
   const std::string prompt = read_prompt();
+  const at::Device device(facts.at("device"));
+  if (device.is_cuda()) {
+    // A missing driver, or image for this GPU, is said before anything else is tried.
+    std::string message(4096, '\0');
+    if (preload(0, message.data(), message.size()) != 0) throw std::runtime_error(message.c_str());
+  }
+  Loader prefill(package, "prefill");
+  Loader step(package, "step", /*run_single_threaded=*/true);
 
   // Logits and state come out of the prompt; a step takes a token and the state, and moves the state on.
-  std::vector<at::Tensor> inputs = prefill.run({ids_of(prompt).to(at::Device(facts.at("device")))});
+  std::vector<at::Tensor> inputs = prefill.run({ids_of(prompt).to(device)});
   inputs[0] = inputs[0].argmax(-1);
   std::function<at::Tensor()> advance = [&] { return step.run(inputs)[0]; };
   if (inputs[0].is_cuda() && count > 1) advance = StepGraph(step, inputs);
@@ -89,11 +98,9 @@ int main(int argc, char** argv) {
   setenv("AOTI_RUNTIME_CHECK_INPUTS", "1", 0);
   try {
     run(argv[1], argv[2], read_count(argv[3]));
-  } catch (const c10::Error& error) {
-    std::cerr << "mamba_continue: " << error.what_without_backtrace() << "\n";
-    return 1;
   } catch (const std::exception& error) {
-    std::cerr << "mamba_continue: " << error.what() << "\n";
+    const auto* of_torch = dynamic_cast<const c10::Error*>(&error);
+    std::cerr << "mamba_continue: " << (of_torch ? of_torch->what_without_backtrace() : error.what()) << "\n";
     return 1;
   }
   return 0;
