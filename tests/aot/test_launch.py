@@ -173,6 +173,8 @@ def test_pick_follows_the_rules(checkout: Path, fakes: Path):
             "axpy-f32-add-small: no image for CUDA device 0 (Fake GPU, compute capability 7.5); "
             "this library has sm_80, sm_90, PTX for sm_80 and newer; rebuild with MAMBA_AOT_ARCHS=",
         ),
+        ("preload()", dict(FAKE_CAPABILITY="75"), "no image for CUDA device 0 (Fake GPU, compute"),
+        ("preload()", dict(FAKE_FAIL="cuInit"), "the CUDA driver does not start"),
         (
             "axpy()",
             dict(FAKE_CAPABILITY="103", FAKE_FAIL_PTX="1"),
