@@ -134,6 +134,9 @@ def export(
     model: Annotated[Path, typer.Option(help="Directory that save_pretrained wrote.")],
     out: Annotated[Path, typer.Option(help="The package to write.")] = Path("model.pt2"),
     device: Annotated[str, typer.Option(help='What it will run on: "cpu" or "cuda".')] = "cpu",
+    max_length: Annotated[
+        int | None, typer.Option(help="The most tokens of a sequence; a model with attention needs it.")
+    ] = None,
 ) -> None:
     """Compile a model into a package that runs without Python; examples/cpp_deploy does so from C++."""
     try:
@@ -144,10 +147,11 @@ def export(
     try:
         job.require_out(out)
         loaded = from_pretrained(model, device=job.require_device(device))
+        job.StateLayout(loaded, max_length)
     except (ValueError, FileNotFoundError) as error:
         _fail(error, 2)
     try:
-        job.write_package(loaded, out)
+        job.write_package(loaded, out, max_length)
     except (RuntimeError, OSError) as error:
         _fail(error, 1)
     typer.echo(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB): prefill and step for {device}", err=True)

@@ -7,8 +7,8 @@ one file. Both call the ops of `libmamba_aot.so`, which whoever runs them loads 
     prefill(ids [B, L])         -> logits of the next token [B, vocab_size], state...
     step(ids [B], [state...])   -> logits of the next token [B, vocab_size]; moves the state on in place
 
-ids are int64. The state is a tensor or two for every layer, in the order of the layers; complex ones are real
-pairs, [..., 2]. Batch and length are free.
+ids are int64. The state is up to three tensors for every layer, in the order of the layers; complex ones are
+real pairs, [..., 2]. Batch and length are free; with attention `max_length` bounds the tokens of a sequence.
 """
 
 import dataclasses
@@ -28,13 +28,15 @@ from mamba_aot.model import MambaLM
 class StateLayout:
     """How the state of a model is laid out in a list of real tensors."""
 
-    def __init__(self, model: MambaLM) -> None:
-        if "a" in model.config.pattern:
+    def __init__(self, model: MambaLM, max_length: int | None) -> None:
+        if max_length is None and "a" in model.config.pattern:
             raise ValueError(
-                "export: the state of a model must have a fixed size, got attention layers in the pattern "
-                f"{model.config.layers!r}; export a model without them"
+                "export: attention keeps keys and values of every token, so the state has a size only with a "
+                "max length, the most tokens of a sequence; give one (--max-length on the command line)"
             )
-        example = model.allocate_state(1, device="meta")
+        if max_length is not None and max_length < 2:
+            raise ValueError(f"export: the max length must be at least 2, got {max_length}")
+        example = model.allocate_state(1, device="meta", max_length=max_length)
         # For every layer its type, and of each of its tensors the shape without batch and the dtype.
         self._layers = [(type(layer), [(t.shape[1:], t.dtype) for t in _values(layer)]) for layer in example]
 
@@ -60,10 +62,10 @@ class StateLayout:
 class Prefill(nn.Module):
     """Reads a prompt from the zero state on."""
 
-    def __init__(self, model: MambaLM) -> None:
+    def __init__(self, model: MambaLM, layout: StateLayout) -> None:
         super().__init__()
         self.model = model
-        self.layout = StateLayout(model)
+        self.layout = layout
 
     def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
         """ids [B, L] to the logits after the last of them, [B, vocab_size], and the state."""
@@ -74,30 +76,39 @@ class Prefill(nn.Module):
 class Step(nn.Module):
     """Takes one token more."""
 
-    def __init__(self, model: MambaLM) -> None:
+    def __init__(self, model: MambaLM, layout: StateLayout) -> None:
         super().__init__()
         self.model = model
-        self.layout = StateLayout(model)
+        self.layout = layout
 
     def forward(self, ids: Tensor, state: list[Tensor]) -> Tensor:
         """ids [B] to the logits after them, [B, vocab_size]; writes the new state into `state`."""
         return self.model.step(ids, self.layout.state_of(state))
 
 
-def export_programs(model: MambaLM) -> dict[str, ExportedProgram]:
-    """Exports `model` as the programs "prefill" and "step", for any batch and length, on its own device."""
+def export_programs(model: MambaLM, max_length: int | None = None) -> dict[str, ExportedProgram]:
+    """Exports `model` as the programs "prefill" and "step", for any batch and length, on its own device.
+
+    A model with attention needs `max_length`, the most tokens that a sequence will have, prompt included.
+
+    Raises:
+        ValueError: `max_length` is missing, or less than 2.
+    """
+    layout = StateLayout(model, max_length)
     device = model.embedding.weight.device
-    batch, length = Dim("batch", min=1), Dim("length", min=1)
+    batch, length = Dim("batch", min=1), Dim("length", min=1, max=max_length)
     with torch.no_grad():
         # Sizes that differ from each other and from every small constant of the code.
-        ids = torch.zeros(5, 37, dtype=torch.int64, device=device)
-        state = StateLayout(model).zeros(5, device)
+        ids = torch.zeros(
+            5, 37 if max_length is None else min(37, max_length), dtype=torch.int64, device=device
+        )
+        state = layout.zeros(5, device)
         programs = {
             "prefill": torch.export.export(
-                Prefill(model).eval(), (ids,), dynamic_shapes={"ids": {0: batch, 1: length}}
+                Prefill(model, layout).eval(), (ids,), dynamic_shapes={"ids": {0: batch, 1: length}}
             ),
             "step": torch.export.export(
-                Step(model).eval(),
+                Step(model, layout).eval(),
                 (ids[:, 0].clone(), state),
                 dynamic_shapes={"ids": {0: batch}, "state": [{0: batch} for _ in state]},
             ),
@@ -107,13 +118,13 @@ def export_programs(model: MambaLM) -> dict[str, ExportedProgram]:
     return programs
 
 
-def write_package(model: MambaLM, out: str | os.PathLike[str]) -> None:
+def write_package(model: MambaLM, out: str | os.PathLike[str], max_length: int | None = None) -> None:
     """Compiles both programs for the device of `model` into the file `out`; needs a C++ compiler.
 
-    The file appears whole or not at all.
+    The file appears whole or not at all. `max_length` as in `export_programs`.
 
     Raises:
-        ValueError: `out` does not end in .pt2, or its directory is not there.
+        ValueError: `out` does not end in .pt2, its directory is not there, or `max_length` is missing.
     """
     from torch._inductor import aot_compile
     from torch._inductor.package.package import package_aoti
@@ -124,6 +135,8 @@ def write_package(model: MambaLM, out: str | os.PathLike[str]) -> None:
         "vocab_size": str(model.config.vocab_size),
         "device": model.embedding.weight.device.type,
     }
+    if max_length is not None:
+        metadata["max_length"] = str(max_length)
     options = {
         "aot_inductor.package": True,
         "aot_inductor.metadata": metadata,
@@ -131,7 +144,7 @@ def write_package(model: MambaLM, out: str | os.PathLike[str]) -> None:
         "aot_inductor.check_lowerbound": False,
     }
     files = {}
-    for name, program in export_programs(model).items():
+    for name, program in export_programs(model, max_length).items():
         assert program.example_inputs is not None, "torch.export keeps the inputs it was given"
         files[name] = aot_compile(program.module(), *program.example_inputs, options=options)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".mamba-aot-") as folder:

@@ -19,7 +19,7 @@ import torch
 from torch.export import ExportedProgram
 from typer.testing import CliRunner
 
-from mamba_aot import MambaLM, MambaLMConfig, SSMConfig, _native, generate, save_pretrained
+from mamba_aot import AttentionConfig, MambaLM, MambaLMConfig, SSMConfig, _native, generate, save_pretrained
 from mamba_aot.cli import app
 from mamba_aot.export import export_programs
 
@@ -33,11 +33,12 @@ PYTHON = re.findall(r"```python\n(.*?)```(?:\n+```text\n(.*?)```)?", PAGE, re.DO
 PROMPT = b"The statement"
 
 
-def make_model(**options: Any) -> MambaLM:
+def make_model(layers: str = "M", **options: Any) -> MambaLM:
     """A model that does not repeat itself, as an untrained one with a tied head would."""
     torch.manual_seed(0)
-    config = MambaLMConfig(n_layer=2, ssm=SSMConfig(d_model=32, d_state=4, **options), tie_embeddings=False)
-    model = MambaLM(config)
+    ssm = SSMConfig(d_model=32, d_state=4, **options)
+    attention = AttentionConfig(n_heads=4, n_kv_heads=2)
+    model = MambaLM(MambaLMConfig(2, 256, ssm, layers=layers, attention=attention, tie_embeddings=False))
     torch.nn.init.normal_(model.embedding.weight)
     torch.nn.init.normal_(model.lm_head.weight)
     return model.eval()
@@ -226,25 +227,25 @@ def test_the_page_compiles_a_step(deployed: Deployed, monkeypatch: pytest.Monkey
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "complex": {},
     "published": {"A_real": True, "discretization": "euler", "decay_gate": False},
+    "complex hybrid": {"layers": "Ma"},
 }
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def exported(request: pytest.FixtureRequest) -> tuple[MambaLM, dict[str, ExportedProgram]]:
     model = make_model(**KINDS[request.param])
-    return model, export_programs(model)
+    return model, export_programs(model, max_length=71 if "a" in model.config.pattern else None)
 
 
 def test_programs_keep_the_ops_and_are_real(exported: Any, tmp_path: Path) -> None:
-    _, programs = exported
+    model, programs = exported
     scans = {"prefill": "selective_scan_fwd", "step": "state_update"}
     for name, program in programs.items():
         torch.export.save(program, tmp_path / "program.pt2")
         loaded = torch.export.load(tmp_path / "program.pt2")
         for stage in (loaded, loaded.run_decompositions()):
-            assert str(stage.graph).count(f"mamba_aot.{scans[name]}") == 2, "one for each layer"
+            assert str(stage.graph).count(f"mamba_aot.{scans[name]}") == model.config.pattern.count("M")
             values = [node.meta.get("val") for node in stage.graph.nodes]
             assert not [v for v in values if isinstance(v, torch.Tensor) and v.is_complex()]
 
@@ -268,6 +269,7 @@ def test_programs_compute_what_the_model_does(exported: Any, batch: int, length:
         (["--model", "{}/model", "--out", "{}/model.so"], "export: --out must end in .pt2"),
         (["--model", "{}/model", "--out", "{}/none/model.pt2"], "a file in a directory that exists"),
         (["--model", "{}/model", "--device", "tpu"], 'export: --device must be "cpu" or "cuda", got "tpu"'),
+        (["--model", "{}/model", "--max-length", "1"], "export: the max length must be at least 2, got 1"),
     ],
 )
 def test_what_cannot_be_exported_is_a_sentence(tmp_path: Path, arguments: list[str], sentence: str) -> None:
@@ -276,3 +278,15 @@ def test_what_cannot_be_exported_is_a_sentence(tmp_path: Path, arguments: list[s
     assert done.exit_code == 2
     assert sentence in done.output
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_attention_needs_a_max_length() -> None:
+    with pytest.raises(ValueError, match="export: attention keeps keys and values of every token"):
+        export_programs(make_model(layers="a"))
+
+
+def test_a_sequence_longer_than_the_max_length_is_refused() -> None:
+    prefill = export_programs(make_model(layers="a"), max_length=8)["prefill"].module()
+    assert prefill(torch.zeros(1, 8, dtype=torch.int64))[0].shape == (1, 256)
+    with pytest.raises((RuntimeError, AssertionError), match="8"):
+        prefill(torch.zeros(1, 9, dtype=torch.int64))

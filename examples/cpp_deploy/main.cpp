@@ -67,6 +67,12 @@ void run(const std::string& library, const std::string& package, int64_t count) 
     throw std::runtime_error(package + " must hold a model whose tokens are bytes (vocab_size 256)");
   }
   const std::string prompt = read_prompt();
+  // A model with attention has a place for so many tokens; the last byte printed is not read again.
+  if (facts.count("max_length") != 0 &&
+      static_cast<int64_t>(prompt.size()) + count - 1 > std::stoll(facts.at("max_length"))) {
+    throw std::runtime_error(package + " was exported for at most " + facts.at("max_length") +
+                             " bytes of prompt and continuation; export it with a larger --max-length");
+  }
   const at::Device device(facts.at("device"));
   if (device.is_cuda()) {
     // A missing driver, or image for this GPU, is said before anything else is tried.
