@@ -34,13 +34,15 @@ constexpr int64_t kNarrow = 4;
 
 // The longest walks, in blocks of steps.
 constexpr int64_t kForwardBlocks = 16, kBackwardBlocks = 16;
+// In steps: kernels add that to a length in 32 bits.
+constexpr int64_t kLongestWalk = 8191;
 
 int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 void check_limits(const char* fn, int64_t channels, int64_t length) {
-  check(channels < INT32_MAX - 128 && length < INT32_MAX - 1024, fn,
-        ": on CUDA channels and length must each be below 2^31 - 1024, got ", channels, " and ", length,
-        ". Split the sequence and pass initial_states.");
+  check(channels < INT32_MAX - kLongestWalk && length < INT32_MAX - kLongestWalk, fn,
+        ": on CUDA channels and length must each be below 2^31 - ", kLongestWalk + 1, ", got ", channels,
+        " and ", length, ". Split the sequence and pass initial_states.");
 }
 
 // "seq": rows contiguous along time; "last": contiguous along channels; both on 16-element boundaries.
