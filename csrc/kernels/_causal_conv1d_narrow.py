@@ -1,86 +1,81 @@
-"""The convolution over a sequence for widths up to W, forward and backward: see _causal_conv1d_steps.py."""
+"""The convolution over a sequence for widths up to W, forward and backward: see _causal_conv1d_steps.py.
+
+A thread walks along time, so that what it sets up, loads of other steps and sums are paid once a walk. In a
+sequence-last tensor a warp's lanes have neighbouring runs and step on together; in any other, each has a
+stretch of its own, and keeps the steps around a run from the run before.
+"""
 
 # Triton has no starred tuples.
 # ruff: noqa: RUF005
 
+from _arithmetic import exp2_fast, reciprocal
 from _causal_conv1d_steps import (
     HAS_BIAS,
     HAS_STATES,
     SILU,
-    load_sequences,
-    load_steps,
+    load_run,
     load_taps,
     places,
     run_layout,
-    silu,
-    silu_slope,
-    spread_layout,
-    store_steps,
+    store_run,
 )
 from _half import narrowed, widened
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-
-@gluon.jit
-def add_states_before(xs, states, first, d, width, s_channel, s_time, valid, flags, W: gl.constexpr):
-    """The steps before step 0 of an unpacked row are its initial states; `xs` begins W - 1 steps early."""
-    early = ()
-    for i in gl.static_range(len(xs)):
-        if i < W - 1:
-            index = width - W + i
-            at = states + d * s_channel + index * s_time
-            before = gl.load(at, mask=valid & (first == 0) & (index >= 0), other=0)
-            early = early + (xs[i] + widened(before, flags),)
-        else:
-            early = early + (xs[i],)
-    return early
+LOG2E = gl.constexpr(1.4426950408889634)
 
 
 @gluon.jit
-def met_by(
-    xs,
-    states,
-    t,
-    start,
-    row,
-    d,
-    width,
-    s_batch,
-    s_channel,
-    s_time,
-    valid,
-    flags,
-    STEP: gl.constexpr,
-    W: gl.constexpr,
-    PACKED: gl.constexpr,
-):
-    """What step number STEP of the run meets, by distance: in its sequence, in the initial states, or 0."""
-    met = (xs[STEP + W - 1],)
-    if PACKED:
-        met = (gl.where(start <= t, xs[STEP + W - 1], 0.0),)
+def add_if(wanted, product, factor, total):
+    """total + product * factor where `wanted`, else total: one instruction, and a NaN stays out."""
+    return gl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.ne.s32 p, $4, 0; mov.b32 $0, $3; @p fma.rn.f32 $0, $1, $2, $0; }",
+        "=f,f,f,f,r",
+        [product, factor, total, wanted],
+        dtype=gl.float32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@gluon.jit
+def convolved(xs, taps, offset, width, STEP: gl.constexpr, W: gl.constexpr):
+    """The output of step number STEP before the activation; `xs` begins W - 1 steps early."""
+    y = gl.fma(taps[0], xs[STEP + W - 1], offset)
+    # A narrower filter's missing taps meet nothing.
     for distance in gl.static_range(1, W):
-        value = xs[STEP + W - 1 - distance]
-        if PACKED:
-            p = t - distance
-            value = gl.where((distance < width) & (p >= start) & (start <= t), value, 0.0)
-            if (flags & HAS_STATES) != 0:
-                index = p - start + width - 1
-                at = states + row.to(gl.int64) * s_batch + d * s_channel + index * s_time
-                mask = valid & (p < start) & (index >= 0) & (row >= 0)
-                value += widened(gl.load(at, mask=mask, other=0), flags)
-        else:
-            value = gl.where(distance < width, value, 0.0)
-        met = met + (value,)
-    return met
+        y = add_if((distance < width).to(gl.int32), taps[distance], xs[STEP + W - 1 - distance], y)
+    return y
 
 
 @gluon.jit
-def convolve(met, taps, offset, W: gl.constexpr):
-    y = offset
-    for i in gl.static_range(W):
-        y = y + taps[W - 1 - i] * met[W - 1 - i]
-    return y
+def sigmoid_of(y):
+    return reciprocal(1.0 + exp2_fast(y * -LOG2E))
+
+
+@gluon.jit
+def load_apart(row, first, left, x_time, valid, flags, BEGIN: gl.constexpr, END: gl.constexpr):
+    """Steps first + BEGIN up to first + END, one load each; 0 from `left` steps after `first` on."""
+    steps = ()
+    for i in gl.static_range(BEGIN, END):
+        inside = valid & (i < left)
+        if BEGIN < 0:
+            inside = inside & (first + i >= 0)
+        steps = steps + (widened(gl.load(row + (first + i) * x_time, mask=inside, other=0), flags),)
+    return steps
+
+
+@gluon.jit
+def add_states_before(early, states, first, d, width, s_channel, s_time, valid, flags, W: gl.constexpr):
+    """The W - 1 steps before step 0 are the initial states."""
+    added = ()
+    for i in gl.static_range(W - 1):
+        index = width - W + i
+        at = states + d * s_channel + index * s_time
+        before = gl.load(at, mask=valid & (first == 0) & (index >= 0), other=0)
+        added = added + (early[i] + widened(before, flags),)
+    return added
 
 
 @gluon.jit
@@ -89,12 +84,11 @@ def causal_conv1d_fwd_kernel(
     weight,
     bias,
     states,
-    sequences,
     out,
     D,
     L,
-    batches,
     width,
+    blocks,
     x_batch,
     x_channel,
     x_time,
@@ -107,67 +101,60 @@ def causal_conv1d_fwd_kernel(
     flags,
     W: gl.constexpr,
     LAYOUT: gl.constexpr,
-    PACKED: gl.constexpr,
     RUNS: gl.constexpr,
     STEPS: gl.constexpr,
     CHANNELS: gl.constexpr,
+    VECTOR: gl.constexpr,
 ):
-    TILE: gl.constexpr = gl.SliceLayout(2, run_layout(LAYOUT, RUNS, STEPS, CHANNELS, gl.num_warps()))
-    if LAYOUT == "seq":
-        x_time = 1
-        out_time = 1
+    """Each program walks over blocks * RUNS * STEPS steps of CHANNELS channels."""
+    SEQ: gl.constexpr = LAYOUT == "seq"
+    TILE: gl.constexpr = gl.SliceLayout(2, run_layout(LAYOUT, RUNS, STEPS, CHANNELS, VECTOR, gl.num_warps()))
     if LAYOUT == "last":
         x_channel = 1
         out_channel = 1
-    time_blocks = gl.cdiv(L, RUNS * STEPS)
-    channel_blocks = gl.cdiv(D, CHANNELS)
-    pid = gl.program_id(0)
-    channel_block = pid // time_blocks % channel_blocks
-    first, d = places(pid % time_blocks, channel_block, TILE, LAYOUT, RUNS, STEPS, CHANNELS)
-    batch = (pid // (time_blocks * channel_blocks)).to(gl.int64)
+    batch, first, d = places(L, D, blocks, TILE, LAYOUT, RUNS, STEPS, CHANNELS)
     valid = d < D
     taps = load_taps(weight, d, width, valid, W)
     offset = gl.zeros_like(taps[0])
     if (flags & HAS_BIAS) != 0:
         offset += gl.load(bias + d, mask=valid, other=0.0)
     row = x + batch * x_batch + d * x_channel
-    xs = load_steps(row, first, x_time, L, valid, flags, W - 1, 0, STEPS, LAYOUT)
-    starts = (first,) * STEPS
-    rows = (first,) * STEPS
-    if PACKED:
-        starts, rows = load_sequences(sequences, first, batch, batches, L, STEPS)
-    elif (flags & HAS_STATES) != 0:
-        before = states + batch * states_batch
-        xs = add_states_before(xs, before, first, d, width, states_channel, states_time, valid, flags, W)
+    out_row = out + batch * out_batch + d * out_channel
+    before = states + batch * states_batch
+    early = (gl.zeros([CHANNELS, RUNS] if SEQ else [RUNS, CHANNELS], gl.float32, TILE),) * (W - 1)
+    if not SEQ:
+        early = load_apart(row, first, L - first, x_time, valid, flags, 1 - W, 0)
 
-    ys = ()
-    for i in gl.static_range(STEPS):
-        met = met_by(
-            xs,
-            states,
-            first + i,
-            starts[i],
-            rows[i],
-            d,
-            width,
-            states_batch,
-            states_channel,
-            states_time,
-            valid,
-            flags,
-            i,
-            W,
-            PACKED,
-        )
-        y = convolve(met, taps, offset, W)
+    for _ in range(blocks):
+        left = (L - first).to(gl.int32)
+        if SEQ:
+            run_before = load_run(row, first - STEPS, L, valid, flags, STEPS)
+            early = run_before[STEPS - W + 1 :]
+            xs = load_run(row, first, L, valid, flags, STEPS)
+        else:
+            xs = load_apart(row, first, left, x_time, valid, flags, 0, STEPS)
+        if (flags & HAS_STATES) != 0:
+            early = add_states_before(
+                early, before, first, d, width, states_channel, states_time, valid, flags, W
+            )
+        xs = early + xs
+        ys = ()
+        for step in gl.static_range(STEPS):
+            ys = ys + (convolved(xs, taps, offset, width, step, W),)
         if (flags & SILU) != 0:
-            y = silu(y)
-        if PACKED:
-            y = gl.where(starts[i] <= first + i, y, 0.0)
-        ys = ys + (y,)
-    store_steps(
-        out + batch * out_batch + d * out_channel, first, out_time, L, valid, ys, flags, STEPS, LAYOUT
-    )
+            activated = ()
+            for step in gl.static_range(STEPS):
+                activated = activated + (ys[step] * sigmoid_of(ys[step]),)
+            ys = activated
+        if SEQ:
+            store_run(out_row, first, left > 0, valid, ys, flags, STEPS)
+            first += RUNS * STEPS
+        else:
+            for step in gl.static_range(STEPS):
+                y = narrowed(ys[step], out.dtype.element_ty, flags)
+                gl.store(out_row + (first + step) * out_time, y, mask=valid & (step < left))
+            early = xs[STEPS:]
+            first += STEPS
 
 
 @gluon.jit
@@ -177,14 +164,13 @@ def causal_conv1d_bwd_kernel(
     weight,
     bias,
     states,
-    sequences,
     dx,
     dstates,
     dfilter,
     D,
     L,
-    batches,
     width,
+    blocks,
     dout_batch,
     dout_channel,
     dout_time,
@@ -200,137 +186,136 @@ def causal_conv1d_bwd_kernel(
     flags,
     W: gl.constexpr,
     LAYOUT: gl.constexpr,
-    PACKED: gl.constexpr,
     RUNS: gl.constexpr,
     STEPS: gl.constexpr,
     CHANNELS: gl.constexpr,
+    VECTOR: gl.constexpr,
 ):
     """dx[t] = sum_k w[k] g[t + W - 1 - k] with g the gradient before the activation, computed again from x.
 
-    Each run computes g for the W - 1 steps after it too, which its own steps reach.
-    `dfilter` holds one row [W + 1, D] per (batch, time block): dw[k] = sum_t g[t] x[t - W + 1 + k], then
-    dbias.
+    The walk goes from late to early steps, so that the g a run needs of the steps after it are there already.
+    It begins one block beyond its end for the sake of those; the sums there are of the next program.
+    `dfilter` holds one row [W + 1, D] per (batch, program along time): by distance i, sum_t g[t] x[t - i];
+    then dbias.
     """
-    TIME_AXIS: gl.constexpr = 1 if LAYOUT == "seq" else 0
-    TILE: gl.constexpr = gl.SliceLayout(2, run_layout(LAYOUT, RUNS, STEPS, CHANNELS, gl.num_warps()))
-    if LAYOUT == "seq":
-        dout_time = 1
-        x_time = 1
-        dx_time = 1
+    SEQ: gl.constexpr = LAYOUT == "seq"
+    TILE: gl.constexpr = gl.SliceLayout(2, run_layout(LAYOUT, RUNS, STEPS, CHANNELS, VECTOR, gl.num_warps()))
     if LAYOUT == "last":
         dout_channel = 1
         x_channel = 1
         dx_channel = 1
-    time_blocks = gl.cdiv(L, RUNS * STEPS)
-    channel_blocks = gl.cdiv(D, CHANNELS)
-    pid = gl.program_id(0)
-    time_block = pid % time_blocks
-    channel_block = pid // time_blocks % channel_blocks
-    first, d = places(time_block, channel_block, TILE, LAYOUT, RUNS, STEPS, CHANNELS)
-    batch = (pid // (time_blocks * channel_blocks)).to(gl.int64)
+    batch, start, d = places(L, D, blocks, TILE, LAYOUT, RUNS, STEPS, CHANNELS)
     valid = d < D
     taps = load_taps(weight, d, width, valid, W)
     offset = gl.zeros_like(taps[0])
     if (flags & HAS_BIAS) != 0:
         offset += gl.load(bias + d, mask=valid, other=0.0)
-    xs = load_steps(
-        x + batch * x_batch + d * x_channel, first, x_time, L, valid, flags, W - 1, W - 1, STEPS, LAYOUT
-    )
-    gs = load_steps(
-        dout + batch * dout_batch + d * dout_channel,
-        first,
-        dout_time,
-        L,
-        valid,
-        flags,
-        0,
-        W - 1,
-        STEPS,
-        LAYOUT,
-    )
-    starts = (first,) * (STEPS + W - 1)
-    rows = (first,) * (STEPS + W - 1)
-    if PACKED:
-        starts, rows = load_sequences(sequences, first, batch, batches, L, STEPS + W - 1)
-    elif (flags & HAS_STATES) != 0:
-        before = states + batch * states_batch
-        xs = add_states_before(xs, before, first, d, width, states_channel, states_time, valid, flags, W)
+    row = x + batch * x_batch + d * x_channel
+    dout_row = dout + batch * dout_batch + d * dout_channel
+    dx_row = dx + batch * dx_batch + d * dx_channel
+    before = states + batch * states_batch
+    nothing = gl.zeros([CHANNELS, RUNS] if SEQ else [RUNS, CHANNELS], gl.float32, TILE)
+    block_steps: gl.constexpr = RUNS * STEPS if SEQ else STEPS
+    if SEQ:
+        lane = gl.arange(0, RUNS, gl.SliceLayout(0, TILE))[None, :] + gl.zeros(
+            [CHANNELS, RUNS], gl.int32, TILE
+        )
+        following = (lane + 1) % RUNS
 
-    slopes = ()
-    dbias = gl.zeros_like(xs[0])
-    dtaps = (dbias,) * W
-    for i in gl.static_range(STEPS + W - 1):
-        met = met_by(
-            xs,
-            states,
-            first + i,
-            starts[i],
-            rows[i],
-            d,
-            width,
-            states_batch,
-            states_channel,
-            states_time,
+    after = (nothing,) * (W - 1)
+    sums = (nothing,) * (W + 1)
+    first = start + blocks * block_steps
+    late = (nothing,) * (W - 1)
+    if not SEQ:
+        late = load_apart(
+            row,
+            first + STEPS - W + 1,
+            (L - first).to(gl.int32) - STEPS + W - 1,
+            x_time,
             valid,
             flags,
-            i,
-            W,
-            PACKED,
+            0,
+            W - 1,
         )
-        g = gs[i]
-        if PACKED:
-            g = gl.where(starts[i] <= first + i, g, 0.0)
-        if (flags & SILU) != 0:
-            g *= silu_slope(convolve(met, taps, offset, W))
-        slopes = slopes + (g,)
-        if i < STEPS:
-            dbias += g
-            sums = ()
-            for distance in gl.static_range(W):
-                sums = sums + (dtaps[distance] + g * met[distance],)
-            dtaps = sums
+    time_blocks = gl.cdiv(L, blocks * (RUNS * STEPS))
+    time_block = gl.program_id(0) % time_blocks
+    beyond = (time_block + 1 < time_blocks).to(gl.int32) if SEQ else 1
+    for own in range(2):
+        for i in range(gl.where(own == 1, blocks, beyond)):
+            first = start + (blocks - own - i) * block_steps
+            left = (L - first).to(gl.int32)
+            if SEQ:
+                read = valid & ((own == 1) | (lane == 0))
+                earlier = load_run(row, first - STEPS, L, read, flags, STEPS)[STEPS - W + 1 :]
+                xs = load_run(row, first, L, read, flags, STEPS)
+                gs = load_run(dout_row, first, L, read, flags, STEPS)
+            else:
+                loaded = load_apart(row, first, left, x_time, valid, flags, 1 - W, STEPS - W + 1)
+                earlier = loaded[: W - 1]
+                xs = loaded[W - 1 :] + late
+                late = earlier
+                gs = load_apart(dout_row, first, left, dout_time, valid, flags, 0, STEPS)
+            if (flags & HAS_STATES) != 0:
+                earlier = add_states_before(
+                    earlier, before, first, d, width, states_channel, states_time, valid, flags, W
+                )
+            xs = earlier + xs
+            if (flags & SILU) != 0:
+                slopes = ()
+                for step in gl.static_range(STEPS):
+                    y = convolved(xs, taps, offset, width, step, W)
+                    s = sigmoid_of(y)
+                    slopes = slopes + (gs[step] * gl.fma(y * s, 1.0 - s, s),)
+                gs = slopes
+            for step in gl.static_range(STEPS):
+                added = ()
+                for distance in gl.static_range(W):
+                    added = added + (gl.fma(gs[step], xs[step + W - 1 - distance], sums[distance]),)
+                sums = added + (sums[W] + gs[step],)
+            if SEQ:
+                # The last lane's come from the first one's run of the block after this.
+                moved = ()
+                for step in gl.static_range(W - 1):
+                    moved = moved + (gl.gather(gl.where(lane == 0, after[step], gs[step]), following, 1),)
+                after = gs[: W - 1]
+                gs = gs + moved
+            else:
+                gs = gs + after
+                after = gs[: W - 1]
+            dxs = ()
+            for step in gl.static_range(STEPS):
+                total = taps[0] * gs[step]
+                for distance in gl.static_range(1, W):
+                    meets = (distance < width).to(gl.int32)
+                    total = add_if(meets, taps[distance], gs[step + distance], total)
+                dxs = dxs + (total,)
+            if SEQ:
+                store_run(dx_row, first, (own == 1) & (left > 0), valid, dxs, flags, STEPS)
+            else:
+                for step in gl.static_range(STEPS):
+                    value = narrowed(dxs[step], dx.dtype.element_ty, flags)
+                    gl.store(
+                        dx_row + (first + step) * dx_time, value, mask=valid & (own == 1) & (step < left)
+                    )
+        if own == 0:
+            sums = (nothing,) * (W + 1)
 
+    TIME_AXIS: gl.constexpr = 1 if SEQ else 0
     # One lane stores each channel's sums, where sums as they come are in as many as hold its steps.
     SUMS: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    channel_block = gl.program_id(0) // time_blocks % gl.cdiv(D, CHANNELS)
     channel = channel_block.to(gl.int64) * CHANNELS + gl.arange(0, CHANNELS, SUMS)
     filter_row = dfilter + (batch * time_blocks + time_block) * (W + 1) * D + channel
-    for distance in gl.static_range(W):
-        at = filter_row + (W - 1 - distance) * D
-        gl.store(at, gl.convert_layout(gl.sum(dtaps[distance], TIME_AXIS), SUMS), mask=channel < D)
-    gl.store(filter_row + W * D, gl.convert_layout(gl.sum(dbias, TIME_AXIS), SUMS), mask=channel < D)
-
-    dxs = ()
-    for i in gl.static_range(STEPS):
-        total = taps[0] * slopes[i]
-        for distance in gl.static_range(1, W):
-            # A narrower filter's missing taps are zero, and meet nothing: not even a NaN.
-            reached = distance < width
-            if PACKED:
-                reached = reached & (starts[i + distance] <= first + i)
-            total += taps[distance] * gl.where(reached, slopes[i + distance], 0.0)
-        dxs = dxs + (total,)
-    store_steps(dx + batch * dx_batch + d * dx_channel, first, dx_time, L, valid, dxs, flags, STEPS, LAYOUT)
+    for plane in gl.static_range(W + 1):
+        at = filter_row + plane * D
+        gl.store(at, gl.convert_layout(gl.sum(sums[plane], TIME_AXIS), SUMS), mask=channel < D)
 
     if (flags & HAS_STATES) != 0:
-        # States of neighbouring channels lie apart: a warp's store is the denser the fewer a lane has. Beside
-        # packed sequences that would take loading their starts again.
-        STATES: gl.constexpr = TILE if PACKED or LAYOUT != "last" else spread_layout(CHANNELS, gl.num_warps())
-        begin, c = places(time_block, channel_block, STATES, LAYOUT, RUNS, STEPS, CHANNELS)
-        for i in gl.static_range(STEPS if PACKED else 1):
-            starting = (c < D) & (begin == 0)
-            owner = batch
-            if PACKED:
-                starting = (c < D) & (starts[i] == begin + i) & (rows[i] >= 0)
-                owner = rows[i].to(gl.int64)
-            # The input `back` steps before the start was met at distance m + back by the sequence's step m.
-            for back in gl.static_range(1, W):
-                early = gl.zeros_like(slopes[0])
-                for m in gl.static_range(W - back):
-                    meets = m + back < width
-                    if PACKED:
-                        meets = meets & (starts[i + m] == starts[i])
-                    early += taps[(m + back)] * gl.where(meets, slopes[i + m], 0.0)
-                place = dstates + (owner * D + c) * (width - 1) + (width - 1 - back)
-                early = gl.convert_layout(narrowed(early, dstates.dtype.element_ty, flags), STATES)
-                place, early = gl.broadcast(place, early)
-                gl.store(place, early, mask=starting & (back < width))
+        # The input `back` steps before the start was met at distance m + back by the sequence's step m.
+        for back in gl.static_range(1, W):
+            early = nothing
+            for m in gl.static_range(W - back):
+                early = add_if((m + back < width).to(gl.int32), taps[(m + back)], after[m], early)
+            place = dstates + (batch * D + d) * (width - 1) + (width - 1 - back)
+            place, early = gl.broadcast(place, narrowed(early, dstates.dtype.element_ty, flags))
+            gl.store(place, early, mask=valid & (start == 0) & (back < width))

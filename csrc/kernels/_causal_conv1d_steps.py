@@ -36,42 +36,44 @@ def silu_slope(y):
 
 
 @gluon.constexpr_function
-def run_layout(layout, runs, steps, channels, warps):
+def run_layout(layout, runs, steps, channels, vector, warps):
     """Tiles [channels, runs, steps] of a sequence-last tensor, [runs, channels, steps] of any other: a thread
-    has all steps of its runs. Where channels are neighbours it has as many of them as there are threads for.
+    has all steps of its runs, of `vector` neighbouring channels or runs.
     """
-    vector = min(4, runs * channels // (32 * warps)) if layout == "last" else 1
     lanes = min(32, (runs if layout == "seq" else channels) // vector)
     return gl.BlockedLayout([1, vector, steps], [32 // lanes, lanes, 1], [warps, 1, 1], [2, 1, 0])
 
 
-@gluon.constexpr_function
-def spread_layout(channels, warps):
-    """Tiles [runs, channels] with neighbouring channels in neighbouring lanes."""
-    across = channels // 32
-    return gl.BlockedLayout([1, 1], [1, 32], [warps // across, across], [1, 0])
-
-
 @gluon.jit
 def places(
-    time_block,
-    channel_block,
+    L,
+    D,
+    blocks,
     TILE: gl.constexpr,
     LAYOUT: gl.constexpr,
     RUNS: gl.constexpr,
     STEPS: gl.constexpr,
     CHANNELS: gl.constexpr,
 ):
-    """The first steps of a tile's runs, and its channels, each with the other's axis for broadcasting."""
+    """The batch row, the first steps of a tile's runs and its channels, with each other's axis to broadcast.
+
+    A program takes RUNS runs `blocks` times: all of them at once, or each by itself one after another.
+    """
+    time_blocks = gl.cdiv(L, blocks * (RUNS * STEPS))
+    channel_blocks = gl.cdiv(D, CHANNELS)
+    pid = gl.program_id(0)
+    batch = (pid // (time_blocks * channel_blocks)).to(gl.int64)
+    time_block = (pid % time_blocks).to(gl.int64)
     TIME_AXIS: gl.constexpr = 1 if LAYOUT == "seq" else 0
     run = gl.arange(0, RUNS, gl.SliceLayout(1 - TIME_AXIS, TILE))
     channel = gl.arange(0, CHANNELS, gl.SliceLayout(TIME_AXIS, TILE))
-    first = (time_block.to(gl.int64) * RUNS + run) * STEPS
-    d = channel_block.to(gl.int64) * CHANNELS + channel
+    d = (pid // time_blocks % channel_blocks).to(gl.int64) * CHANNELS + channel
     if LAYOUT == "seq":
-        return first[None, :], d[:, None]
+        first = (time_block * blocks * RUNS + run) * STEPS
+        return batch, first[None, :], d[:, None]
     else:
-        return first[:, None], d[None, :]
+        first = (time_block * RUNS + run) * blocks * STEPS
+        return batch, first[:, None], d[None, :]
 
 
 @gluon.jit
@@ -162,13 +164,17 @@ def load_steps(
 
 
 @gluon.jit
+def store_run(row, first, inside, valid, values, flags, STEPS: gl.constexpr):
+    pointers = run_pointers(row, first, STEPS)
+    v = gl.convert_layout(join_run(values), pointers.type.layout, assert_trivial=True)
+    v = narrowed(v, row.dtype.element_ty, flags)
+    gl.store(pointers, v, mask=(valid & inside)[:, :, None])
+
+
+@gluon.jit
 def store_steps(row, first, x_time, L, valid, values, flags, STEPS: gl.constexpr, LAYOUT: gl.constexpr):
     if LAYOUT == "seq":
-        inside = valid & (first < L)
-        pointers = run_pointers(row, first, STEPS)
-        v = gl.convert_layout(join_run(values), pointers.type.layout, assert_trivial=True)
-        v = narrowed(v, row.dtype.element_ty, flags)
-        gl.store(pointers, v, mask=inside[:, :, None])
+        store_run(row, first, first < L, valid, values, flags, STEPS)
     else:
         for i in gl.static_range(STEPS):
             t = first + i

@@ -149,7 +149,7 @@ def causal_conv1d_wide_bwd_kernel(
     TIMES: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Gradients from `slope`; `dfilter` holds one row [width + 1, D] per (batch, time block), dbias last."""
+    """Gradients from `slope`; `dfilter` has a row [width + 1, D] per (batch, time block)."""
     time_blocks = tl.cdiv(L, TIMES)
     channel_blocks = tl.cdiv(D, CHANNELS)
     pid = tl.program_id(0)
@@ -186,7 +186,7 @@ def causal_conv1d_wide_bwd_kernel(
             valid,
             flags,
         )
-        tl.store(filter_row + tap * D, tl.sum(g * met, 0), mask=channel < D)
+        tl.store(filter_row + distance * D, tl.sum(g * met, 0), mask=channel < D)
         # This step was met at `distance` by the step that many later, if that is of the same sequence.
         later, _ = load_start(sequences, t + distance, batch, batches, L, flags)
         w = tl.load(weight + d * width + tap, mask=d < D, other=0.0)

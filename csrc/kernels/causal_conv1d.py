@@ -6,7 +6,9 @@ y[t] = act(bias + sum_k w[k] x[t - W + 1 + k]), act the identity or SiLU (Mamba 
 
 import triton
 import triton.language as tl
+from _causal_conv1d_filter import causal_conv1d_filter_kernel
 from _causal_conv1d_narrow import causal_conv1d_bwd_kernel, causal_conv1d_fwd_kernel
+from _causal_conv1d_packed import causal_conv1d_packed_bwd_kernel, causal_conv1d_packed_fwd_kernel
 from _causal_conv1d_steps import HAS_BIAS, HAS_INDICES, HAS_SEEN, PADDING, SILU, silu
 from _causal_conv1d_wide import causal_conv1d_wide_bwd_kernel, causal_conv1d_wide_kernel
 
@@ -150,16 +152,16 @@ def causal_conv1d_update_kernel(
 
 _STRIDED = ("batch", "channel", "time")
 _DTYPES = ["f32", "f16", "bf16"]
-_AXES = dict(T=[*_DTYPES, "half"], LAYOUT=["seq", "last", "strided"], PACKED=[False, True])
 
 
-def _no_need(values: dict) -> bool:
-    """Exact sixteen-bit types are for the contiguous layouts of unpacked sequences."""
-    exact = values["LAYOUT"] != "strided" and not values["PACKED"]
-    return values["T"] in (("half",) if exact else ("f16", "bf16"))
+def _one_half(values: dict) -> bool:
+    """Exact sixteen-bit types are for the contiguous layouts."""
+    return values["T"] in (("f16", "bf16") if values["LAYOUT"] == "strided" else ("half",))
 
 
-_SIZES = dict(D="i32", L="i32", batches="i32", width="i32", flags="i32")
+_AXES = dict(T=[*_DTYPES, "half"], LAYOUT=["seq", "last", "strided"])
+_PACKED_AXES = dict(T=["f32", "half"], LAYOUT=["seq", "strided"])
+_SIZES = dict(D="i32", L="i32", width="i32", flags="i32")
 
 
 def _strides(*tensors: str) -> dict[str, str]:
@@ -179,55 +181,81 @@ def _aligned(*tensors: str):
     return names
 
 
-def _configs(packed_steps: int, packed_columns: dict[str, int]) -> list[Config]:
+def _configs(columns: dict[str, int]) -> list[Config]:
     # A run of a sequence-last row is what one 16-byte load holds.
-    rows = dict(W=4, RUNS=32, CHANNELS=4, num_warps=4)
-    # Others are as long as registers and code allow: packed sequences take more of both.
-    columns = dict(RUNS=8, CHANNELS=64, num_warps=4)
-    square = dict(W=4, RUNS=8, CHANNELS=32, num_warps=4)
+    rows = dict(W=4, RUNS=32, CHANNELS=4, VECTOR=1, num_warps=4)
     return [
         Config("short", when="LAYOUT == 'seq' and T == 'f32'", STEPS=4, **rows),
         Config("rows", when="LAYOUT == 'seq'", STEPS=8, **rows),
-        Config(
-            "columns", when="LAYOUT == 'last' and PACKED", W=4, STEPS=packed_steps, **columns | packed_columns
-        ),
-        Config("long", when="LAYOUT == 'last'", W=4, STEPS=8, **columns),
-        Config("square", when="PACKED", STEPS=packed_steps, **square),
-        Config("oblong", STEPS=8, **square),
+        Config("columns", when="LAYOUT == 'last'", W=4, num_warps=4, **columns),
+        Config("square", W=4, RUNS=4, CHANNELS=32, VECTOR=1, STEPS=4, num_warps=4),
     ]
+
+
+_PACKED_CONFIGS = [
+    Config("rows", when="LAYOUT == 'seq'", W=4, STEPS=4, RUNS=32, CHANNELS=4, num_warps=4),
+    Config("square", W=4, STEPS=4, RUNS=4, CHANNELS=32, num_warps=4),
+]
 
 
 KERNELS = [
     Kernel(
         causal_conv1d_fwd_kernel,
         args={
-            **dict(x="*T", states="*T", out="*T", weight="*f32", bias="*f32", sequences="*i32"),
+            **dict(x="*T", states="*T", out="*T", weight="*f32", bias="*f32"),
+            **dict(blocks="i32"),
             **_SIZES,
             **_strides("x", "states", "out"),
         },
         axes=_AXES,
-        skip=_no_need,
+        skip=_one_half,
         aligned=_aligned("x", "out"),
-        configs=_configs(8, {}),
+        configs=_configs(dict(RUNS=8, CHANNELS=64, VECTOR=4, STEPS=8)),
     ),
     Kernel(
         causal_conv1d_bwd_kernel,
         args={
             **dict(dout="*T", x="*T", states="*T", dx="*T", dstates="*T"),
-            **dict(weight="*f32", bias="*f32", dfilter="*f32", sequences="*i32"),
+            **dict(weight="*f32", bias="*f32", dfilter="*f32"),
+            **dict(blocks="i32"),
             **_SIZES,
             **_strides("dout", "x", "states", "dx"),
         },
         axes=_AXES,
-        skip=_no_need,
+        skip=_one_half,
         aligned=_aligned("dout", "x", "dx"),
-        configs=_configs(4, dict(RUNS=16, CHANNELS=32, num_warps=8)),
+        configs=_configs(dict(RUNS=4, CHANNELS=64, VECTOR=2, STEPS=4)),
+    ),
+    Kernel(
+        causal_conv1d_packed_fwd_kernel,
+        args={
+            **dict(x="*T", states="*T", out="*T", weight="*f32", bias="*f32"),
+            **dict(sequences="*i32", batches="i32"),
+            **_SIZES,
+            **_strides("x", "states", "out"),
+        },
+        axes=_PACKED_AXES,
+        aligned=_aligned("x", "out"),
+        configs=_PACKED_CONFIGS,
+    ),
+    Kernel(
+        causal_conv1d_packed_bwd_kernel,
+        args={
+            **dict(dout="*T", x="*T", states="*T", dx="*T", dstates="*T"),
+            **dict(weight="*f32", bias="*f32", dfilter="*f32"),
+            **dict(sequences="*i32", batches="i32"),
+            **_SIZES,
+            **_strides("dout", "x", "states", "dx"),
+        },
+        axes=_PACKED_AXES,
+        aligned=_aligned("dout", "x", "dx"),
+        configs=_PACKED_CONFIGS,
     ),
     Kernel(
         causal_conv1d_wide_kernel,
         args={
             **dict(x="*T", states="*T", dout="*T", out="*T", slope="*f32"),
-            **dict(weight="*f32", bias="*f32", sequences="*i32"),
+            **dict(weight="*f32", bias="*f32", sequences="*i32", batches="i32"),
             **_SIZES,
             **_strides("x", "states", "dout", "out"),
         },
@@ -238,12 +266,20 @@ KERNELS = [
         causal_conv1d_wide_bwd_kernel,
         args={
             **dict(slope="*f32", x="*T", states="*T", dx="*T", dstates="*T"),
-            **dict(weight="*f32", dfilter="*f32", sequences="*i32"),
+            **dict(weight="*f32", dfilter="*f32", sequences="*i32", batches="i32"),
             **_SIZES,
             **_strides("x", "states", "dx"),
         },
         axes=dict(T=_DTYPES),
         configs=[Config("square", TIMES=32, CHANNELS=32, num_warps=4)],
+    ),
+    Kernel(
+        causal_conv1d_filter_kernel,
+        args={
+            **dict(dfilter="*f32", dweight="*f32", dbias="*f32"),
+            **dict(D="i32", rows="i32", planes="i32", width="i32", flags="i32"),
+        },
+        configs=[Config("block", ROWS=16, CHANNELS=32, num_warps=4)],
     ),
     Kernel(
         causal_conv1d_sequences_kernel,

@@ -9,7 +9,10 @@ namespace mamba_aot::cuda {
 namespace {
 
 using generated::CausalConv1dBwd;
+using generated::CausalConv1dFilter;
 using generated::CausalConv1dFwd;
+using generated::CausalConv1dPackedBwd;
+using generated::CausalConv1dPackedFwd;
 using generated::CausalConv1dSequences;
 using generated::CausalConv1dUpdate;
 using generated::CausalConv1dWide;
@@ -29,47 +32,72 @@ enum Flag : int32_t {
 // Filters up to this width have kernels of their own; wider ones loop over their taps.
 constexpr int64_t kNarrow = 4;
 
+// The longest walks, in blocks of steps.
+constexpr int64_t kForwardBlocks = 16, kBackwardBlocks = 16;
+// In steps: kernels add that to a length in 32 bits.
+constexpr int64_t kLongestWalk = 8191;
+
 int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 void check_limits(const char* fn, int64_t channels, int64_t length) {
-  check(channels < INT32_MAX - 128 && length < INT32_MAX - 1024, fn,
-        ": on CUDA channels and length must each be below 2^31 - 1024, got ", channels, " and ", length,
-        ". Split the sequence and pass initial_states.");
+  check(channels < INT32_MAX - kLongestWalk && length < INT32_MAX - kLongestWalk, fn,
+        ": on CUDA channels and length must each be below 2^31 - ", kLongestWalk + 1, ", got ", channels,
+        " and ", length, ". Split the sequence and pass initial_states.");
 }
 
 // "seq": rows contiguous along time; "last": contiguous along channels; both on 16-element boundaries.
-template <class Kernel>
-typename Kernel::Key narrow_key(const CausalConv1dSizes& s, const Tensor& x,
-                                std::initializer_list<const Strides*> tensors,
-                                const OptionalTensor& sequences) {
-  using Layout = typename Kernel::Layout;
+enum class Order { seq, last, strided };
+
+Order order_of(const CausalConv1dSizes& s, std::initializer_list<const Strides*> tensors) {
   bool seq = s.length % 16 == 0, last = s.channels % 16 == 0;
   for (const Strides* t : tensors) {
     seq = seq && t->rows();
     last = last && t->columns();
   }
-  const bool exact = (seq || last) && !sequences;
-  return {exact ? dtype_of(x) : storage_of(x),
-          seq    ? Layout::seq
-          : last ? Layout::last
-                 : Layout::strided,
-          sequences.has_value()};
+  return seq ? Order::seq : last ? Order::last : Order::strided;
 }
 
-// What the four kernels over a sequence have in common.
+template <class Kernel>
+typename Kernel::Key narrow_key(const Tensor& x, Order order) {
+  using Layout = typename Kernel::Layout;
+  if (order == Order::seq) return {dtype_of(x), Layout::seq};
+  if (order == Order::last) return {dtype_of(x), Layout::last};
+  return {storage_of(x), Layout::strided};
+}
+
+template <class Kernel>
+typename Kernel::Key packed_key(const Tensor& x, Order order) {
+  using Layout = typename Kernel::Layout;
+  return {storage_of(x), order == Order::seq ? Layout::seq : Layout::strided};
+}
+
+// How many blocks of steps a thread walks along: many spare work, but a GPU wants some 10^5 threads.
+template <class Config>
+int64_t blocks_walked(const CausalConv1dSizes& s, const Config& config, int64_t most) {
+  constexpr int64_t kThreads = 1 << 17;
+  const int64_t threads = s.batch * ceil_div(s.channels, config.VECTOR) * ceil_div(s.length, config.STEPS);
+  const int64_t all = ceil_div(s.length, config.RUNS * config.STEPS);
+  return std::max<int64_t>(1, std::min({threads / kThreads, all, most}));
+}
+
+// What the kernels over a sequence have in common.
 template <class Args>
 void put_common(Args& args, const CausalConv1dSizes& s, const Tensor& x, const Tensor& filter,
-                const OptionalTensor& states, const OptionalTensor& sequences) {
+                const OptionalTensor& states) {
   args.x = pointer(x);
   args.weight = pointer(filter);
   args.states = pointer(states);
-  args.sequences = pointer(sequences);
   args.D = static_cast<int32_t>(s.channels);
   args.L = static_cast<int32_t>(s.length);
-  args.batches = static_cast<int32_t>(s.batch);
   args.width = static_cast<int32_t>(s.width);
   Strides(x).put(args.x_batch, args.x_channel, args.x_time);
   Strides(states).put(args.states_batch, args.states_channel, args.states_time);
+}
+
+template <class Args>
+void put_sequences(Args& args, const CausalConv1dSizes& s, const OptionalTensor& sequences) {
+  args.sequences = pointer(sequences);
+  args.batches = static_cast<int32_t>(s.batch);
 }
 
 int32_t flags_of(bool silu, const OptionalTensor& bias, const OptionalTensor& states,
@@ -92,7 +120,8 @@ Tensor wide_forward(const CausalConv1dSizes& s, const OptionalTensor& dout, cons
   const CausalConv1dWide::Key key{dtype_of(x)};
   const auto& config = CausalConv1dWide::pick(key, {});
   CausalConv1dWide::Args args{};
-  put_common(args, s, x, filter, states, sequences);
+  put_common(args, s, x, filter, states);
+  put_sequences(args, s, sequences);
   args.bias = pointer(offset);
   args.flags = flags_of(silu, offset, states, sequences) | (dout ? kGradient : 0);
   if (dout) {
@@ -108,54 +137,131 @@ Tensor wide_forward(const CausalConv1dSizes& s, const OptionalTensor& dout, cons
   return out;
 }
 
-// Fills dx and dstates; returns the gradients of the taps and the bias, [width + 1, channels].
-Tensor wide_backward(const CausalConv1dSizes& s, const Tensor& dout, const Tensor& x, const Tensor& filter,
-                     const OptionalTensor& offset, const OptionalTensor& states,
-                     const OptionalTensor& sequences, bool silu, const Tensor& dx, const Tensor& dstates) {
+// Runs a narrow kernel's forward over programs along time that each take `steps`.
+template <class Kernel, class Config, class Args>
+void launch_forward(const CausalConv1dSizes& s, const typename Kernel::Key& key, const Config& config,
+                    Args& args, const Tensor& x, const Tensor& out, int64_t steps) {
+  args.out = pointer(out);
+  Strides(out).put(args.out_batch, args.out_channel, args.out_time);
+  Kernel::launch(key, config, x.get_device_index(),
+                 s.batch * ceil_div(s.channels, config.CHANNELS) * ceil_div(s.length, steps), args);
+}
+
+Tensor narrow_forward(const CausalConv1dSizes& s, const Tensor& x, const Tensor& filter,
+                      const OptionalTensor& offset, const OptionalTensor& states,
+                      const OptionalTensor& sequences, bool silu) {
+  Tensor out = layout_like(x);
+  const Strides xs(x), os(out);
+  const Order order = order_of(s, {&xs, &os});
+  const auto fill = [&](auto& args) {
+    put_common(args, s, x, filter, states);
+    args.bias = pointer(offset);
+    args.flags = format_flag(x) | flags_of(silu, offset, states, sequences);
+  };
+  if (sequences) {
+    const auto key = packed_key<CausalConv1dPackedFwd>(x, order);
+    const auto& config = CausalConv1dPackedFwd::pick(key, {});
+    CausalConv1dPackedFwd::Args args{};
+    fill(args);
+    put_sequences(args, s, sequences);
+    launch_forward<CausalConv1dPackedFwd>(s, key, config, args, x, out, config.RUNS * config.STEPS);
+    return out;
+  }
+  const auto key = narrow_key<CausalConv1dFwd>(x, order);
+  const auto& config = CausalConv1dFwd::pick(key, {});
+  CausalConv1dFwd::Args args{};
+  fill(args);
+  const int64_t blocks = blocks_walked(s, config, kForwardBlocks);
+  args.blocks = static_cast<int32_t>(blocks);
+  launch_forward<CausalConv1dFwd>(s, key, config, args, x, out, blocks * config.RUNS * config.STEPS);
+  return out;
+}
+
+// Sums of a backward's programs, float32 [programs, planes, channels]: see _causal_conv1d_filter.py.
+using FilterSums = Tensor;
+
+// A backward kernel over programs along time that each take `steps`; fills dx and dstates.
+template <class Kernel, class Config, class Args>
+FilterSums launch_backward(const CausalConv1dSizes& s, const typename Kernel::Key& key, const Config& config,
+                           Args& args, const Tensor& x, const Tensor& dx, const Tensor& dstates,
+                           int64_t planes, int64_t steps) {
+  const int64_t programs = s.batch * ceil_div(s.length, steps);
+  FilterSums sums = empty_on(x, {programs, planes, s.channels}, ScalarType::Float);
+  args.dx = pointer(dx);
+  args.dstates = pointer(dstates);
+  args.dfilter = pointer(sums);
+  Strides(dx).put(args.dx_batch, args.dx_channel, args.dx_time);
+  Kernel::launch(key, config, x.get_device_index(), programs * ceil_div(s.channels, config.CHANNELS), args);
+  return sums;
+}
+
+FilterSums wide_backward(const CausalConv1dSizes& s, const Tensor& dout, const Tensor& x,
+                         const Tensor& filter, const OptionalTensor& offset, const OptionalTensor& states,
+                         const OptionalTensor& sequences, bool silu, const Tensor& dx,
+                         const Tensor& dstates) {
   const Tensor slope = wide_forward(s, dout, x, filter, offset, states, sequences, silu);
   const CausalConv1dWideBwd::Key key{dtype_of(x)};
   const auto& config = CausalConv1dWideBwd::pick(key, {});
-  const int64_t time_blocks = ceil_div(s.length, config.TIMES);
-  Tensor dfilter = empty_on(x, {s.batch * time_blocks, s.width + 1, s.channels}, ScalarType::Float);
   CausalConv1dWideBwd::Args args{};
-  put_common(args, s, x, filter, states, sequences);
+  put_common(args, s, x, filter, states);
+  put_sequences(args, s, sequences);
   args.slope = pointer(slope);
-  args.dx = pointer(dx);
-  args.dstates = pointer(dstates);
-  args.dfilter = pointer(dfilter);
   args.flags = flags_of(silu, offset, states, sequences);
-  Strides(dx).put(args.dx_batch, args.dx_channel, args.dx_time);
-  CausalConv1dWideBwd::launch(key, config, x.get_device_index(),
-                              s.batch * ceil_div(s.channels, config.CHANNELS) * time_blocks, args);
-  const int64_t over_blocks[] = {0};
-  return torch::stable::sum(dfilter, over_blocks);
+  return launch_backward<CausalConv1dWideBwd>(s, key, config, args, x, dx, dstates, s.width + 1,
+                                              config.TIMES);
 }
 
-// The same for a narrow filter.
-Tensor narrow_backward(const CausalConv1dSizes& s, const Tensor& dout, const Tensor& x, const Tensor& filter,
-                       const OptionalTensor& offset, const OptionalTensor& states,
-                       const OptionalTensor& sequences, bool silu, const Tensor& dx, const Tensor& dstates) {
+FilterSums narrow_backward(const CausalConv1dSizes& s, const Tensor& dout, const Tensor& x,
+                           const Tensor& filter, const OptionalTensor& offset, const OptionalTensor& states,
+                           const OptionalTensor& sequences, bool silu, const Tensor& dx,
+                           const Tensor& dstates) {
   const Strides gs(dout), xs(x), dxs(dx);
-  const auto key = narrow_key<CausalConv1dBwd>(s, x, {&gs, &xs, &dxs}, sequences);
+  const Order order = order_of(s, {&gs, &xs, &dxs});
+  const auto fill = [&](auto& args) {
+    put_common(args, s, x, filter, states);
+    args.dout = pointer(dout);
+    args.bias = pointer(offset);
+    args.flags = format_flag(x) | flags_of(silu, offset, states, sequences);
+    gs.put(args.dout_batch, args.dout_channel, args.dout_time);
+  };
+  if (sequences) {
+    const auto key = packed_key<CausalConv1dPackedBwd>(x, order);
+    const auto& config = CausalConv1dPackedBwd::pick(key, {});
+    CausalConv1dPackedBwd::Args args{};
+    fill(args);
+    put_sequences(args, s, sequences);
+    return launch_backward<CausalConv1dPackedBwd>(s, key, config, args, x, dx, dstates, config.W + 1,
+                                                  config.RUNS * config.STEPS);
+  }
+  const auto key = narrow_key<CausalConv1dBwd>(x, order);
   const auto& config = CausalConv1dBwd::pick(key, {});
-  const int64_t time_blocks = ceil_div(s.length, config.RUNS * config.STEPS);
-  Tensor dfilter = empty_on(x, {s.batch * time_blocks, config.W + 1, s.channels}, ScalarType::Float);
   CausalConv1dBwd::Args args{};
-  put_common(args, s, x, filter, states, sequences);
-  args.dout = pointer(dout);
-  args.bias = pointer(offset);
-  args.dx = pointer(dx);
-  args.dstates = pointer(dstates);
-  args.dfilter = pointer(dfilter);
-  args.flags = format_flag(x) | flags_of(silu, offset, states, sequences);
-  gs.put(args.dout_batch, args.dout_channel, args.dout_time);
-  dxs.put(args.dx_batch, args.dx_channel, args.dx_time);
-  CausalConv1dBwd::launch(key, config, x.get_device_index(),
-                          s.batch * ceil_div(s.channels, config.CHANNELS) * time_blocks, args);
-  const int64_t over_blocks[] = {0};
-  Tensor sums = torch::stable::sum(dfilter, over_blocks);
-  // Without the taps before the first one of a narrower filter.
-  return torch::stable::narrow(sums, 0, config.W - s.width, s.width + 1);
+  fill(args);
+  const int64_t blocks = blocks_walked(s, config, kBackwardBlocks);
+  args.blocks = static_cast<int32_t>(blocks);
+  return launch_backward<CausalConv1dBwd>(s, key, config, args, x, dx, dstates, config.W + 1,
+                                          blocks * config.RUNS * config.STEPS);
+}
+
+// float32 gradients of the taps, [channels, width], and with a bias of it, [channels].
+std::tuple<Tensor, OptionalTensor> filter_gradients(const CausalConv1dSizes& s, const FilterSums& sums,
+                                                    bool with_bias) {
+  Tensor dweight = empty_on(sums, {s.channels, s.width}, ScalarType::Float);
+  OptionalTensor dbias;
+  if (with_bias) dbias = empty_on(sums, {s.channels}, ScalarType::Float);
+  const auto& config = CausalConv1dFilter::pick({}, {});
+  CausalConv1dFilter::Args args{};
+  args.dfilter = pointer(sums);
+  args.dweight = pointer(dweight);
+  args.dbias = pointer(dbias);
+  args.D = static_cast<int32_t>(s.channels);
+  args.rows = static_cast<int32_t>(sums.size(0));
+  args.planes = static_cast<int32_t>(sums.size(1));
+  args.width = static_cast<int32_t>(s.width);
+  args.flags = with_bias ? kHasBias : 0;
+  CausalConv1dFilter::launch({}, config, sums.get_device_index(),
+                             ceil_div(s.channels, config.CHANNELS) * (s.width + 1), args);
+  return {dweight, dbias};
 }
 
 }  // namespace
@@ -196,23 +302,8 @@ Tensor causal_conv1d_fwd(Tensor x, Tensor weight, OptionalTensor bias, OptionalT
   const Tensor filter = to_state_dtype(weight, ScalarType::Float);
   const OptionalTensor offset = to_state_dtype(bias, ScalarType::Float);
   const OptionalTensor states = states_read(initial_states);
-  if (s.width > kNarrow) {
-    return wide_forward(s, std::nullopt, x, filter, offset, states, sequences, silu);
-  }
-  Tensor out = layout_like(x);
-  const Strides xs(x), os(out);
-  const auto key = narrow_key<CausalConv1dFwd>(s, x, {&xs, &os}, sequences);
-  const auto& config = CausalConv1dFwd::pick(key, {});
-  CausalConv1dFwd::Args args{};
-  put_common(args, s, x, filter, states, sequences);
-  args.bias = pointer(offset);
-  args.out = pointer(out);
-  args.flags = format_flag(x) | flags_of(silu, offset, states, sequences);
-  os.put(args.out_batch, args.out_channel, args.out_time);
-  const int64_t programs =
-      s.batch * ceil_div(s.channels, config.CHANNELS) * ceil_div(s.length, config.RUNS * config.STEPS);
-  CausalConv1dFwd::launch(key, config, x.get_device_index(), programs, args);
-  return out;
+  return s.width > kNarrow ? wide_forward(s, std::nullopt, x, filter, offset, states, sequences, silu)
+                           : narrow_forward(s, x, filter, offset, states, sequences, silu);
 }
 
 CausalConv1dGradients causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, OptionalTensor bias,
@@ -230,12 +321,11 @@ CausalConv1dGradients causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, Op
   const Tensor filter = to_state_dtype(weight, ScalarType::Float);
   const OptionalTensor offset = to_state_dtype(bias, ScalarType::Float);
   const OptionalTensor states = states_read(initial_states);
-  Tensor sums = s.width > kNarrow
-                    ? wide_backward(s, dout, x, filter, offset, states, sequences, silu, dx, dstates)
-                    : narrow_backward(s, dout, x, filter, offset, states, sequences, silu, dx, dstates);
-  const Tensor taps = torch::stable::narrow(sums, 0, 0, s.width);
-  return {dx, gradient_of(weight, torch::stable::transpose(taps, 0, 1)),
-          bias ? gradient_of(*bias, torch::stable::select(sums, 0, s.width)) : absent_on(x), dstates};
+  const FilterSums sums =
+      s.width > kNarrow ? wide_backward(s, dout, x, filter, offset, states, sequences, silu, dx, dstates)
+                        : narrow_backward(s, dout, x, filter, offset, states, sequences, silu, dx, dstates);
+  const auto [dweight, dbias] = filter_gradients(s, sums, bias.has_value());
+  return {dx, to_input_dtype(dweight, weight), bias ? to_input_dtype(*dbias, *bias) : absent_on(x), dstates};
 }
 
 Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, OptionalTensor bias,

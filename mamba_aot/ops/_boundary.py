@@ -4,6 +4,9 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -32,6 +35,26 @@ def raises_value_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
             raise ValueError(sentence) from None
 
     return checked
+
+
+def forward_only(op: Any, *args: Any) -> Any:
+    """Calls an op with an autograd rule where no argument needs that, and so without it.
+
+    Rules of torch.library are Python code: passing through takes longer than the whole op.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
+def needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether autograd will follow what is computed from these tensors."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def require_tensors(function: str, optional: dict[str, object], /, **required: object) -> None:

@@ -4,7 +4,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mamba_aot.ops._boundary import empty_layout_like, is_silu, raises_value_errors, require_tensors
+from mamba_aot.ops._boundary import (
+    empty_layout_like,
+    forward_only,
+    is_silu,
+    needs_gradient,
+    raises_value_errors,
+    require_tensors,
+)
 
 
 @raises_value_errors
@@ -75,7 +82,9 @@ def causal_conv1d_fn(
     sequences = None
     if seq_idx is not None or cu_seqlens is not None:
         sequences = _sequences(x, weight, seq_idx, cu_seqlens, initial_states, validate)
-    out = torch.ops.mamba_aot.causal_conv1d_fwd(x, weight, bias, initial_states, sequences, silu)
+    op = torch.ops.mamba_aot.causal_conv1d_fwd
+    tensors = (x, weight, bias, initial_states, sequences)
+    out = op(*tensors, silu) if needs_gradient(tensors) else forward_only(op, *tensors, silu)
     if not return_final_states and final_states_out is None:
         return out
     count = weight.shape[1] - 1
@@ -92,7 +101,6 @@ def causal_conv1d_fn(
 
 
 @raises_value_errors
-@torch.no_grad()
 def causal_conv1d_update(
     x: Tensor,
     conv_state: Tensor,
@@ -135,9 +143,11 @@ def causal_conv1d_update(
         weight=weight,
     )
     silu = is_silu("causal_conv1d_update", activation)
-    out = torch.ops.mamba_aot.causal_conv1d_update(
-        x, conv_state, weight, bias, cache_seqlens, conv_state_indices, silu
-    )
+    # As a decorator, no_grad would cost the host more than everything else here.
+    with torch.no_grad():
+        out = torch.ops.mamba_aot.causal_conv1d_update(
+            x, conv_state, weight, bias, cache_seqlens, conv_state_indices, silu
+        )
     torch.autograd.graph.increment_version(conv_state)
     return out
 

@@ -7,7 +7,9 @@ from torch.autograd.function import once_differentiable
 from mamba_aot.ops._boundary import (
     as_pairs,
     empty_layout_like,
+    forward_only,
     is_zoh,
+    needs_gradient,
     raises_value_errors,
     require_tensors,
     state_dtype,
@@ -131,9 +133,10 @@ def selective_scan_fn(
     # An exported program runs forward only, and a number of chunks would bound the lengths it accepts.
     # (Dynamo of torch 2.11 takes is_exporting() for true whenever it traces.)
     exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
-    save_states = torch.is_grad_enabled() and not exporting
-    save_states = save_states and any(t is not None and t.requires_grad for t in inputs)
-    out, last_state, _ = torch.ops.mamba_aot.selective_scan_fwd(*inputs, delta_softplus, zoh, save_states)
+    followed = needs_gradient(inputs)
+    op = torch.ops.mamba_aot.selective_scan_fwd
+    arguments = (*inputs, delta_softplus, zoh, followed and not exporting)
+    out, last_state, _ = op(*arguments) if followed else forward_only(op, *arguments)
     if not return_last_state:
         return out
     return out, torch.view_as_complex(last_state) if is_complex else last_state

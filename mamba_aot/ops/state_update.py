@@ -10,7 +10,6 @@ from mamba_aot.ops.selective_scan import selective_scan_fn
 
 
 @raises_value_errors
-@torch.no_grad()
 def selective_state_update(
     state: Tensor,
     x: Tensor,
@@ -120,43 +119,45 @@ def selective_state_update(
         _require_slots("state_batch_indices", state_batch_indices, state.shape[0], pad_slot_id)
         _require_slots("dst_state_batch_indices", dst_state_batch_indices, state.shape[0], pad_slot_id)
 
-    results = [state] if intermediate_states is None else [state, intermediate_states]
-    # Not as_pairs: the op writes into these themselves, so a copy of one would lose what is new.
-    written = [torch.view_as_real(t) for t in results] if is_complex else results
-    # torch.compile rebuilds a written view from its base, which fails for a real view of a complex input.
-    by_copy = is_complex and torch.compiler.is_compiling()
-    if by_copy:
-        written = [pairs.clone() for pairs in written]
-    fresh = torch.ops.mamba_aot.state_update(
-        written[0],
-        x,
-        dt,
-        as_pairs(A) if is_complex else A,
-        B,
-        C,
-        D,
-        z,
-        dt_bias,
-        decay_gate,
-        state_batch_indices,
-        dst_state_batch_indices,
-        accepted_steps,
-        out,
-        None if intermediate_states is None else written[1],
-        pad_slot_id,
-        dt_softplus,
-        zoh,
-        not disable_state_update,
-        is_complex,
-    )
-    if not disable_state_update:
-        torch.autograd.graph.increment_version(state)
-    for tensor in (out, intermediate_states):
-        if tensor is not None:
-            torch.autograd.graph.increment_version(tensor)
-    if by_copy:
-        for tensor, pairs in zip(results, written, strict=True):
-            tensor.copy_(torch.view_as_complex(pairs))
+    # As a decorator, no_grad would cost the host a good part of a call.
+    with torch.no_grad():
+        results = [state] if intermediate_states is None else [state, intermediate_states]
+        # Not as_pairs: the op writes into these themselves, so a copy of one would lose what is new.
+        written = [torch.view_as_real(t) for t in results] if is_complex else results
+        # torch.compile rebuilds a written view from its base, which fails for a real view of a complex input.
+        by_copy = is_complex and torch.compiler.is_compiling()
+        if by_copy:
+            written = [pairs.clone() for pairs in written]
+        fresh = torch.ops.mamba_aot.state_update(
+            written[0],
+            x,
+            dt,
+            as_pairs(A) if is_complex else A,
+            B,
+            C,
+            D,
+            z,
+            dt_bias,
+            decay_gate,
+            state_batch_indices,
+            dst_state_batch_indices,
+            accepted_steps,
+            out,
+            None if intermediate_states is None else written[1],
+            pad_slot_id,
+            dt_softplus,
+            zoh,
+            not disable_state_update,
+            is_complex,
+        )
+        if not disable_state_update:
+            torch.autograd.graph.increment_version(state)
+        for tensor in (out, intermediate_states):
+            if tensor is not None:
+                torch.autograd.graph.increment_version(tensor)
+        if by_copy:
+            for tensor, pairs in zip(results, written, strict=True):
+                tensor.copy_(torch.view_as_complex(pairs))
     return fresh if out is None else out
 
 
