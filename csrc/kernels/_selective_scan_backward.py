@@ -1,6 +1,7 @@
 """The backward kernel of the selective scan; csrc/kernels/selective_scan.py holds its variant table."""
 
 from _arithmetic import anew, sigmoid, softplus
+from _channel_sums import channel_sum_rows, channel_sums, store_channel_sums
 from _recurrence import (
     add,
     collect,
@@ -132,6 +133,8 @@ def selective_scan_bwd_kernel(
     STEP: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, X))
     CHANNEL: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, X))
     PARTS: gl.constexpr = 2 if COMPLEX else 1
+    # Of neighbouring channels.
+    LANES_APART: gl.constexpr = SEGMENTS if LAYOUT == "seq" else 1
     gl.static_assert(SEGMENTS * STEPS == CHUNK, "a tile is a chunk: its first state was saved")
     if LAYOUT == "seq":
         dout_time = 1
@@ -235,6 +238,9 @@ def selective_scan_bwd_kernel(
         rate_sums = dA + states_at
         A_at = A + weights_at
         begun = valid & (chunk < begun_at)
+        if not (COMPLEX or GENERAL):
+            sums_row = partial_row * partial_length + (chunk - chunk_begin) * CHUNK
+            sums_at = channel_sum_rows(dB, dC, sums_row, row_segment, STEPS)
 
         # What state n + 1 needs first is on its way while state n is worked on: A into a register, the long
         # rows into L1, for no registers are left to hold them.
@@ -334,39 +340,43 @@ def selective_scan_bwd_kernel(
             if GENERAL:
                 mu = zero_where(dropped, mu, COMPLEX)
             store_state(carried + n * PARTS * D, channel, D, mu, valid, COMPLEX)
-            store_weight(
-                dB,
-                dB_tile,
-                partial_row + n,
-                partial_time,
-                partial_length,
-                own_time,
-                constant_B,
-                states_at + n * PARTS * D,
-                channel,
-                D,
-                begun,
-                valid,
-                COMPLEX,
-                GENERAL,
-            )
             dC_tile = scale(conjugate(states, COMPLEX), output_scale, COMPLEX)
-            store_weight(
-                dC,
-                dC_tile,
-                partial_row + n,
-                partial_time,
-                partial_length,
-                own_time,
-                constant_C,
-                states_at + n * PARTS * D,
-                channel,
-                D,
-                begun,
-                valid,
-                COMPLEX,
-                GENERAL,
-            )
+            if COMPLEX or GENERAL:
+                store_weight(
+                    dB,
+                    dB_tile,
+                    partial_row + n,
+                    partial_time,
+                    partial_length,
+                    own_time,
+                    constant_B,
+                    states_at + n * PARTS * D,
+                    channel,
+                    D,
+                    begun,
+                    valid,
+                    COMPLEX,
+                    GENERAL,
+                )
+                store_weight(
+                    dC,
+                    dC_tile,
+                    partial_row + n,
+                    partial_time,
+                    partial_length,
+                    own_time,
+                    constant_C,
+                    states_at + n * PARTS * D,
+                    channel,
+                    D,
+                    begun,
+                    valid,
+                    COMPLEX,
+                    GENERAL,
+                )
+            else:
+                sums = channel_sums(dB_tile[0], dC_tile[0], step, LANES_APART)
+                store_channel_sums(sums_at + n * partial_length, sums)
 
         # Registers are too few to keep addresses and x through the loop over states.
         tile = (anew(gl.full_like(segment, 0) + until) - 1) // CHUNK
