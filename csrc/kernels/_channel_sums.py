@@ -21,7 +21,7 @@ def _halving(stride):
         sums = [f"${k}" if distance == 1 else f"sum{half}_{k}" for k in range(half)]
         if distance > 1:
             lines.append(f".reg .f32 {', '.join(sums)};")
-        for low, high, target in zip(values[:half], values[half:], sums):
+        for low, high, target in zip(values[:half], values[half:], sums, strict=True):
             lines += [
                 f"selp.f32 send, {low}, {high}, upper;",
                 f"selp.f32 keep, {high}, {low}, upper;",
