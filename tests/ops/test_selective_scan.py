@@ -123,7 +123,7 @@ def test_matches_float64(row: dict[str, Any], device: str) -> None:
 @pytest.mark.parametrize("length", [4112, 4480])
 @pytest.mark.parametrize("layout", ["seq", "channel"])
 def test_time_in_spans_of_several_launches(length: int, layout: str) -> None:
-    """A launch of the backward takes 4096 steps, in spans where channels are few; what is left is one or two."""
+    """A launch of the backward takes 4096 steps, in spans where channels are few; the rest is one or two."""
     inputs = make_scan_inputs(2, 12, length, 3, layout=layout, initial_state=True, device="cuda")
     assert_matches_reference(scan, scan_ref, inputs)
 
