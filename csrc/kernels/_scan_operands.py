@@ -16,6 +16,7 @@ SAVE_CHUNKS = gl.constexpr(64)
 ZOH = gl.constexpr(128)
 CONSTANT_B = gl.constexpr(1024)
 CONSTANT_C = gl.constexpr(2048)
+SPANS = gl.constexpr(8192)
 
 # Steps between two saved states; kChunk in csrc/ops/selective_scan.h.
 CHUNK = gl.constexpr(64)

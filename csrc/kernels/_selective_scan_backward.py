@@ -1,6 +1,7 @@
 """The backward kernel of the selective scan; csrc/kernels/selective_scan.py holds its variant table."""
 
 from _arithmetic import anew, sigmoid, softplus
+from _channel_sums import channel_sum_rows, channel_sums, store_channel_sums
 from _recurrence import (
     add,
     collect,
@@ -38,6 +39,7 @@ from _scan_operands import (
     HAS_STATE,
     HAS_Z,
     SOFTPLUS,
+    SPANS,
     ZOH,
     load_state,
     load_weight,
@@ -46,6 +48,7 @@ from _scan_operands import (
     store_weight,
 )
 from _scan_packing import BY_ENDS, BY_INDEX, load_used, offsets, own_steps, run_until, steps_of, store_own
+from _selective_scan_adjoint import chunks_of_span, enter_span
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -73,6 +76,9 @@ def selective_scan_bwd_kernel(
     dD,
     ddelta_bias,
     carry,
+    incoming,
+    span_ends,
+    span_times,
     runs,
     D,
     L,
@@ -82,6 +88,7 @@ def selective_scan_bwd_kernel(
     padded_length,
     chunk_begin,
     chunk_end,
+    spans,
     partial_length,
     dout_batch,
     dout_channel,
@@ -119,7 +126,9 @@ def selective_scan_bwd_kernel(
     blocks of channels), and so are dB and dC of constants; else dB, dC, dgate are sums over this block's
     channels (one plane per block). csrc/ops/selective_scan.cpp adds the rows and planes in a fixed order. A
     plane of dC lies behind each plane of dB. `carry` holds the adjoint of the state, of the last one before
-    the first launch if flags say so, of the initial one after the last launch. Behind the states of the
+    the first launch if flags say so, of the initial one after the last launch. Real plain scans may be split
+    into `spans` of chunks, with a row of `carry` and of sums over steps each: then that adjoint comes in
+    `incoming`, and selective_scan_adjoint_kernel has seen the launch's chunks. Behind the states of the
     chunks lie those that sequences begin with which begin inside a chunk.
     """
     X: gl.constexpr = gl.BlockedLayout(
@@ -132,6 +141,8 @@ def selective_scan_bwd_kernel(
     STEP: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, X))
     CHANNEL: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, X))
     PARTS: gl.constexpr = 2 if COMPLEX else 1
+    # Of neighbouring channels.
+    LANES_APART: gl.constexpr = SEGMENTS if LAYOUT == "seq" else 1
     gl.static_assert(SEGMENTS * STEPS == CHUNK, "a tile is a chunk: its first state was saved")
     if LAYOUT == "seq":
         dout_time = 1
@@ -144,9 +155,16 @@ def selective_scan_bwd_kernel(
 
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
     block = gl.program_id(0) % (groups * blocks_per_group)
-    work = (gl.program_id(0) // (groups * blocks_per_group)).to(gl.int64)
-    batch, first_step, stop = own_steps(runs, work, L, flags, GENERAL)
+    sums_row = (gl.program_id(0) // (groups * blocks_per_group)).to(gl.int64)
     batches = gl.num_programs(0) // (groups * blocks_per_group)
+    work = sums_row
+    own_begin = chunk_begin
+    own_end = chunk_end
+    if not (COMPLEX or GENERAL):
+        batches = batches // spans
+        work = sums_row % batches
+        own_begin, own_end = chunks_of_span((sums_row // batches).to(gl.int32), chunk_begin, chunk_end, spans)
+    batch, first_step, stop = own_steps(runs, work, L, flags, GENERAL)
     if GENERAL:
         batches = gl.where((flags & BY_ENDS) != 0, 1, batches)
     group = block // blocks_per_group
@@ -179,13 +197,32 @@ def selective_scan_bwd_kernel(
     constant_C = (flags & CONSTANT_C) != 0
     chunks = gl.cdiv(L, CHUNK)
     saved_rows = chunks
-    begun_at = chunk_end - 1
+    begun_at = own_end - 1
     if GENERAL:
         by_index = (flags & BY_INDEX) != 0
         saved_rows += gl.where(by_index, 1, 0)
         begun_at += gl.where((flags & (BY_INDEX | BY_ENDS)) != 0, 1, 0)
-    least = gl.maximum(first_step, chunk_begin * CHUNK)
-    until = gl.minimum(stop, chunk_end * CHUNK)
+    fresh_from = chunks - 1
+    if not (COMPLEX or GENERAL):  # noqa: SIM102 - the compiler's choice, then the device's
+        if (flags & SPANS) != 0:
+            enter_span(
+                carry,
+                incoming,
+                span_ends,
+                span_times,
+                A,
+                sums_row,
+                batches,
+                spans,
+                channel,
+                valid,
+                D,
+                N,
+                flags,
+            )
+            fresh_from = chunks
+    least = gl.maximum(first_step, own_begin * CHUNK)
+    until = gl.minimum(stop, own_end * CHUNK)
     while until > least:
         chunk = (until - 1) // CHUNK
         begin, live = run_until(runs, batch, until - 1, first_step, L, flags, GENERAL)
@@ -222,9 +259,9 @@ def selective_scan_bwd_kernel(
         output_scale = 2.0 * dy if COMPLEX else dy
 
         weights_at = anew(channel).to(gl.int64) * N * PARTS
-        states_at = work * D * N * PARTS
+        states_at = sums_row * D * N * PARTS
         carried = carry + states_at
-        known = valid & ((chunk < chunks - 1) | ((flags & HAS_STATE) != 0))
+        known = valid & ((chunk < fresh_from) | ((flags & HAS_STATE) != 0))
         saved_row = chunk
         if GENERAL:
             # A sequence in a batch row that begins inside a chunk begins with zero.
@@ -235,6 +272,9 @@ def selective_scan_bwd_kernel(
         rate_sums = dA + states_at
         A_at = A + weights_at
         begun = valid & (chunk < begun_at)
+        if not (COMPLEX or GENERAL):
+            planes_at = partial_row * partial_length + (chunk - chunk_begin) * CHUNK
+            sums_at = channel_sum_rows(dB, dC, planes_at, row_segment, STEPS)
 
         # What state n + 1 needs first is on its way while state n is worked on: A into a register, the long
         # rows into L1, for no registers are left to hold them.
@@ -334,39 +374,43 @@ def selective_scan_bwd_kernel(
             if GENERAL:
                 mu = zero_where(dropped, mu, COMPLEX)
             store_state(carried + n * PARTS * D, channel, D, mu, valid, COMPLEX)
-            store_weight(
-                dB,
-                dB_tile,
-                partial_row + n,
-                partial_time,
-                partial_length,
-                own_time,
-                constant_B,
-                states_at + n * PARTS * D,
-                channel,
-                D,
-                begun,
-                valid,
-                COMPLEX,
-                GENERAL,
-            )
             dC_tile = scale(conjugate(states, COMPLEX), output_scale, COMPLEX)
-            store_weight(
-                dC,
-                dC_tile,
-                partial_row + n,
-                partial_time,
-                partial_length,
-                own_time,
-                constant_C,
-                states_at + n * PARTS * D,
-                channel,
-                D,
-                begun,
-                valid,
-                COMPLEX,
-                GENERAL,
-            )
+            if COMPLEX or GENERAL:
+                store_weight(
+                    dB,
+                    dB_tile,
+                    partial_row + n,
+                    partial_time,
+                    partial_length,
+                    own_time,
+                    constant_B,
+                    states_at + n * PARTS * D,
+                    channel,
+                    D,
+                    begun,
+                    valid,
+                    COMPLEX,
+                    GENERAL,
+                )
+                store_weight(
+                    dC,
+                    dC_tile,
+                    partial_row + n,
+                    partial_time,
+                    partial_length,
+                    own_time,
+                    constant_C,
+                    states_at + n * PARTS * D,
+                    channel,
+                    D,
+                    begun,
+                    valid,
+                    COMPLEX,
+                    GENERAL,
+                )
+            else:
+                sums = channel_sums(dB_tile[0], dC_tile[0], step, LANES_APART)
+                store_channel_sums(sums_at + n * partial_length, sums)
 
         # Registers are too few to keep addresses and x through the loop over states.
         tile = (anew(gl.full_like(segment, 0) + until) - 1) // CHUNK

@@ -43,7 +43,9 @@ from _scan_operands import (
     store_state,
 )
 from _scan_packing import BY_INDEX, load_used, own_steps, run_from, steps_of, store_own
+from _selective_scan_adjoint import selective_scan_adjoint_kernel
 from _selective_scan_backward import selective_scan_bwd_kernel
+from _selective_scan_sums import selective_scan_sums_kernel
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -323,9 +325,11 @@ def _no_need(values: dict) -> bool:
 
 
 _SIZES = dict(D="i32", L="i32", N="i32", groups="i32", head_channels="i32", padded_length="i64")
+_CHUNKS = dict(chunk_begin="i32", chunk_end="i32", spans="i32")
 _FORWARD = ["u", "delta", "z", "out"]
 _PLANES = ["dB", "dC", "dgate", "partial_length"]
 _BACKWARD = ["dout", "u", "delta", "z", "du", "ddelta", "dz"]
+_ADJOINT = ["dout", "delta", "z"]
 
 
 def _tensors(names: list[str]) -> dict[str, str]:
@@ -364,10 +368,10 @@ KERNELS = [
             **_tensors(_BACKWARD),
             **_buffers("A", "B", "C", "gate", "D_skip", "delta_bias", "chunk_states"),
             **_buffers("dA", "dB", "dC", "dgate", "dD", "ddelta_bias", "carry"),
+            **_buffers("incoming", "span_ends", "span_times"),
             "runs": "*i32",
             **_SIZES,
-            "chunk_begin": "i32",
-            "chunk_end": "i32",
+            **_CHUNKS,
             "partial_length": "i64",
             "flags": "i32",
         },
@@ -380,5 +384,29 @@ KERNELS = [
             Config("wide", when="COMPLEX or GENERAL", SEGMENTS=8, STEPS=8, CHANNELS=4, num_warps=1),
             Config("plain", SEGMENTS=4, STEPS=16, CHANNELS=8, num_warps=1),
         ],
+    ),
+    Kernel(
+        selective_scan_adjoint_kernel,
+        args={
+            **_tensors(_ADJOINT),
+            **_buffers("A", "C", "delta_bias", "ends", "elapsed_times"),
+            **{name: _SIZES[name] for name in ("D", "L", "N", "groups", "padded_length")},
+            **_CHUNKS,
+            "flags": "i32",
+        },
+        axes=dict(T=["f32", "half"], LAYOUT=["seq", "strided"]),
+        aligned=lambda values: [*_aligned(values, _ADJOINT), "C", "padded_length"],
+        configs=[Config("plain", SEGMENTS=4, STEPS=16, CHANNELS=8, num_warps=1)],
+    ),
+    Kernel(
+        selective_scan_sums_kernel,
+        args={
+            **_buffers("planes", "total"),
+            "count": "i32",
+            **dict.fromkeys(["plane_size", "partial_length", "padded_length"], "i64"),
+            "blocks": "i32",
+        },
+        aligned=lambda _: ["planes", "total", "plane_size", "partial_length", "padded_length"],
+        configs=[Config("only", STEPS=64, PLANES=32, num_warps=4)],
     ),
 ]

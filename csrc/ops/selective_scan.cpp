@@ -6,7 +6,9 @@
 
 #include "generated/selective_scan.gen.h"
 #include "ops/launch_arguments.h"
+#include "ops/selective_scan_passes.h"
 #include "ops/selective_scan_states.h"
+#include "ops/selective_scan_sums.h"
 
 namespace mamba_aot::cuda {
 namespace {
@@ -29,6 +31,7 @@ enum Flag : int32_t {
   kConstantB = 1024,
   kConstantC = 2048,
   kPerHead = 4096,
+  kSpans = 8192,
 };
 
 // Rows of B, C and the gate are padded to whole tiles, so that kernels load them without a mask.
@@ -37,9 +40,12 @@ constexpr int64_t kRowMultiple = 128;
 constexpr int64_t kPartialBytes = int64_t{32} << 20;
 // A launch adds up at most this many chunks in one fp32 number; more would cost digits.
 constexpr int64_t kChunksInOneSum = 64;
+// Programs that fill a GPU: where rows and channels make fewer, time is split into spans that run at once.
+constexpr int64_t kProgramsAtOnce = 1024;
+// Each program goes through the adjoints of all spans behind its own.
+constexpr int64_t kMostSpans = 16;
 
 int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
-int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 // B, C ([batch, groups, state, length(, 2)]) or a gate ([batch, state, length]) as fp32 rows along time.
 Tensor pack_rows(const Tensor& x, bool complex, int64_t padded_length) {
@@ -71,55 +77,6 @@ Tensor unpack_rows(Tensor packed, const Tensor& input, bool complex) {
   return gradient_of(input, complex ? torch::stable::transpose(rows, 3, 4) : rows);
 }
 
-// Sums over steps that a launch writes whole, fp32 [rows of work, ...]; `total()` adds up rows and launches.
-// Packed sequences may be many and may miss a launch: their rows begin at 0 and are added up after each one.
-class RowSums {
- public:
-  RowSums(const SelectiveScanSizes& s, const Tensor& on, int64_t launches, int64_t outer, int64_t inner)
-      : packed_(s.packed()),
-        launches_(s.empty()
-                      ? torch::stable::new_zeros(on, {1, 1, outer, inner})
-                      : empty_on(on, {launches, packed_ ? 1 : s.rows, outer, inner}, ScalarType::Float)),
-        rows_(empty_on(on, {packed_ ? s.rows : 0, outer, inner}, ScalarType::Float)) {}
-
-  float* start(int64_t launch) {
-    if (packed_) torch::stable::zero_(rows_);
-    Tensor& target = packed_ ? rows_ : launches_;
-    return static_cast<float*>(target.data_ptr()) + (packed_ ? 0 : launch * target.stride(0));
-  }
-
-  void finish(int64_t launch) {
-    if (!packed_) return;
-    const int64_t over[] = {0};
-    Tensor target = torch::stable::select(torch::stable::select(launches_, 0, launch), 0, 0);
-    torch::stable::sum_out(target, rows_, over);
-  }
-
-  Tensor total() const {
-    const int64_t over[] = {0, 1};
-    return torch::stable::sum(launches_, over);
-  }
-
- private:
-  bool packed_;
-  Tensor launches_, rows_;
-};
-
-// [groups, padded channels of a group] as a gradient of [channels], without the padding.
-Tensor gradient_of_channels(const RowSums& sums, const OptionalTensor& input, const SelectiveScanSizes& s) {
-  Tensor total = sums.total();
-  Tensor inside = torch::stable::narrow(total, 1, 0, s.channels / s.groups);
-  return gradient_of(*input, torch::stable::reshape(inside, {s.channels}));
-}
-
-// The gradient of A or a constant ([channels, state(, 2)]) from the kernel's [state * parts, channels].
-Tensor gradient_of_constant(const RowSums& sums, const Tensor& input, const SelectiveScanSizes& s) {
-  Tensor by_channel = torch::stable::transpose(sums.total(), 0, 1);
-  if (!s.complex) return gradient_of(input, by_channel);
-  Tensor pairs = torch::stable::reshape(by_channel, {s.channels, s.state, 2});
-  return gradient_of(input, pairs);
-}
-
 Tensor state_on(const Tensor& u, const SelectiveScanSizes& s) {
   return s.complex ? empty_on(u, {s.rows, s.channels, s.state, 2}, ScalarType::Float)
                    : empty_on(u, {s.rows, s.channels, s.state}, ScalarType::Float);
@@ -145,6 +102,13 @@ int64_t chunks_in_a_launch(const SelectiveScanSizes& s, const Tensor& u, int64_t
   const int64_t u_bytes = s.batch * s.channels * s.length * (u.scalar_type() == ScalarType::Float ? 4 : 2);
   const int64_t chunks = std::max(kPartialBytes, u_bytes) / std::max<int64_t>(1, floats_a_step * 4 * kChunk);
   return std::clamp<int64_t>(chunks, 1, std::clamp<int64_t>(s.chunks(), 1, kChunksInOneSum));
+}
+
+// How many chunks each program of the backward takes one after the other: all of the launch, unless spans are
+// needed to fill the GPU.
+int64_t chunks_in_a_span(int64_t chunks_a_launch, int64_t programs, bool plain) {
+  if (!plain || programs == 0 || programs * 2 > kProgramsAtOnce) return chunks_a_launch;
+  return ceil_div(chunks_a_launch, std::min(kProgramsAtOnce / programs, kMostSpans));
 }
 
 // What both directions hand to their kernel besides their own tensors.
@@ -285,14 +249,17 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
   const auto& config = SelectiveScanBwd::pick(key, {s.rows, s.channels, s.length});
   const int64_t blocks_per_group = ceil_div(s.channels / s.groups, config.CHANNELS);
   const int64_t blocks = s.groups * blocks_per_group;
-  const int64_t chunks_a_launch = chunks_in_a_launch(s, u, blocks, with.gate.has_value());
-  const int64_t launches = ceil_div(s.chunks(), chunks_a_launch), state_parts = s.state * s.parts();
-  RowSums dA(s, with.A, launches, state_parts, s.channels);
+  const int64_t most_chunks = chunks_in_a_launch(s, u, blocks, with.gate.has_value());
+  const bool plain = !s.complex && !with.general();
+  const int64_t span = chunks_in_a_span(most_chunks, s.rows * blocks, plain);
+  const int64_t spans = most_chunks / span, chunks_a_launch = spans * span;
+  const int64_t parts = ceil_div(s.chunks(), span), state_parts = s.state * s.parts();
+  RowSums dA(s, with.A, parts, state_parts, s.channels);
   // Blocks are whole in these rows, also where a group's channels end inside one.
-  RowSums dD(s, with.A, launches, s.groups, blocks_per_group * config.CHANNELS);
-  RowSums dbias(s, with.A, launches, s.groups, blocks_per_group * config.CHANNELS);
-  RowSums constant_dB(s, with.A, launches, s.constant_B ? state_parts : 0, s.channels);
-  RowSums constant_dC(s, with.A, launches, s.constant_C ? state_parts : 0, s.channels);
+  RowSums dD(s, with.A, parts, s.groups, blocks_per_group * config.CHANNELS);
+  RowSums dbias(s, with.A, parts, s.groups, blocks_per_group * config.CHANNELS);
+  RowSums constant_dB(s, with.A, parts, s.constant_B ? state_parts : 0, s.channels);
+  RowSums constant_dC(s, with.A, parts, s.constant_C ? state_parts : 0, s.channels);
   // Written whole by the kernels, unless there is nothing to launch.
   const auto sums = [&](Dims sizes) {
     return s.empty() ? torch::stable::new_zeros(with.A, {sizes.begin(), sizes.size()})
@@ -306,11 +273,19 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
   if (s.empty()) {
     fill_state(dinitial_state, dlast_state, s);
   } else {
-    // Channels lie last in the kernel's carry, first in a state.
-    Tensor carry = empty_on(u, {s.rows, state_parts, s.channels}, kFloat);
-    Tensor adjoint = torch::stable::transpose(carry, 1, 2);
+    // One buffer for all launches, or with spans one for each, two launches' by turns: the first span's holds
+    // what the launch passes on. Channels lie last in the kernel's carry, first in a state.
+    const bool split = spans > 1;
+    Tensor carry = empty_on(u, {split ? 2 * spans : 1, s.rows, state_parts, s.channels}, kFloat);
+    const auto carry_of = [&](int64_t launch) {
+      return torch::stable::select(carry, 0, split ? launch % 2 * spans : 0);
+    };
+    const auto adjoint_of = [&](int64_t launch) { return torch::stable::transpose(carry_of(launch), 1, 2); };
+    Tensor span_ends = empty_on(u, {split ? spans : 0, s.rows, state_parts, s.channels}, kFloat);
+    Tensor span_times = empty_on(u, {split ? spans : 0, s.rows, s.channels}, kFloat);
     if (dlast_state) {
       const Tensor last = torch::stable::contiguous(*dlast_state);
+      Tensor adjoint = adjoint_of(1);
       torch::stable::copy_(adjoint, by_channel(last, s));
     } else if (s.packed()) {
       torch::stable::zero_(carry);
@@ -328,43 +303,42 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
     args.ddelta = pointer(ddelta);
     args.dz = pointer(dz);
     args.dgate = pointer(dgate_planes);
-    args.carry = pointer(carry);
+    args.span_ends = pointer(span_ends);
+    args.span_times = pointer(span_times);
     args.partial_length = partial_length;
     gs.put(args.dout_batch, args.dout_channel, args.dout_time);
     dus.put(args.du_batch, args.du_channel, args.du_time);
     dds.put(args.ddelta_batch, args.ddelta_channel, args.ddelta_time);
     dzs.put(args.dz_batch, args.dz_channel, args.dz_time);
-    args.flags = with.flags | (dlast_state || s.packed() ? kHasState : 0);
+    args.flags = with.flags | (dlast_state || s.packed() ? kHasState : 0) | (split ? kSpans : 0);
 
-    const int64_t over_planes[] = {0};
-    const auto add_planes = [&](Tensor& planes, Tensor& total, int64_t begin, int64_t steps) {
-      const int64_t axis = planes.dim() - 1;
-      Tensor target = torch::stable::narrow(total, axis - 1, begin, steps);
-      Tensor used = torch::stable::narrow(planes, axis, 0, steps);
-      torch::stable::sum_out(target, used, over_planes);
-    };
     float* planes = static_cast<float*>(dBC_planes.data_ptr());
-    int64_t launch = 0;
+    int64_t launch = 0, part = 0;
     for (int64_t end = s.chunks(); end > 0; ++launch) {
       const int64_t begin = std::max<int64_t>(0, end - chunks_a_launch);
       zero_if_by_ends(dBC_planes, s);
       zero_if_by_ends(dgate_planes, s);
-      args.dA = dA.start(launch);
-      args.dD = dD.start(launch);
-      args.ddelta_bias = dbias.start(launch);
-      args.dB = s.constant_B ? constant_dB.start(launch) : planes;
-      args.dC = s.constant_C ? constant_dC.start(launch) : planes + dBC_planes.stride(1);
+      args.dA = dA.start(part);
+      args.dD = dD.start(part);
+      args.ddelta_bias = dbias.start(part);
+      args.dB = s.constant_B ? constant_dB.start(part) : planes;
+      args.dC = s.constant_C ? constant_dC.start(part) : planes + dBC_planes.stride(1);
       args.chunk_begin = static_cast<int32_t>(begin);
       args.chunk_end = static_cast<int32_t>(end);
-      SelectiveScanBwd::launch(key, config, u.get_device_index(), s.rows * blocks, args);
-      for (RowSums* of : {&dA, &dD, &dbias, &constant_dB, &constant_dC}) of->finish(launch);
-      const int64_t steps = (end - begin) * kChunk;
-      if (variable) add_planes(dBC_planes, dBC, begin * kChunk, steps);
-      if (with.gate) add_planes(dgate_planes, dgate, begin * kChunk, steps);
+      args.spans = static_cast<int32_t>(split ? ceil_div(end - begin, span) : 1);
+      args.carry = pointer(carry_of(launch));
+      args.incoming = pointer(carry_of(launch + 1));
+      if (args.spans > 1) launch_adjoint(args, s, u, rows);
+      SelectiveScanBwd::launch(key, config, u.get_device_index(), args.spans * s.rows * blocks, args);
+      for (RowSums* of : {&dA, &dD, &dbias, &constant_dB, &constant_dC}) of->finish(part);
+      args.flags |= kHasState;
+      part += args.spans;
+      if (variable) add_planes(dBC_planes, dBC, begin, end);
+      if (with.gate) add_planes(dgate_planes, dgate, begin, end);
       end = begin;
     }
     Tensor initial = by_channel(dinitial_state, s);
-    torch::stable::copy_(initial, adjoint);
+    torch::stable::copy_(initial, adjoint_of(launch - 1));
   }
 
   const auto matrix = [&](int64_t which, const Tensor& input) {

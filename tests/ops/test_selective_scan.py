@@ -119,6 +119,15 @@ def test_matches_float64(row: dict[str, Any], device: str) -> None:
     assert_matches_reference(scan, scan_ref, make_scan_inputs(**row, device=device))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("length", [4112, 4480])
+@pytest.mark.parametrize("layout", ["seq", "channel"])
+def test_time_in_spans_of_several_launches(length: int, layout: str) -> None:
+    """A launch of the backward takes 4096 steps, in spans where channels are few; the rest is one or two."""
+    inputs = make_scan_inputs(2, 12, length, 3, layout=layout, initial_state=True, device="cuda")
+    assert_matches_reference(scan, scan_ref, inputs)
+
+
 @pytest.mark.parametrize("b_dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("c_dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_b_and_c_keep_their_own_dtypes(b_dtype: torch.dtype, c_dtype: torch.dtype, device: str) -> None:

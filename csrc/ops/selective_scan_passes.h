@@ -1,0 +1,70 @@
+// The two small kernels around the backward one of selective_scan: before it, the adjoints that spans of time
+// pass on; after it, the sums of what its programs wrote.
+#pragma once
+
+#include "generated/selective_scan.gen.h"
+#include "ops/launch_arguments.h"
+#include "ops/selective_scan.h"
+
+namespace mamba_aot::cuda {
+
+inline int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
+
+// Walks every span of a launch of the backward from an adjoint of zero.
+inline void launch_adjoint(const generated::SelectiveScanBwd::Args& of, const SelectiveScanSizes& s,
+                           const Tensor& u, bool rows) {
+  using Kernel = generated::SelectiveScanAdjoint;
+  const Kernel::Key key{storage_of(u), rows ? Kernel::Layout::seq : Kernel::Layout::strided};
+  const auto& config = Kernel::pick(key, {});
+  Kernel::Args args{};
+  args.dout = of.dout;
+  args.delta = of.delta;
+  args.z = of.z;
+  args.A = of.A;
+  args.C = of.C;
+  args.delta_bias = of.delta_bias;
+  args.ends = of.span_ends;
+  args.elapsed_times = of.span_times;
+  args.D = of.D;
+  args.L = of.L;
+  args.N = of.N;
+  args.groups = of.groups;
+  args.padded_length = of.padded_length;
+  args.chunk_begin = of.chunk_begin;
+  args.chunk_end = of.chunk_end;
+  args.spans = of.spans;
+  args.dout_batch = of.dout_batch;
+  args.dout_channel = of.dout_channel;
+  args.dout_time = of.dout_time;
+  args.delta_batch = of.delta_batch;
+  args.delta_channel = of.delta_channel;
+  args.delta_time = of.delta_time;
+  args.z_batch = of.z_batch;
+  args.z_channel = of.z_channel;
+  args.z_time = of.z_time;
+  args.flags = of.flags;
+  const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, config.CHANNELS);
+  Kernel::launch(key, config, u.get_device_index(), of.spans * s.rows * blocks, args);
+}
+
+// Writes chunks [begin, end) of `total` [rows..., padded length] from `planes` [count, rows..., partial
+// length] of a launch that begins with them.
+inline void add_planes(const Tensor& planes, const Tensor& total, int64_t begin, int64_t end) {
+  using Kernel = generated::SelectiveScanSums;
+  const int64_t count = planes.size(0), plane_size = planes.stride(0);
+  if (planes.numel() == 0) return;
+  const int64_t partial_length = planes.size(planes.dim() - 1);
+  Kernel::Args args{};
+  args.planes = pointer(planes);
+  args.total = static_cast<float*>(total.data_ptr()) + begin * kChunk;
+  args.count = static_cast<int32_t>(count);
+  args.plane_size = plane_size;
+  args.partial_length = partial_length;
+  args.padded_length = total.size(total.dim() - 1);
+  const auto& config = Kernel::pick({}, {});
+  const int64_t blocks = (end - begin) * kChunk / config.STEPS;
+  args.blocks = static_cast<int32_t>(blocks);
+  Kernel::launch({}, config, planes.get_device_index(), plane_size / partial_length * blocks, args);
+}
+
+}  // namespace mamba_aot::cuda
