@@ -210,7 +210,7 @@ KERNELS = [
         axes=_AXES,
         skip=_one_half,
         aligned=_aligned("x", "out"),
-        configs=_configs(dict(RUNS=8, CHANNELS=64, VECTOR=4, STEPS=8)),
+        configs=_configs(dict(RUNS=4, CHANNELS=64, VECTOR=2, STEPS=8)),
     ),
     Kernel(
         causal_conv1d_bwd_kernel,
@@ -224,7 +224,7 @@ KERNELS = [
         axes=_AXES,
         skip=_one_half,
         aligned=_aligned("dout", "x", "dx"),
-        configs=_configs(dict(RUNS=4, CHANNELS=64, VECTOR=2, STEPS=4)),
+        configs=_configs(dict(RUNS=4, CHANNELS=64, VECTOR=2, STEPS=8)),
     ),
     Kernel(
         causal_conv1d_packed_fwd_kernel,

@@ -45,6 +45,7 @@ from _scan_operands import (
 from _scan_packing import BY_INDEX, load_used, own_steps, run_from, steps_of, store_own
 from _selective_scan_adjoint import selective_scan_adjoint_kernel
 from _selective_scan_backward import selective_scan_bwd_kernel
+from _selective_scan_plain import selective_scan_plain_fwd_kernel
 from _selective_scan_sums import selective_scan_sums_kernel
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -324,6 +325,11 @@ def _no_need(values: dict) -> bool:
     return values["T"] == "half"
 
 
+def _plain(values: dict) -> bool:
+    """Real states without those options have a forward kernel of their own."""
+    return not (values["COMPLEX"] or values["GENERAL"])
+
+
 _SIZES = dict(D="i32", L="i32", N="i32", groups="i32", head_channels="i32", padded_length="i64")
 _CHUNKS = dict(chunk_begin="i32", chunk_end="i32", spans="i32")
 _FORWARD = ["u", "delta", "z", "out"]
@@ -353,13 +359,30 @@ KERNELS = [
             "flags": "i32",
         },
         axes=_AXES,
-        skip=_no_need,
+        skip=lambda values: _no_need(values) or _plain(values),
         aligned=lambda values: [*_aligned(values, _FORWARD), "B", "C", "gate", "padded_length"],
         shape=["B", "D", "L"],
         configs=[
             Config("complex", when="COMPLEX", SEGMENTS=4, STEPS=8, CHANNELS=8, num_warps=1),
             Config("few", when="B * D < 6144", SEGMENTS=8, STEPS=16, CHANNELS=4, num_warps=1),
             Config("many", SEGMENTS=4, STEPS=16, CHANNELS=8, num_warps=1),
+        ],
+    ),
+    Kernel(
+        selective_scan_plain_fwd_kernel,
+        args={
+            **_tensors(_FORWARD),
+            **_buffers("A", "B", "C", "D_skip", "delta_bias"),
+            **_buffers("initial_state", "last_state", "carry", "chunk_states"),
+            **{name: _SIZES[name] for name in ("D", "L", "N", "groups", "padded_length")},
+            "flags": "i32",
+        },
+        axes=dict(T=["f32", "f16", "bf16"], LAYOUT=["seq", "strided"]),
+        aligned=lambda values: [*_aligned(values, _FORWARD), "B", "C", "padded_length"],
+        shape=["B", "D", "L"],
+        configs=[
+            Config("few", when="B * D < 6144", LANES=8, STATES=16, STEPS=64, CHANNELS=8, num_warps=2, maxnreg=128),
+            Config("many", LANES=4, STATES=16, STEPS=32, CHANNELS=16, num_warps=2, maxnreg=128),
         ],
     ),
     Kernel(

@@ -33,7 +33,7 @@ enum Flag : int32_t {
 constexpr int64_t kNarrow = 4;
 
 // The longest walks, in blocks of steps.
-constexpr int64_t kForwardBlocks = 16, kBackwardBlocks = 16;
+constexpr int64_t kForwardBlocks = 4, kBackwardBlocks = 16;
 // In steps: kernels add that to a length in 32 bits.
 constexpr int64_t kLongestWalk = 8191;
 

@@ -15,6 +15,7 @@ namespace {
 
 using generated::SelectiveScanBwd;
 using generated::SelectiveScanFwd;
+using generated::SelectiveScanPlainFwd;
 
 // Bits of the kernels' `flags`, the same as in csrc/kernels/_scan_operands.py and _scan_packing.py.
 enum Flag : int32_t {
@@ -148,7 +149,7 @@ struct Operands {
   }
 };
 
-// The arguments both kernels have in common.
+// The arguments all kernels have in common.
 template <class Args>
 void put_common(Args& args, const SelectiveScanSizes& s, const SelectiveScanInputs& in,
                 const Operands& with) {
@@ -158,19 +159,24 @@ void put_common(Args& args, const SelectiveScanSizes& s, const SelectiveScanInpu
   args.A = pointer(with.A);
   args.B = pointer(with.B);
   args.C = pointer(with.C);
-  args.gate = pointer(with.gate);
   args.D_skip = pointer(with.D);
   args.delta_bias = pointer(with.bias);
-  args.runs = pointer(with.runs);
   args.D = static_cast<int32_t>(s.channels);
   args.L = static_cast<int32_t>(s.length);
   args.N = static_cast<int32_t>(s.state);
   args.groups = static_cast<int32_t>(s.groups);
-  args.head_channels = static_cast<int32_t>(s.channels / s.heads);
   args.padded_length = with.padded_length;
   Strides(in.u).put(args.u_batch, args.u_channel, args.u_time);
   Strides(in.delta).put(args.delta_batch, args.delta_channel, args.delta_time);
   Strides(in.z).put(args.z_batch, args.z_channel, args.z_time);
+}
+
+// Those that only kernels with all options have.
+template <class Args>
+void put_general(Args& args, const SelectiveScanSizes& s, const Operands& with) {
+  args.gate = pointer(with.gate);
+  args.runs = pointer(with.runs);
+  args.head_channels = static_cast<int32_t>(s.channels / s.heads);
 }
 
 // Whether the kernels for contiguous rows can take them: real scans without the options of the general ones.
@@ -212,19 +218,31 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
   Tensor carry = empty_on(u, {s.rows, state_parts, s.channels}, ScalarType::Float);
   const Strides os(out);
   const bool rows = in_rows(s, with, {Strides(u), Strides(delta), Strides(z), os});
-  const auto key = key_of<SelectiveScanFwd>(s, with, u, rows);
-  const auto& config = SelectiveScanFwd::pick(key, {s.rows, s.channels, s.length});
-  SelectiveScanFwd::Args args{};
-  put_common(args, s, in, with);
-  args.out = pointer(out);
-  args.initial_state = pointer(state);
-  args.last_state = pointer(last_state);
-  args.carry = pointer(carry);
-  args.chunk_states = pointer(chunk_states);
-  os.put(args.out_batch, args.out_channel, args.out_time);
-  args.flags = with.flags | (state ? kHasState : 0) | (save_states ? kSaveChunks : 0);
-  const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, config.CHANNELS);
-  SelectiveScanFwd::launch(key, config, u.get_device_index(), s.rows * blocks, args);
+  // A program takes some channels of a group, of one row of work.
+  const auto launch = [&](auto kernel, const auto& key, auto& args) {
+    using Kernel = decltype(kernel);
+    const auto& config = Kernel::pick(key, {s.rows, s.channels, s.length});
+    put_common(args, s, in, with);
+    args.out = pointer(out);
+    args.initial_state = pointer(state);
+    args.last_state = pointer(last_state);
+    args.carry = pointer(carry);
+    args.chunk_states = pointer(chunk_states);
+    os.put(args.out_batch, args.out_channel, args.out_time);
+    args.flags = with.flags | (state ? kHasState : 0) | (save_states ? kSaveChunks : 0);
+    const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, config.CHANNELS);
+    Kernel::launch(key, config, u.get_device_index(), s.rows * blocks, args);
+  };
+  if (s.complex || with.general()) {
+    SelectiveScanFwd::Args args{};
+    put_general(args, s, with);
+    launch(SelectiveScanFwd{}, key_of<SelectiveScanFwd>(s, with, u, rows), args);
+  } else {
+    using Layout = SelectiveScanPlainFwd::Layout;
+    SelectiveScanPlainFwd::Args args{};
+    const SelectiveScanPlainFwd::Key key{dtype_of(u), rows ? Layout::seq : Layout::strided};
+    launch(SelectiveScanPlainFwd{}, key, args);
+  }
   return {out, last_state, chunk_states};
 }
 
@@ -297,6 +315,7 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
 
     SelectiveScanBwd::Args args{};
     put_common(args, s, in, with);
+    put_general(args, s, with);
     args.dout = pointer(dout);
     args.chunk_states = pointer(chunk_states);
     args.du = pointer(du);
