@@ -185,6 +185,49 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command()
+def bench(
+    op: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to time: selective_scan, causal_conv1d, state_update, causal_conv1d_update, "
+            "linear_recurrence, rms_norm, block, decode or prefill; may be repeated. Default: selective_scan."
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help='"kernels" or "models": all that benchmarks/results records.')
+    ] = None,
+    shape: Annotated[str, typer.Option(help='Sizes that differ from the default, as "B8 D1024 L2048".')] = "",
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    layout: Annotated[str, typer.Option(help='"seq" or "channel": what lies side by side.')] = "seq",
+    is_complex: Annotated[bool, typer.Option("--complex", help="A scan of complex states.")] = False,
+    device: Annotated[str, typer.Option(help='Where to run: "cpu" or "cuda".')] = "cuda",
+    compare: Annotated[
+        str, typer.Option(help="Comma-separated: mamba_ssm, causal_conv1d, eager, compile.")
+    ] = "",
+    json_file: Annotated[Path | None, typer.Option("--json", help="File to write the record to.")] = None,
+) -> None:
+    """Time ops and models; what they compute is checked against float64 first, exit code 1 if it is wrong."""
+    try:
+        from mamba_aot.benchmark import command as job
+        from mamba_aot.devices import require_device
+    except ImportError as error:
+        _fail(error, 1)
+    try:
+        request = job.make_request(op or [], suite, shape, dtype, layout, is_complex, compare, json_file)
+        target = require_device(device, "bench")
+    except ValueError as error:
+        _fail(error, 2)
+    try:
+        job.run(request, target, Console())
+    except AssertionError as error:
+        _fail(f"bench: wrong result, so no time: {error}", 1)
+    except (RuntimeError, OSError) as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        _fail("bench: stopped; nothing was written", 130)
+
+
 def main() -> None:
     """Entry point of the command."""
     app(prog_name="mamba-aot")

@@ -26,7 +26,7 @@ def run(*arguments: str, module: str = "mamba_aot", **environment: str) -> subpr
 def test_help_names_the_commands() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in ("demo", "train", "generate", "export", "info", "doctor"):
+    for command in ("demo", "train", "generate", "export", "info", "doctor", "bench"):
         assert command in done.stdout
 
 
