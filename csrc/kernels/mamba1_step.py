@@ -14,7 +14,7 @@ from _norm_rows import FLOAT16, load_as, load_wide, sigmoid, store_as, store_nar
 
 from tools.aot.spec import Config, Kernel
 
-# Bits of `flags`, the same as in csrc/ops/mamba1_step.cpp; dtypes of residual and sum lie as in _norm_rows.py.
+# Bits of `flags`, the same as in csrc/ops/mamba1_step.cpp; the dtypes there lie as in _norm_rows.py.
 # The product is stored in fp32.
 WIDE_OUT = tl.constexpr(1)
 HAS_RESIDUAL = tl.constexpr(2)
