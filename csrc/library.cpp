@@ -3,6 +3,7 @@
 
 #include "ops/causal_conv1d.h"
 #include "ops/linear_recurrence.h"
+#include "ops/mamba1_step.h"
 #include "ops/rms_norm.h"
 #include "ops/selective_scan.h"
 #include "ops/state_update.h"
@@ -42,6 +43,11 @@ constexpr const char* kSchemas[] = {
     "Tensor? accepted_steps, Tensor(b!)? out, Tensor(c!)? intermediate_states, int pad_slot_id, "
     "bool dt_softplus, bool zoh, bool update_state, bool is_complex) -> Tensor",
 
+    "mamba1_step(Tensor x, Tensor? residual, Tensor norm_weight, Tensor in_proj, Tensor(a!) conv_state, "
+    "Tensor conv_weight, Tensor? conv_bias, Tensor x_proj, Tensor dt_proj, Tensor dt_bias, Tensor A, Tensor "
+    "D, "
+    "Tensor(b!) ssm_state, Tensor out_proj, float eps, bool wide_sum) -> (Tensor out, Tensor sum)",
+
     "linear_recurrence_fwd(Tensor a, Tensor b, Tensor? initial_state, bool complex, bool reverse, "
     "bool save_states) -> (Tensor h, Tensor last_state, Tensor chunk_states)",
 
@@ -77,6 +83,7 @@ constexpr Op kOps[] = {
     MAMBA_AOT_OP(causal_conv1d_bwd),
     MAMBA_AOT_OP(causal_conv1d_update),
     MAMBA_AOT_OP(state_update),
+    MAMBA_AOT_OP(mamba1_step),
     MAMBA_AOT_OP(linear_recurrence_fwd),
     MAMBA_AOT_OP(linear_recurrence_bwd),
     MAMBA_AOT_OP(rms_norm_fwd),

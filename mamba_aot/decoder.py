@@ -67,6 +67,7 @@ class Decoder:
             ids = torch.where(self.finished, self.stops[0], ids)
             self.finished |= (ids[:, None] == self.stops).any(1)
         self.ids.copy_(ids)
-        self.logprobs.copy_(logits.float().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1))
+        wide = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        self.logprobs.copy_(wide.gather(-1, ids.unsqueeze(-1)).squeeze(-1))
         if self.seen is not None:
             self.seen.scatter_(1, ids.unsqueeze(-1), True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mamba_aot.attention import Attention, KeyValueState
 from mamba_aot.config import MambaLMConfig
+from mamba_aot.fused_step import fused_step
 from mamba_aot.mamba1 import Mamba1
 from mamba_aot.mlp import GatedMLP
 from mamba_aot.modules import Mamba, MambaState
@@ -51,6 +52,9 @@ class Layer(nn.Module):
 
     def step(self, x: Tensor, residual: Tensor | None, state: LayerState) -> tuple[Tensor, Tensor]:
         """[B, d_model] twice to the same twice; moves `state` on, in place."""
+        fused = fused_step(self.norm, self.mixer, x, residual, self.in_fp32, state)
+        if fused is not None:
+            return fused
         x, residual = self.norm.add(x, residual, self.in_fp32)
         if isinstance(self.mixer, GatedMLP):
             return self.mixer(x), residual

@@ -1,0 +1,137 @@
+// mamba1_step on CUDA: check, allocate, four launches. The kernels are csrc/kernels/mamba1_step.py.
+#include "ops/mamba1_step.h"
+
+#include "generated/mamba1_step.gen.h"
+#include "ops/launch_arguments.h"
+
+namespace mamba_aot::cuda {
+namespace {
+
+using generated::Mamba1StepIn;
+using generated::Mamba1StepProject;
+using generated::Mamba1StepState;
+
+// Bits of the kernels' `flags`, the same as in csrc/kernels/mamba1_step.py.
+enum Flag : int32_t { kWideOut = 1, kHasResidual = 2, kHasBias = 4 };
+
+// Where the dtypes of residual and sum are in `flags`: as the norms have them, see
+// csrc/kernels/_norm_rows.py.
+constexpr int kResidualType = 8 + 2 * 2, kSumType = 8 + 2 * 3;
+
+int32_t dtype_code(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Half ? 1 : t.scalar_type() == ScalarType::BFloat16 ? 2 : 0;
+}
+
+// What the kernels are compiled for.
+void check_limits(const Mamba1StepSizes& s, const Tensor& x) {
+  const char* fn = detail::kMamba1Step;
+  check(storage_of(x) == DType::half, fn, ": x must be float16 or bfloat16 on CUDA, got ", dtype(x));
+  check(s.width % 16 == 0 && s.inner % 16 == 0 && s.rank % 16 == 0, fn,
+        ": on CUDA d_model, channels and rank must be multiples of 16, got ", s.width, ", ", s.inner, " and ",
+        s.rank);
+  check(s.state == 16, fn, ": on CUDA A must have 16 states, got ", s.state);
+  check(s.taps <= 4, fn, ": on CUDA conv_weight must have at most 4 taps, got ", s.taps);
+  check(s.batch * s.inner < (int64_t{1} << 27) && s.width < (int64_t{1} << 27), fn,
+        ": on CUDA batch times channels and d_model must be below 2^27, got ", s.batch * s.inner, " and ",
+        s.width);
+}
+
+void check_aligned(const char* name, const Tensor& t) {
+  check(reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0, detail::kMamba1Step, ": ", name,
+        " must begin on a boundary of 16 bytes on CUDA. Pass ", name, ".clone().");
+}
+
+// out = weight x for each row of x, fp32 [batch, x_row]; out is fp32 or of the dtype of weight.
+void project(const Tensor& x, int64_t x_row, const Tensor& weight, const Tensor& out) {
+  const Mamba1StepProject::Key key{};
+  const int64_t rows = weight.size(0);
+  const auto& config = Mamba1StepProject::pick(key, {rows});
+  const bool wide = out.scalar_type() == ScalarType::Float;
+  Mamba1StepProject::Args args{};
+  args.x = pointer(x);
+  args.weight = pointer(weight);
+  args.out = wide ? nullptr : pointer(out);
+  args.wide_out = wide ? pointer(out) : nullptr;
+  args.rows = static_cast<int32_t>(rows);
+  args.width = static_cast<int32_t>(weight.size(1));
+  args.x_row = x_row;
+  args.flags = format_flag(weight) | (wide ? kWideOut : 0);
+  const int64_t blocks = (rows + config.ROWS - 1) / config.ROWS;
+  Mamba1StepProject::launch(key, config, weight.get_device_index(), x.size(0) * blocks, args);
+}
+
+}  // namespace
+
+Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_weight, Tensor in_proj,
+                              Tensor conv_state, Tensor conv_weight, OptionalTensor conv_bias, Tensor x_proj,
+                              Tensor dt_proj, Tensor dt_bias, Tensor A, Tensor D, Tensor ssm_state,
+                              Tensor out_proj, double eps, bool wide_sum) {
+  const Mamba1StepSizes s =
+      check_mamba1_step({x, residual, norm_weight, in_proj, conv_state, conv_weight, conv_bias, x_proj,
+                         dt_proj, dt_bias, A, D, ssm_state, out_proj});
+  check_limits(s, x);
+  check_aligned("x", x);
+  if (residual) check_aligned("residual", *residual);
+  check_aligned("norm_weight", norm_weight);
+  check_aligned("in_proj", in_proj);
+  check_aligned("x_proj", x_proj);
+  check_aligned("dt_proj", dt_proj);
+  check_aligned("A", A);
+  check_aligned("ssm_state", ssm_state);
+  check_aligned("out_proj", out_proj);
+  const ScalarType narrow = x.scalar_type(), wide = ScalarType::Float;
+  Tensor out = empty_on(x, {s.batch, s.width}, narrow);
+  Tensor sum = empty_on(x, {s.batch, s.width}, wide_sum ? wide : residual ? residual->scalar_type() : narrow);
+  if (s.batch == 0) return {out, sum};
+  Tensor xz = empty_on(x, {s.batch, 2 * s.inner}, wide);
+  Tensor low = empty_on(x, {s.batch, s.rank + 2 * s.state}, wide);
+  Tensor y = empty_on(x, {s.batch, s.inner}, wide);
+  const int32_t format = format_flag(x), device = x.get_device_index();
+
+  const Mamba1StepIn::Key in_key{};
+  const auto& in_config = Mamba1StepIn::pick(in_key, {});
+  Mamba1StepIn::Args in{};
+  in.x = pointer(x);
+  in.residual = pointer(residual);
+  in.norm_weight = pointer(norm_weight);
+  in.weight = pointer(in_proj);
+  in.conv_state = pointer(conv_state);
+  in.conv_weight = pointer(conv_weight);
+  in.conv_bias = pointer(conv_bias);
+  in.sum_out = pointer(sum);
+  in.out = pointer(xz);
+  in.eps = static_cast<float>(eps);
+  in.width = static_cast<int32_t>(s.width);
+  in.inner = static_cast<int32_t>(s.inner);
+  in.taps = static_cast<int32_t>(s.taps);
+  in.kept = static_cast<int32_t>(s.kept);
+  in.conv_row = s.inner * s.kept;
+  in.flags = format | (conv_bias ? kHasBias : 0) | dtype_code(sum) << kSumType |
+             (residual ? kHasResidual | dtype_code(*residual) << kResidualType : 0);
+  Mamba1StepIn::launch(in_key, in_config, device, s.batch * (2 * s.inner / in_config.ROWS), in);
+
+  project(xz, 2 * s.inner, x_proj, low);
+
+  const Mamba1StepState::Key state_key{};
+  const auto& state_config = Mamba1StepState::pick(state_key, {});
+  Mamba1StepState::Args step{};
+  step.low = pointer(low);
+  step.weight = pointer(dt_proj);
+  step.dt_bias = pointer(dt_bias);
+  step.A = pointer(A);
+  step.D_skip = pointer(D);
+  step.xz = pointer(xz);
+  step.state = pointer(ssm_state);
+  step.out = pointer(y);
+  step.inner = static_cast<int32_t>(s.inner);
+  step.rank = static_cast<int32_t>(s.rank);
+  step.N = static_cast<int32_t>(s.state);
+  step.state_row = s.inner * s.state;
+  step.flags = format;
+  Mamba1StepState::launch(state_key, state_config, device, s.batch * (s.inner / state_config.CHANNELS), step);
+
+  project(y, s.inner, out_proj, out);
+  return {out, sum};
+}
+
+}  // namespace mamba_aot::cuda

@@ -1,0 +1,90 @@
+"""When a layer takes a token by `mamba1_step`, which reads the weights itself, and when by its modules."""
+
+import torch
+from torch import Tensor, nn
+
+from mamba_aot.layers import CausalConv1d
+from mamba_aot.mamba1 import Mamba1
+from mamba_aot.modules import MambaState
+from mamba_aot.norms import LayerNorm, RMSNorm
+from mamba_aot.ops.mamba1_step import mamba1_step
+
+# Each row of a batch reads the weights again, from a cache that is soon no faster than one product for all.
+MOST_ROWS = 4
+
+
+def fused_step(
+    norm: RMSNorm | LayerNorm,
+    mixer: nn.Module,
+    x: Tensor,
+    residual: Tensor | None,
+    in_fp32: bool,
+    state: object,
+) -> tuple[Tensor, Tensor] | None:
+    """The step of a layer in fused kernels: [batch, d_model] twice, as `Layer.step` gives it.
+
+    None where its modules have to be called: off the GPU, for many rows, for sizes and dtypes that the
+    kernels are not made for, and where a projection is anything but a plain linear layer.
+    """
+    if not (x.is_cuda and x.shape[0] <= MOST_ROWS and x.dtype in (torch.float16, torch.bfloat16)):
+        return None
+    if not (type(mixer) is Mamba1 and type(norm) is RMSNorm and isinstance(state, MambaState)):
+        return None
+    if not _fits(norm, mixer, x, state):
+        return None
+    return mamba1_step(
+        x.contiguous(),
+        None if residual is None else residual.contiguous(),
+        norm.weight,
+        mixer.in_proj.weight,
+        state.conv,
+        mixer.conv1d.weight.squeeze(1),
+        mixer.conv1d.bias,
+        mixer.x_proj.weight,
+        mixer.dt_proj.weight,
+        mixer.dt_proj.bias,
+        mixer.A if mixer.fixed_A is None else mixer.fixed_A,
+        mixer.D,
+        state.ssm,
+        mixer.out_proj.weight,
+        eps=norm.eps,
+        residual_in_fp32=in_fp32,
+    )
+
+
+def _fits(norm: RMSNorm, mixer: Mamba1, x: Tensor, state: MambaState) -> bool:
+    sizes = (mixer.d_model, mixer.d_inner, mixer.dt_rank)
+    if any(size % 16 for size in sizes) or mixer.d_state != 16 or mixer.d_conv > 4:
+        return False
+    if mixer.mixer_rms_eps is not None or torch.is_autocast_enabled(x.device.type):
+        return False
+    if state.conv.shape[-1] not in (mixer.d_conv - 1, mixer.d_conv):
+        return False
+    linears = (mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj)
+    if not all(_is_plain(linear, nn.Linear) for linear in linears):
+        return False
+    if not _is_plain(mixer.conv1d, CausalConv1d):
+        return False
+    if any(linear.bias is not None for linear in (mixer.in_proj, mixer.x_proj, mixer.out_proj)):
+        return False
+    narrow = [linear.weight for linear in linears]
+    narrow += [norm.weight, mixer.conv1d.weight, mixer.dt_proj.bias, state.conv]
+    if mixer.conv1d.bias is not None:
+        narrow.append(mixer.conv1d.bias)
+    wide = [mixer.A_log, mixer.D, state.ssm]
+    return all(_is_ready(t, x.dtype) for t in narrow) and all(_is_ready(t, torch.float32) for t in wide)
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a call of it does what its weight says: no subclass, no hooks, no weight of a special type."""
+    return (
+        type(module) is kind
+        and type(module.weight) is nn.Parameter
+        and not (module._forward_hooks or module._forward_pre_hooks)
+    )
+
+
+def _is_ready(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the kernels can read it as it lies; memory begins on a boundary, a view of it need not."""
+    aligned = tensor.storage_offset() * tensor.element_size() % 16 == 0
+    return tensor.dtype == dtype and tensor.is_contiguous() and aligned

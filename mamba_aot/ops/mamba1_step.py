@@ -1,0 +1,123 @@
+"""A token through a layer with a published block, the work between matrix products fused into them."""
+
+import torch
+from torch import Tensor
+
+from mamba_aot.ops._boundary import require_tensors, state_dtype
+
+
+@torch.no_grad()
+def mamba1_step(
+    x: Tensor,
+    residual: Tensor | None,
+    norm_weight: Tensor,
+    in_proj: Tensor,
+    conv_state: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    ssm_state: Tensor,
+    out_proj: Tensor,
+    *,
+    eps: float = 1e-5,
+    residual_in_fp32: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Adds `residual`, norms, and takes one step of a `Mamba1` block; writes the new states in place.
+
+    Between the products nothing is rounded on a GPU, but for what `conv_state` keeps. All tensors are
+    contiguous and, where no dtype is given, of the dtype of `x`.
+
+    Args:
+        x: [batch, d_model], float16 or bfloat16; on a CPU float32 or float64, too.
+        residual: [batch, d_model], of any floating dtype that is not wider than the arithmetic.
+        norm_weight: Of the RMSNorm, [d_model].
+        in_proj: [2 channels, d_model].
+        conv_state: The steps before, oldest first, [batch, channels, taps] or one step fewer.
+        conv_weight: [channels, taps].
+        conv_bias: [channels].
+        x_proj: [rank + 2 state, channels].
+        dt_proj: [channels, rank].
+        dt_bias: [channels].
+        A: Diagonal state matrix, [channels, state], float32; float64 beside a float64 `x`, as D and states.
+        D: Skip weight, [channels], float32.
+        ssm_state: [batch, channels, state], float32.
+        out_proj: [d_model, channels].
+        eps: Added to the mean square.
+        residual_in_fp32: Whether the returned sum is float32 at least, not of the dtype of `residual`.
+
+    On a GPU `d_model`, `channels` and `rank` are multiples of 16, `state` is 16 and `taps` at most 4.
+
+    Returns:
+        The block's output, shape and dtype of `x`, and the sum of `x` and `residual`.
+
+    Raises:
+        TypeError: An argument is not a tensor.
+        ValueError: A shape, dtype, device or layout is not as above; nothing has been computed or written.
+        RuntimeError: The GPU, its driver or a kernel image for it is missing.
+
+    Source: Gu & Dao, "Mamba", arXiv 2312.00752, section 3.4.
+    """
+    require_tensors(
+        "mamba1_step",
+        dict(residual=residual, conv_bias=conv_bias),
+        x=x,
+        norm_weight=norm_weight,
+        in_proj=in_proj,
+        conv_state=conv_state,
+        conv_weight=conv_weight,
+        x_proj=x_proj,
+        dt_proj=dt_proj,
+        dt_bias=dt_bias,
+        A=A,
+        D=D,
+        ssm_state=ssm_state,
+        out_proj=out_proj,
+    )
+    result = torch.ops.mamba_aot.mamba1_step(
+        x,
+        residual,
+        norm_weight,
+        in_proj,
+        conv_state,
+        conv_weight,
+        conv_bias,
+        x_proj,
+        dt_proj,
+        dt_bias,
+        A,
+        D,
+        ssm_state,
+        out_proj,
+        eps,
+        residual_in_fp32,
+    )
+    for state in (conv_state, ssm_state):
+        torch.autograd.graph.increment_version(state)
+    return result
+
+
+@torch.library.register_fake("mamba_aot::mamba1_step")
+def _(
+    x: Tensor,
+    residual: Tensor | None,
+    norm_weight: Tensor,
+    in_proj: Tensor,
+    conv_state: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    ssm_state: Tensor,
+    out_proj: Tensor,
+    eps: float,
+    wide_sum: bool,
+) -> tuple[Tensor, Tensor]:
+    of_sum = x if residual is None else residual
+    return x.new_empty(x.shape), x.new_empty(x.shape, dtype=state_dtype(x) if wide_sum else of_sum.dtype)

@@ -1,0 +1,202 @@
+"""mamba1_step against float64, its states, its errors, and a model that takes it beside one that cannot."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mamba_aot import MambaLM, MambaLMConfig, SSMConfig
+from mamba_aot.ops.mamba1_step import mamba1_step
+from mamba_aot.reference import mamba1_step_ref
+from mamba_aot.testing import assert_close_to_fp64, assert_matches_reference, results_of
+
+# Dynamo warns about itself, differently in every version of torch.
+pytestmark = pytest.mark.filterwarnings("default")
+
+WRITTEN = ("conv_state", "ssm_state")
+
+
+def make_inputs(
+    batch: int = 2,
+    width: int = 48,
+    inner: int = 96,
+    rank: int = 16,
+    state: int = 16,
+    taps: int = 4,
+    kept: int = 3,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    residual: torch.dtype | None = torch.bfloat16,
+    conv_bias: bool = True,
+    device: str = "cpu",
+    **options: Any,
+) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def normal(*shape: int, scale: float = 1.0, of: torch.dtype = dtype) -> Tensor:
+        return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(of).to(device)
+
+    return {
+        "x": normal(batch, width),
+        "residual": None if residual is None else normal(batch, width, of=residual),
+        "norm_weight": 1 + normal(width, scale=0.1),
+        "in_proj": normal(2 * inner, width, scale=width**-0.5),
+        "conv_state": normal(batch, inner, kept),
+        "conv_weight": normal(inner, taps, scale=0.5),
+        "conv_bias": normal(inner) if conv_bias else None,
+        "x_proj": normal(rank + 2 * state, inner, scale=inner**-0.5),
+        "dt_proj": normal(inner, rank, scale=rank**-0.5),
+        "dt_bias": normal(inner) - 2,
+        "A": -torch.exp(normal(inner, state, of=wide)),
+        "D": normal(inner, of=wide),
+        "ssm_state": normal(batch, inner, state, of=wide),
+        "out_proj": normal(width, inner, scale=inner**-0.5),
+        **options,
+    }
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "one row": {"batch": 1},
+    "five rows": {"batch": 5},
+    "no rows": {"batch": 0},
+    "130m": {"batch": 1, "width": 768, "inner": 1536, "rank": 48},
+    "two tiles of rank": {"rank": 80},
+    "1040 channels": {"inner": 1040, "width": 272},
+    "float16": {"dtype": torch.float16, "residual": torch.float16},
+    "residual float32": {"residual": torch.float32},
+    "wide sum": {"residual_in_fp32": True},
+    "no residual": {"residual": None},
+    "no residual, wide sum": {"residual": None, "residual_in_fp32": True},
+    "no bias": {"conv_bias": False},
+    "4 steps kept": {"kept": 4},
+    "3 taps": {"taps": 3, "kept": 3},
+    "2 taps": {"taps": 2, "kept": 1},
+    "1 tap": {"taps": 1, "kept": 0},
+    "large eps": {"eps": 0.5},
+}
+# What only the CPU takes.
+MORE: dict[str, dict[str, Any]] = {
+    "float32": {"dtype": torch.float32, "residual": torch.float32},
+    "odd sizes": {"width": 7, "inner": 13, "rank": 3, "state": 5, "taps": 6, "kept": 5},
+}
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_matches_float64(row: dict[str, Any], device: str) -> None:
+    inputs = make_inputs(**row, device=device)
+    assert_matches_reference(mamba1_step, mamba1_step_ref, inputs, backward=False, written=WRITTEN)
+
+
+@pytest.mark.parametrize("row", MORE.values(), ids=MORE)
+def test_on_a_cpu_matches_float64(row: dict[str, Any]) -> None:
+    inputs = make_inputs(**row)
+    assert_matches_reference(mamba1_step, mamba1_step_ref, inputs, backward=False, written=WRITTEN)
+
+
+def test_float64_is_computed_as_such() -> None:
+    inputs = make_inputs(dtype=torch.float64, residual=torch.float64)
+    got, wanted = (
+        results_of(function, inputs, backward=False, written=WRITTEN)
+        for function in (mamba1_step, mamba1_step_ref)
+    )
+    # The truth itself is computed in float64, so that the rule has no error to compare with.
+    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_two_runs_are_equal(device: str) -> None:
+    inputs = make_inputs(batch=3, width=768, inner=1536, rank=48, device=device)
+    first, second = (results_of(mamba1_step, inputs, backward=False, written=WRITTEN) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("row", [{}, {"residual": None, "residual_in_fp32": True}], ids=["base", "wide sum"])
+def test_opcheck(row: dict[str, Any], device: str) -> None:
+    inputs = make_inputs(**row, device=device)
+    wide_sum, eps = inputs.pop("residual_in_fp32", False), inputs.pop("eps", 1e-5)
+    op = torch.ops.mamba_aot.mamba1_step.default
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(op, (*inputs.values(), eps, wide_sum), test_utils=tests)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"in_proj": torch.zeros(3, 48, dtype=torch.bfloat16)}, r"in_proj must be \[2 channels, d_model\]"),
+        ({"A": torch.zeros(96, 16, dtype=torch.bfloat16)}, r"A must be float32 \(the arithmetic of x\)"),
+        ({"out_proj": torch.zeros(96, 48, dtype=torch.bfloat16).T}, "out_proj must be contiguous"),
+        ({"conv_state": torch.zeros(2, 96, 5, dtype=torch.bfloat16)}, "must keep taps - 1 or taps steps"),
+        ({"residual": torch.zeros(2, 48, dtype=torch.float64)}, "residual must not be wider"),
+    ],
+    ids=["shape", "dtype", "layout", "kept", "residual"],
+)
+def test_errors(changed: dict[str, Any], sentence: str) -> None:
+    inputs = make_inputs() | changed
+    before = inputs["ssm_state"].clone()
+    with pytest.raises(ValueError, match=f"^mamba1_step: .*{sentence}"):
+        mamba1_step(**inputs)
+    assert torch.equal(inputs["ssm_state"], before)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"dtype": torch.float32, "residual": None}, "x must be float16 or bfloat16 on CUDA"),
+        ({"state": 8}, "A must have 16 states"),
+        ({"rank": 8}, "must be multiples of 16"),
+        ({"taps": 5, "kept": 5}, "at most 4 taps"),
+    ],
+    ids=["dtype", "state", "rank", "taps"],
+)
+def test_limits_on_cuda(changed: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        mamba1_step(**make_inputs(**changed, device="cuda"))
+
+
+def make_model(in_fp32: bool = False) -> MambaLM:
+    torch.manual_seed(0)
+    config = MambaLMConfig(3, 256, SSMConfig(d_model=256), layers="m", residual_in_fp32=in_fp32)
+    return MambaLM(config, device="cuda", dtype=torch.bfloat16).eval()
+
+
+def logits_of(model: MambaLM, steps: int = 6, rows: int = 2) -> tuple[Tensor, set[str]]:
+    """Of some steps, and the names of the ops of this package that took them."""
+    ids = torch.arange(rows * steps, device="cuda").view(rows, steps) % 256
+    state = model.allocate_state(rows)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        logits = torch.stack([model.step(column, state) for column in ids.unbind(1)], dim=1)
+    return logits, {e.key for e in profile.key_averages() if e.key.startswith("mamba_aot::")}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("in_fp32", [False, True])
+def test_a_model_steps_as_its_modules_do(in_fp32: bool) -> None:
+    model = make_model(in_fp32)
+    fused, ops = logits_of(model)
+    assert ops == {"mamba_aot::mamba1_step", "mamba_aot::rms_norm_fwd"}
+    for layer in model.layers:
+        layer.mixer.in_proj.register_forward_hook(lambda *_: None)
+    plain, ops = logits_of(model)
+    assert "mamba_aot::mamba1_step" not in ops
+    # The same weights in float64, by whole sequences, on the CPU.
+    truth = model.cpu().double()(torch.arange(12).view(2, 6) % 256).detach()
+    assert_close_to_fp64(fused.cpu(), plain.cpu(), truth, "logits")
+
+
+@pytest.mark.gpu
+def test_a_projection_of_another_kind_is_called() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    model, other = make_model(), make_model()
+    for layer in other.layers:
+        linear = layer.mixer.out_proj
+        layer.mixer.out_proj = Doubled(512, 256, bias=False, device="cuda", dtype=torch.bfloat16)
+        layer.mixer.out_proj.weight = linear.weight
+    logits, ops = logits_of(other)
+    assert "mamba_aot::mamba1_step" not in ops
+    assert not torch.equal(logits, logits_of(model)[0])
