@@ -9,8 +9,9 @@ from mamba_aot.modules import MambaState
 from mamba_aot.norms import LayerNorm, RMSNorm
 from mamba_aot.ops.mamba1_step import mamba1_step
 
-# Each row of a batch reads the weights again, from a cache that is soon no faster than one product for all.
-MOST_ROWS = 4
+# Each row of a batch reads the weights again. Those of a narrow layer come from the cache; beyond this many
+# rows times d_model one product for all rows is faster.
+MOST_ROWS_TIMES_WIDTH = 4 * 768
 
 
 def fused_step(
@@ -26,7 +27,7 @@ def fused_step(
     None where its modules have to be called: off the GPU, for many rows, for sizes and dtypes that the
     kernels are not made for, and where a projection is anything but a plain linear layer.
     """
-    if not (x.is_cuda and x.shape[0] <= MOST_ROWS and x.dtype in (torch.float16, torch.bfloat16)):
+    if not (x.is_cuda and x.numel() <= MOST_ROWS_TIMES_WIDTH and x.dtype in (torch.float16, torch.bfloat16)):
         return None
     if not (type(mixer) is Mamba1 and type(norm) is RMSNorm and isinstance(state, MambaState)):
         return None

@@ -216,7 +216,7 @@ KERNELS = [
             **dict(conv_row="i64"),
         },
         aligned=lambda _: [*_ALIGNED, "residual", "sum_out", "norm_weight", "inner"],
-        configs=[Config("only", ROWS=16, BLOCK=256, num_warps=4)],
+        configs=[Config("only", ROWS=4, BLOCK=512, num_warps=4)],
     ),
     Kernel(
         mamba1_step_project_kernel,

@@ -74,7 +74,7 @@ typename Kernel::Key packed_key(const Tensor& x, Order order) {
 // How many blocks of steps a thread walks along: many spare work, but a GPU wants some 10^5 threads.
 template <class Config>
 int64_t blocks_walked(const CausalConv1dSizes& s, const Config& config, int64_t most) {
-  constexpr int64_t kThreads = 1 << 17;
+  constexpr int64_t kThreads = 1 << 16;
   const int64_t threads = s.batch * ceil_div(s.channels, config.VECTOR) * ceil_div(s.length, config.STEPS);
   const int64_t all = ceil_div(s.length, config.RUNS * config.STEPS);
   return std::max<int64_t>(1, std::min({threads / kThreads, all, most}));
