@@ -200,6 +200,7 @@ def selective_scan_plain_fwd_kernel(
             rates = ()
             entering = ()
             opening = start == 0
+            restored = opening | (blocks > 1)
             given = gl.where(opening, (flags & HAS_STATE) != 0, blocks > 1)
             x_channel = anew(x_row).to(gl.int64)
             first_state = begin + anew(lane)
@@ -210,7 +211,8 @@ def selective_scan_plain_fwd_kernel(
             for j in gl.static_range(ROWS):
                 known = x_valid & (first_state + j * LANES < N)
                 loaded = gl.load(source + j * source_step, known & given, 0.0)
-                entering += (gl.where(given, loaded, h[j]),)
+                # Without an initial state this is 0, not what the block of states before left in h.
+                entering += (gl.where(restored, loaded, h[j]),)
                 rate = gl.load(A_at + j * LANES, known, 0.0) * LOG2E
                 rates += (gl.expand_dims(rate, 1),)
             if ((flags & SAVE_CHUNKS) != 0) & (start % CHUNK == 0):

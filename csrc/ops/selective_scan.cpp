@@ -43,6 +43,8 @@ constexpr int64_t kPartialBytes = int64_t{32} << 20;
 constexpr int64_t kChunksInOneSum = 64;
 // Programs that fill a GPU: where rows and channels make fewer, time is split into spans that run at once.
 constexpr int64_t kProgramsAtOnce = 1024;
+// The plain forward kernel takes 16 states at a time; so few are faster one by one, as the general one does.
+constexpr int64_t kFewStates = 4;
 // Each program goes through the adjoints of all spans behind its own.
 constexpr int64_t kMostSpans = 16;
 
@@ -233,10 +235,12 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
     const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, config.CHANNELS);
     Kernel::launch(key, config, u.get_device_index(), s.rows * blocks, args);
   };
-  if (s.complex || with.general()) {
+  if (s.complex || with.general() || s.state <= kFewStates) {
     SelectiveScanFwd::Args args{};
     put_general(args, s, with);
-    launch(SelectiveScanFwd{}, key_of<SelectiveScanFwd>(s, with, u, rows), args);
+    using Layout = SelectiveScanFwd::Layout;
+    const SelectiveScanFwd::Key key{storage_of(u), s.complex, !s.complex || with.general(), Layout::strided};
+    launch(SelectiveScanFwd{}, key, args);
   } else {
     using Layout = SelectiveScanPlainFwd::Layout;
     SelectiveScanPlainFwd::Args args{};
