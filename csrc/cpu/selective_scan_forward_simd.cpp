@@ -95,8 +95,12 @@ int64_t run(const ScanPlan& plan, int64_t begin, int64_t end, void* scratch) {
 
 template <class S, bool kComplex, bool kZoh>
 int64_t pick_general(const ScanPlan& p, int64_t begin, int64_t end, void* scratch) {
-  return p.gate.data || p.constant_B || p.constant_C ? run<S, kComplex, kZoh, true>(p, begin, end, scratch)
-                                                     : run<S, kComplex, kZoh, false>(p, begin, end, scratch);
+  if constexpr (kHasPlain<kComplex, kZoh>) {
+    if (!(p.gate.data || p.constant_B || p.constant_C)) {
+      return run<S, kComplex, kZoh, false>(p, begin, end, scratch);
+    }
+  }
+  return run<S, kComplex, kZoh, true>(p, begin, end, scratch);
 }
 
 template <class S, bool kComplex>

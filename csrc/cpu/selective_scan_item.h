@@ -8,6 +8,15 @@
 
 namespace mamba_aot::cpu::MAMBA_AOT_ISA {
 
+// Which scans have code of their own for when there are no gates and constants: those that run most, on the
+// vectors most machines have. The others go without, for the compiler's time.
+template <bool kComplex, bool kZoh>
+#if defined(__x86_64__) && !defined(__AVX2__)
+constexpr bool kHasPlain = false;
+#else
+constexpr bool kHasPlain = !kComplex && !kZoh;
+#endif
+
 MAMBA_AOT_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Hands out vectors from one buffer; with a null buffer it only counts them.

@@ -7,12 +7,7 @@
 #include <cstring>
 
 #if defined(__x86_64__)
-// GCC 12 takes the don't-care operands inside its own intrinsics for uninitialised variables.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
-#pragma GCC diagnostic pop
 #endif
 
 // Vectors never cross a call that is not inlined, so how they would be passed does not matter.

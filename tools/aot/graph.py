@@ -26,8 +26,14 @@ TORCH_TARGET = "0x020a000000000000"
 _ISAS = {
     "baseline": "-O1",
     "avx2": "-mavx2 -mfma -mf16c",
-    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512",
+    # GCC 12 takes the don't-care operands inside its own intrinsics for uninitialised variables.
+    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512 "
+    "-Wno-maybe-uninitialized -Wno-uninitialized",
 }
+
+
+# Checks and launches: their time is the kernels', so they are compiled quickly.
+_HOST_FLAGS = "-O1"
 
 
 @dataclass(frozen=True)
@@ -65,9 +71,14 @@ def write(root: Path, archs: list[int], tools: Tools) -> str:
     # Operations include launchers, whose headers must be there before the first compilation tells what it
     # read.
     headers = [f"build/generated/{stem}.gen.h" for stem in stems]
+    prefixes: set[str] = set()
     for source in _sources(root):
         for isa, flags in _isas(source).items():
-            objects.append(_object(ninja, source, order_only=headers, isa=isa, flags=flags))
+            prefix = _prefix(source, isa)
+            if prefix and prefix not in prefixes:
+                prefixes.add(prefix)
+                _precompiled(ninja, prefix, isa, flags)
+            objects.append(_object(ninja, source, None, headers, isa, flags, prefix))
     ninja.build([LIBRARY.as_posix()], "link_library", objects, ["csrc/runtime/exports.map"])
     ninja.default([*modules, LIBRARY.as_posix()])
     return text.getvalue()
@@ -111,7 +122,14 @@ def _rules(ninja: ninja_syntax.Writer) -> None:
         restat=True,
     )
     compile_command = "$cxx -MMD -MF $out.d -c $in -o $out"
-    for name, flags in (("compile", "$flags $isa_flags"), ("compile_python", "$python_flags")):
+    ninja.rule(
+        "precompile",
+        "$cxx -MMD -MF $out.d -x c++-header $in -o $out $flags $isa_flags",
+        description="precompile $in$isa_name",
+        depfile="$out.d",
+        deps="gcc",
+    )
+    for name, flags in (("compile", "$prefix_flags $flags $isa_flags"), ("compile_python", "$python_flags")):
         ninja.rule(
             name,
             f"{compile_command} {flags}",
@@ -172,6 +190,19 @@ def _isas(source: str) -> dict[str, str]:
     return {isa: f"-DMAMBA_AOT_ISA={isa} {flags}".strip() for isa, flags in isas.items()}
 
 
+def _prefix(source: str, isa: str) -> str:
+    """The precompiled header a source starts with: most of the time to compile it goes into such headers."""
+    if isa:
+        return f"{BUILD}/prefixes/simd.{isa}.h"
+    return f"{BUILD}/prefixes/torch.h" if not source.startswith("csrc/runtime/") else ""
+
+
+def _precompiled(ninja: ninja_syntax.Writer, prefix: str, isa: str, flags: str) -> None:
+    source = f"csrc/prefixes/{'simd' if isa else 'torch'}.h"
+    variables = {"isa_flags": flags or _HOST_FLAGS, "isa_name": f" ({isa})" if isa else ""}
+    ninja.build([f"{prefix}.gch"], "precompile", [source], variables=variables)
+
+
 def _object(
     ninja: ninja_syntax.Writer,
     source: str,
@@ -179,9 +210,13 @@ def _object(
     order_only: list[str] | None = None,
     isa: str = "",
     flags: str = "",
+    prefix: str = "",
 ) -> str:
     name = source.removeprefix("build/").removesuffix(".cpp")
     target = f"build/objects/{name}{'.' + isa if isa else ''}.o"
-    variables = {"isa_flags": flags, "isa_name": f" ({isa})"} if isa else {}
+    variables = {"isa_flags": flags, "isa_name": f" ({isa})"} if isa else {"isa_flags": _HOST_FLAGS}
+    if prefix:
+        implicit = [*(implicit or []), f"{prefix}.gch"]
+        variables["prefix_flags"] = f"-include {prefix}"
     ninja.build([target], "compile", [source], implicit=implicit, order_only=order_only, variables=variables)
     return target
