@@ -377,7 +377,7 @@ KERNELS = [
             **{name: _SIZES[name] for name in ("D", "L", "N", "groups", "padded_length")},
             "flags": "i32",
         },
-        axes=dict(T=["f32", "f16", "bf16"], LAYOUT=["seq", "strided"]),
+        axes=dict(T=["f32", "half"], LAYOUT=["seq", "strided"]),
         aligned=lambda values: [*_aligned(values, _FORWARD), "B", "C", "padded_length"],
         shape=["B", "D", "L"],
         configs=[

@@ -244,7 +244,7 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
   } else {
     using Layout = SelectiveScanPlainFwd::Layout;
     SelectiveScanPlainFwd::Args args{};
-    const SelectiveScanPlainFwd::Key key{dtype_of(u), rows ? Layout::seq : Layout::strided};
+    const SelectiveScanPlainFwd::Key key{storage_of(u), rows ? Layout::seq : Layout::strided};
     launch(SelectiveScanPlainFwd{}, key, args);
   }
   return {out, last_state, chunk_states};
