@@ -27,6 +27,9 @@ def fused_step(
     None where its modules have to be called: off the GPU, for many rows, for sizes and dtypes that the
     kernels are not made for, and where a projection is anything but a plain linear layer.
     """
+    # A program that is being traced must hold for any number of rows.
+    if torch.compiler.is_compiling():
+        return None
     if not (x.is_cuda and x.numel() <= MOST_ROWS_TIMES_WIDTH and x.dtype in (torch.float16, torch.bfloat16)):
         return None
     if not (type(mixer) is Mamba1 and type(norm) is RMSNorm and isinstance(state, MambaState)):

@@ -381,7 +381,9 @@ KERNELS = [
         aligned=lambda values: [*_aligned(values, _FORWARD), "B", "C", "padded_length"],
         shape=["B", "D", "L"],
         configs=[
-            Config("few", when="B * D < 6144", LANES=8, STATES=16, STEPS=64, CHANNELS=8, num_warps=2, maxnreg=128),
+            Config(
+                "few", when="B * D < 6144", LANES=8, STATES=16, STEPS=64, CHANNELS=8, num_warps=2, maxnreg=128
+            ),
             Config("many", LANES=4, STATES=16, STEPS=32, CHANNELS=16, num_warps=2, maxnreg=128),
         ],
     ),

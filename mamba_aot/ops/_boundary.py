@@ -1,11 +1,8 @@
 """What every op does at its boundary: types of arguments and errors, complex tensors as pairs, order."""
 
 import functools
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
-
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor

@@ -19,7 +19,8 @@ def _make_checkout(folder: Path) -> Path:
     shutil.copytree(
         FIXTURES / "kernels", folder / "csrc/kernels", ignore=shutil.ignore_patterns("__pycache__")
     )
-    shutil.copytree(tree.ROOT / "csrc/runtime", folder / "csrc/runtime")
+    for name in ("runtime", "prefixes"):
+        shutil.copytree(tree.ROOT / "csrc" / name, folder / "csrc" / name)
     shutil.copy(FIXTURES / "probe.cpp", folder / "csrc")
     shutil.copy(tree.ROOT / "pyproject.toml", folder)
     return folder
