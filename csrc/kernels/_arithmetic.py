@@ -7,8 +7,9 @@ LOG2E = gl.constexpr(1.4426950408889634)
 LOG2E_LOW = gl.constexpr(1.9259629911266175e-08)
 LN2 = gl.constexpr(0.6931471805599453)
 INVERSE_TWO_PI = gl.constexpr(0.15915494309189535)
-# 1.5 * 2^23: adding and subtracting it rounds an fp32 number to the nearest integer.
-ROUNDER = gl.constexpr(12582912.0)
+INVERSE_TWO_PI_LOW = gl.constexpr(6.420638316725915e-09)
+# 1.5 * 2^21: adding and subtracting it rounds an fp32 number to the nearest quarter.
+QUARTERS = gl.constexpr(3145728.0)
 
 
 @gluon.jit
@@ -77,11 +78,22 @@ def softplus(x):
 
 
 @gluon.jit
-def sine_cosine_of_turns(turns):
-    """(sin, cos) of 2 pi turns: the nearest quarter turn is taken off exactly, the rest is a polynomial."""
-    quarters = turns * 4.0 + ROUNDER
-    quadrant = quarters.to(gl.int32, bitcast=True)
-    r = gl.fma(quarters - ROUNDER, gl.full_like(turns, -0.25), turns)
+def turns_of(radians):
+    """radians / (2 pi) as a number and what its rounding left."""
+    turns = radians * INVERSE_TWO_PI
+    return turns, gl.fma(radians, gl.full_like(turns, INVERSE_TWO_PI), -turns) + radians * INVERSE_TWO_PI_LOW
+
+
+@gluon.jit
+def sine_cosine_of_turns(x, turns, low):
+    """(sin, cos) of 2 pi x (turns + low): the nearest quarter turn is taken off exactly, the rest is a
+    polynomial.
+
+    The angle is never rounded while it is large: steps of a scan would add its errors up, all of one sign.
+    """
+    rounded = gl.fma(x, turns, QUARTERS)
+    quadrant = rounded.to(gl.int32, bitcast=True)
+    r = gl.fma(x, low, gl.fma(x, turns, QUARTERS - rounded))
     w = r * r
     s = gl.fma(w, gl.full_like(w, -75.40184030835883), gl.full_like(w, 81.59254820669926))
     s = gl.fma(w, s, gl.full_like(w, -41.3416626018187))

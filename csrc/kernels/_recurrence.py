@@ -6,12 +6,12 @@ adds in registers; segments lie in different lanes and meet in shared memory. Nu
 """
 
 from _arithmetic import (
-    INVERSE_TWO_PI,
     LOG2E,
     compose,
     compose_complex,
     exp2_fast,
     sine_cosine_of_turns,
+    turns_of,
 )
 from _registers import earlier, later, reverse
 from triton.experimental import gluon
@@ -126,7 +126,7 @@ def exponential(dt, A, COMPLEX: gl.constexpr):
     """exp(dt A); A comes in the units of scaled_rates()."""
     magnitude = exp2_fast(dt * A[0])
     if COMPLEX:
-        sine, cosine = sine_cosine_of_turns(dt * A[1])
+        sine, cosine = sine_cosine_of_turns(dt, A[1], A[2])
         return (magnitude * cosine, magnitude * sine)
     else:
         return (magnitude,)
@@ -136,7 +136,8 @@ def exponential(dt, A, COMPLEX: gl.constexpr):
 def scaled_rates(A, COMPLEX: gl.constexpr):
     """A with its real part in powers of two and its imaginary part in turns, as exponential() wants it."""
     if COMPLEX:
-        return (A[0] * LOG2E, A[1] * INVERSE_TWO_PI)
+        turns, low = turns_of(A[1])
+        return (A[0] * LOG2E, turns, low)
     else:
         return (A[0] * LOG2E,)
 
