@@ -204,21 +204,21 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
   ScanPlan plan = make_plan(s, found, type, delta_softplus, zoh);
   const Operands operands(plan, s, in, type);
   const int64_t items = plan.groups * plan.splits, parts = s.parts();
-  Tensor du = layout_like(u), ddelta = s.heads == s.channels ? layout_like(delta) : layout_like(u);
-  Tensor dz = z ? layout_like(*z) : absent_on(u);
+  Tensor du = layout_like(u), ddelta = s.heads == s.channels ? layout_like(delta) : layout_like(u, type);
+  Tensor dz = z ? layout_like(*z) : absent_on(chunk_states);
   Tensor dinitial = state_on(u, s, type);
   fill_state(dinitial, dlast_state, s);
   const auto along_time = [&](bool constant) {
-    return constant ? absent_on(u)
+    return constant ? absent_on(chunk_states)
                     : empty_on(u, {s.batch, s.groups, plan.splits, s.state, s.length, parts}, type);
   };
   Tensor dB = along_time(s.constant_B), dC = along_time(s.constant_C);
-  Tensor dgate = decay_gate ? empty_on(u, {s.batch, items, s.state, s.length}, type) : absent_on(u);
+  Tensor dgate = decay_gate ? empty_on(u, {s.batch, items, s.state, s.length}, type) : absent_on(chunk_states);
   Tensor dA = constant_sums(u, s, type);
-  Tensor constant_dB = s.constant_B ? constant_sums(u, s, type) : absent_on(u);
-  Tensor constant_dC = s.constant_C ? constant_sums(u, s, type) : absent_on(u);
-  Tensor dD = D ? empty_on(u, {s.rows, s.channels}, type) : absent_on(u);
-  Tensor dbias = delta_bias ? empty_on(u, {s.rows, s.channels}, type) : absent_on(u);
+  Tensor constant_dB = s.constant_B ? constant_sums(u, s, type) : absent_on(chunk_states);
+  Tensor constant_dC = s.constant_C ? constant_sums(u, s, type) : absent_on(chunk_states);
+  Tensor dD = D ? empty_on(u, {s.rows, s.channels}, type) : absent_on(chunk_states);
+  Tensor dbias = delta_bias ? empty_on(u, {s.rows, s.channels}, type) : absent_on(chunk_states);
   for (Tensor* written : {&du, &ddelta, &dz, &dB, &dC, &dgate}) zero_if_by_index(*written, s);
 
   plan.dout = view(dout);

@@ -186,6 +186,15 @@ struct Arg {
     return *this;
   }
 
+  // A dtype of its own, but none wider than the arithmetic, which the dtype of `of` decides.
+  const Arg& is_data_dtype_beside(const Tensor& of, const char* of_name) const {
+    is_data_dtype();
+    check(tensor.scalar_type() != ScalarType::Double || of.scalar_type() == ScalarType::Double, fn, ": ",
+          name, " must not be wider than the arithmetic, which is float32 for ", of_name, " of ", dtype(of),
+          ", got float64. Convert it with .float(), or ", of_name, " with .double().");
+    return *this;
+  }
+
   const Arg& has_dtype(ScalarType want, const char* reason) const {
     check(tensor.scalar_type() == want, fn, ": ", name, " must be ", DTypeName{want}, " ", reason, ", got ",
           dtype(tensor), ". Convert it with .to(torch.", DTypeName{want}, ").");
@@ -233,17 +242,26 @@ inline Tensor empty_on(const Tensor& device_of, Dims sizes, ScalarType type) {
   return empty_strided_on(device_of, sizes, strides.data(), type);
 }
 
-// What stands for the gradient of an argument that was not given: an empty tensor [0] of the data's dtype.
+// What stands for the gradient of an argument that was not given: an empty tensor [0] of this one's dtype.
 inline Tensor absent_on(const Tensor& like) { return empty_on(like, {0}, like.scalar_type()); }
 
-// An uninitialised tensor of x's shape [batch, channels, length] and dtype: channel-last memory
-// ([batch, length, channels] transposed) if x has it, else contiguous.
-inline Tensor layout_like(const Tensor& x) {
+// An uninitialised tensor of x's shape [batch, channels, length]: channel-last memory ([batch, length,
+// channels] transposed) if x has it, else contiguous.
+inline Tensor layout_like(const Tensor& x, ScalarType type) {
   const int64_t b = x.size(0), d = x.size(1), l = x.size(2);
-  if (x.stride(2) == 1 || x.stride(1) != 1) return empty_on(x, {b, d, l}, x.scalar_type());
+  if (x.stride(2) == 1 || x.stride(1) != 1) return empty_on(x, {b, d, l}, type);
   const int64_t row = d > 0 ? d : 1, sequence = (l > 0 ? l : 1) * row;
   const int64_t strides[] = {sequence, 1, row};
-  return empty_strided_on(x, {b, d, l}, strides, x.scalar_type());
+  return empty_strided_on(x, {b, d, l}, strides, type);
+}
+
+inline Tensor layout_like(const Tensor& x) { return layout_like(x, x.scalar_type()); }
+
+// A copy of `values` with the memory order and dtype of x.
+inline Tensor sequence_like(const Tensor& x, const Tensor& values) {
+  Tensor copy = layout_like(x);
+  torch::stable::copy_(copy, values);
+  return copy;
 }
 
 // A contiguous `type` copy of a small tensor (A, D, bias, weight); the tensor itself if it is one already.

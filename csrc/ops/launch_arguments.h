@@ -29,6 +29,21 @@ inline DType storage_of(const Tensor& t) {
 
 inline int32_t format_flag(const Tensor& t) { return t.scalar_type() == ScalarType::Half ? kFloat16 : 0; }
 
+// Kernels read sequences of one dtype. Several go through float32, which holds what any of them holds.
+inline bool of_one_dtype(const Tensor& x, const Tensor& step, const OptionalTensor& z) {
+  const ScalarType type = x.scalar_type();
+  return step.scalar_type() == type && (!z || z->scalar_type() == type);
+}
+
+inline Tensor in_float32(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Float ? t : torch::stable::to(t, ScalarType::Float);
+}
+
+inline OptionalTensor in_float32(const OptionalTensor& t) {
+  if (!t) return std::nullopt;
+  return in_float32(*t);
+}
+
 inline void* pointer(const Tensor& t) { return t.data_ptr(); }
 inline void* pointer(const OptionalTensor& t) { return t ? t->data_ptr() : nullptr; }
 

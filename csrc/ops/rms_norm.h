@@ -40,10 +40,8 @@ inline RmsNormSizes check_norm(const char* fn, const Tensor& x, const Tensor& we
   if (bias) Arg{fn, "bias", *bias}.on_device_of(x, "x").is_float().has_shape("[channels]", {s.channels});
   if (residual) {
     Arg added{fn, "residual", *residual};
-    added.on_device_of(x, "x").is_data_dtype().has_shape("like x", {s.batch, s.rows, s.channels});
-    check(residual->scalar_type() != ScalarType::Double || x.scalar_type() == ScalarType::Double, fn,
-          ": residual must not be wider than the arithmetic, which is float32 for x of ", dtype(x),
-          ", got float64. Convert it with .float(), or x with .double().");
+    added.on_device_of(x, "x").has_shape("like x", {s.batch, s.rows, s.channels});
+    added.is_data_dtype_beside(x, "x");
   }
   if (z) {
     Arg gate{fn, "z", *z};

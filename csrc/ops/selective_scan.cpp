@@ -204,6 +204,13 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
                                         bool zoh, bool save_states) {
   const SelectiveScanInputs in{u, delta, A, B, C, D, z, delta_bias, decay_gate};
   const SelectiveScanSizes s = check_selective_scan(in, initial_state, runs, cu_seqlens);
+  if (!of_one_dtype(u, delta, z)) {
+    auto wide = selective_scan_fwd(in_float32(u), in_float32(delta), A, B, C, D, in_float32(z), delta_bias,
+                                   decay_gate, initial_state, runs, cu_seqlens, delta_softplus, zoh,
+                                   save_states);
+    std::get<0>(wide) = sequence_like(u, std::get<0>(wide));
+    return wide;
+  }
   check_limits(s);
   Tensor out = layout_like(u), last_state = state_on(u, s);
   zero_if_by_ends(out, s);
@@ -258,10 +265,19 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
   const SelectiveScanInputs in{u, delta, A, B, C, D, z, delta_bias, decay_gate};
   const SelectiveScanSizes s =
       check_selective_scan_backward(dout, dlast_state, in, runs, cu_seqlens, chunk_states);
+  if (!of_one_dtype(u, delta, z)) {
+    auto wide = selective_scan_bwd(in_float32(dout), dlast_state, in_float32(u), in_float32(delta), A, B, C,
+                                   D, in_float32(z), delta_bias, decay_gate, runs, cu_seqlens, chunk_states,
+                                   delta_softplus, zoh);
+    std::get<0>(wide) = sequence_like(u, std::get<0>(wide));
+    std::get<1>(wide) = sequence_like(delta, std::get<1>(wide));
+    if (z) std::get<6>(wide) = sequence_like(*z, std::get<6>(wide));
+    return wide;
+  }
   check_limits(s);
   constexpr ScalarType kFloat = ScalarType::Float;
   Tensor du = layout_like(u), ddelta = s.heads == s.channels ? layout_like(delta) : layout_like(u);
-  Tensor dz = z ? layout_like(*z) : absent_on(u);
+  Tensor dz = z ? layout_like(*z) : absent_on(chunk_states);
   for (Tensor* written : {&du, &ddelta, &dz}) zero_if_by_ends(*written, s);
   Tensor dinitial_state = state_on(u, s);
   const Operands with(s, in, runs, cu_seqlens, 0, delta_softplus, zoh);
@@ -375,10 +391,10 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
           gradient_of_constant(dA, A, s),
           s.constant_B ? gradient_of_constant(constant_dB, B, s) : matrix(0, B),
           s.constant_C ? gradient_of_constant(constant_dC, C, s) : matrix(1, C),
-          D ? gradient_of_channels(dD, D, s) : absent_on(u),
+          D ? gradient_of_channels(dD, D, s) : absent_on(chunk_states),
           dz,
-          delta_bias ? gradient_of_channels(dbias, delta_bias, s) : absent_on(u),
-          decay_gate ? unpack_rows(dgate, *decay_gate, false) : absent_on(u),
+          delta_bias ? gradient_of_channels(dbias, delta_bias, s) : absent_on(chunk_states),
+          decay_gate ? unpack_rows(dgate, *decay_gate, false) : absent_on(chunk_states),
           dinitial_state};
 }
 

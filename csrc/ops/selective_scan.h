@@ -72,11 +72,11 @@ inline void check_scan_vector(const char* name, const OptionalTensor& t, const T
   Arg{"selective_scan_fn", name, *t}.on_device_of(u, "u").is_float().has_shape("[channels]", {channels});
 }
 
-inline void check_scan_like_u(const char* name, const Tensor& t, const Tensor& u,
-                              const SelectiveScanSizes& s) {
+inline Arg check_scan_sequence(const char* name, const Tensor& t, const Tensor& u,
+                               const SelectiveScanSizes& s) {
   Arg arg{"selective_scan_fn", name, t};
   arg.on_device_of(u, "u").has_shape("[batch, channels, length]", {s.batch, s.channels, s.length});
-  arg.has_dtype(u.scalar_type(), "like u");
+  return arg;
 }
 
 inline void check_scan_state(const char* name, const Tensor& t, const Tensor& u,
@@ -104,7 +104,7 @@ inline void check_scan_delta(const Tensor& delta, const Tensor& u, SelectiveScan
   arg.on_device_of(u, "u").has_shape(
       s.heads == s.channels ? "[batch, channels, length]" : "[batch, heads, length]",
       {s.batch, s.heads, s.length});
-  arg.has_dtype(u.scalar_type(), "like u");
+  arg.is_data_dtype_beside(u, "u");
 }
 
 // `runs`, int32 [2, batch, length], says of each step where its run of steps with one index starts, and where
@@ -169,7 +169,7 @@ inline SelectiveScanSizes check_selective_scan(const SelectiveScanInputs& in,
   if (!s.constant_B || !s.constant_C) s.groups = s.constant_B ? in.C.size(1) : in.B.size(1);
   check(s.constant_C || in.C.size(1) == s.groups, fn, ": C must have as many groups as B, which is ",
         s.groups, ", got ", s.constant_C ? 0 : in.C.size(1));
-  if (in.z) detail::check_scan_like_u("z", *in.z, u, s);
+  if (in.z) detail::check_scan_sequence("z", *in.z, u, s).is_data_dtype_beside(u, "u");
   detail::check_scan_vector("D", in.D, u, s.channels);
   detail::check_scan_vector("delta_bias", in.delta_bias, u, s.channels);
   if (in.decay_gate) {
@@ -188,7 +188,7 @@ inline SelectiveScanSizes check_selective_scan_backward(const Tensor& dout, cons
                                                         const OptionalTensor& cu_seqlens,
                                                         const Tensor& chunk_states) {
   SelectiveScanSizes s = check_selective_scan(in, std::nullopt, runs, cu_seqlens);
-  detail::check_scan_like_u("dout", dout, in.u, s);
+  detail::check_scan_sequence("dout", dout, in.u, s).has_dtype(in.u.scalar_type(), "like u");
   if (dlast_state) detail::check_scan_state("dlast_state", *dlast_state, in.u, s);
   Arg states{"selective_scan_fn", "chunk_states", chunk_states};
   states.on_device_of(in.u, "u").has_dtype(state_dtype(in.u.scalar_type()), "(the state's dtype)");

@@ -11,9 +11,7 @@ inline Tensor gradient_of_heads(const Tensor& by_channel, const Tensor& delta, c
   if (s.heads == s.channels) return by_channel;
   const int64_t over[] = {2};
   Tensor split = torch::stable::view(by_channel, {s.batch, s.heads, s.channels / s.heads, s.length});
-  Tensor gradient = layout_like(delta);
-  torch::stable::copy_(gradient, torch::stable::sum(split, over));
-  return gradient;
+  return sequence_like(delta, torch::stable::sum(split, over));
 }
 
 // The state after no step: what sequences of no steps end with, and what rows of padding do.

@@ -76,6 +76,15 @@ Tensor state_update(Tensor state, Tensor x, Tensor dt, Tensor A_, Tensor B_, Ten
       check_state_update({state, x, dt, A_, B_, C_, D_, z, dt_bias, decay_gate, state_batch_indices,
                           dst_state_batch_indices, accepted_steps, out, intermediate_states},
                          is_complex);
+  if (!of_one_dtype(x, dt, z)) {
+    Tensor result = out ? *out : empty_like_x(x);
+    Tensor wide = state_update(state, in_float32(x), in_float32(dt), A_, B_, C_, D_, in_float32(z), dt_bias,
+                               decay_gate, state_batch_indices, dst_state_batch_indices, accepted_steps,
+                               std::nullopt, intermediate_states, pad_slot_id, dt_softplus, zoh, update_state,
+                               is_complex);
+    torch::stable::copy_(result, wide);
+    return out ? absent_on(x) : result;
+  }
   const Tensor A = loadable(A_), B = loadable(B_), C = loadable(C_);
   const OptionalTensor D = loadable(D_), bias = loadable(dt_bias), gate = loadable(decay_gate);
   check(s.heads * s.dim < INT32_MAX - 128 && s.state < INT32_MAX - 128 && s.steps < INT32_MAX,

@@ -61,12 +61,12 @@ inline void check_update_weight(const char* name, const Tensor& t, const Tensor&
         " of x, got ", own.groups);
 }
 
-inline void check_update_like_x(const char* name, const Tensor& t, const Tensor& x,
-                                const StateUpdateSizes& s) {
+inline Arg check_update_sequence(const char* name, const Tensor& t, const Tensor& x,
+                                 const StateUpdateSizes& s) {
   Arg arg{kStateUpdate, name, t};
   arg.on_device_of(x, "x");
   check_update_shape(arg, kData, s);
-  arg.has_dtype(x.scalar_type(), "like x");
+  return arg;
 }
 
 inline void check_update_vector(const char* name, const OptionalTensor& t, const Tensor& x,
@@ -106,8 +106,7 @@ inline void check_update_apart(const char* name, const Tensor& result, const Sta
 
 inline void check_update_results(const StateUpdateTensors& t, const StateUpdateSizes& s) {
   if (t.out) {
-    check_update_like_x("out", *t.out, t.x, s);
-    Arg{kStateUpdate, "out", *t.out}.is_writable();
+    check_update_sequence("out", *t.out, t.x, s).has_dtype(t.x.scalar_type(), "like x").is_writable();
     check_update_apart("out", *t.out, t);
   }
   if (!t.intermediate_states) return;
@@ -161,7 +160,7 @@ inline StateUpdateSizes check_state_update(const StateUpdateTensors& t, bool is_
   check((state.scalar_type() == ScalarType::Double) == (x.scalar_type() == ScalarType::Double), fn,
         ": state must be float64 exactly if x is, got ", dtype(state), " with x ", dtype(x));
   held.is_writable();
-  detail::check_update_like_x("dt", t.dt, x, s);
+  detail::check_update_sequence("dt", t.dt, x, s).is_data_dtype_beside(x, "x");
   detail::check_update_weight("B", t.B, x, s);
   detail::check_update_weight("C", t.C, x, s);
   const int64_t group_dim = s.has_steps ? 2 : 1;
@@ -169,7 +168,7 @@ inline StateUpdateSizes check_state_update(const StateUpdateTensors& t, bool is_
   check(t.C.size(group_dim) == s.groups, fn, ": C must have as many groups as B, which is ", s.groups,
         ", got ", t.C.size(group_dim));
   detail::check_update_vector("D", t.D, x, s);
-  if (t.z) detail::check_update_like_x("z", *t.z, x, s);
+  if (t.z) detail::check_update_sequence("z", *t.z, x, s).is_data_dtype_beside(x, "x");
   detail::check_update_vector("dt_bias", t.dt_bias, x, s);
   if (t.decay_gate) {
     Arg gate{fn, "decay_gate", *t.decay_gate};

@@ -51,10 +51,14 @@ def selective_scan_fn(
     Sequences may be packed, so that the state stays within each: by `seq_idx`, several in each batch row, or
     by `cu_seqlens`, all in one row. On a GPU the latter run side by side.
 
+    u, delta and z may differ in dtype. A CPU reads each as it is; a GPU takes float32 copies of them for the
+    time of the call, forward and backward, which costs more time than the scan: give them one dtype there.
+
     Args:
         u: The sequence, [batch, channels, length], float32, float16 or bfloat16 (float64 too on a CPU).
-        delta: Step sizes, shape and dtype of `u`; or [batch, heads, length], where channel d belongs to head
-            d // (channels / heads). Its gradient then takes the memory of one per channel on the way.
+        delta: Step sizes, shape of `u`, in one of the dtypes of `u` (float64 only if `u` is); or [batch,
+            heads, length], where channel d belongs to head d // (channels / heads). Its gradient then takes
+            the memory of one per channel on the way.
         A: Diagonal state matrix, [channels, state], real or complex.
         B: Input weights, [batch, state, length] or [batch, groups, state, length]; channel d belongs to group
             d // (channels / groups). Any floating dtype; complex if `A` is, or then real with (re, im) pairs
@@ -62,7 +66,7 @@ def selective_scan_fn(
             complex if `A` is.
         C: Output weights, in one of the shapes of `B`; with as many groups, if both have them.
         D: Skip weight, [channels].
-        z: Output gate, shape and dtype of `u`; the result is multiplied by silu(z).
+        z: Output gate, shape of `u`, in one of the dtypes of `delta`; the result is multiplied by silu(z).
         delta_bias: Added to `delta`, [channels]; or [heads] of a `delta` per head.
         delta_softplus: Whether dt goes through softplus.
         return_last_state: Whether the state after the last step is returned too.

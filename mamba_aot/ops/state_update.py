@@ -48,13 +48,14 @@ def selective_state_update(
             or complex64 if `A` is complex; any strides; written in place.
         x: The steps, [batch, channels], [batch, steps, channels], [batch, heads, dim] or
             [batch, steps, heads, dim], float32, float16 or bfloat16; float64 on a CPU with a float64 state.
-        dt: Step sizes, shape and dtype of `x`.
+        dt: Step sizes, shape of `x`, in one of its dtypes (float64 only if `x` is). When dtypes of x, dt and
+            z differ, a GPU takes float32 copies of them.
         A: Diagonal state matrix, [channels, state] or [heads, dim, state], real or complex.
         B: Input weights, [batch, state] or [batch, groups, state], after `batch` [steps] if `x` has it; any
             floating dtype; complex if `A` is. Groups divide the heads, or the channels where there are none.
         C: Output weights, shaped like `B`.
         D: Skip weight, [channels] or [heads, dim].
-        z: Output gate, shape and dtype of `x`.
+        z: Output gate, shape of `x`, in one of the dtypes of `dt`.
         dt_bias: Added to `dt`, [channels] or [heads, dim].
         dt_softplus: Whether the step size goes through softplus.
         state_batch_indices: Slot of each batch row, int32 [batch]; row i uses slot i when absent. A negative

@@ -20,6 +20,8 @@ def make_scan_inputs(
     state: int = 16,
     *,
     dtype: torch.dtype = torch.float32,
+    delta_dtype: torch.dtype | None = None,
+    z_dtype: torch.dtype | None = None,
     weight_dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     seed: int = 0,
@@ -44,6 +46,8 @@ def make_scan_inputs(
     Args:
         batch: Size B; `dim`, `length`, `state` and `groups` are D, L, N and G. Without G, B and C are 3-D.
         dtype: Of the sequences u, delta, z.
+        delta_dtype: Of delta, and
+        z_dtype: of z, when that is another one.
         weight_dtype: Of real A, B, C, D, delta_bias, decay_gate; when None float64 beside float64 sequences,
             else float32, which is also the dtype of the state and of complex pairs.
         layout: Memory of everything with a length: "seq" and "channel" are dense, "sliced" is part of a wider
@@ -86,12 +90,12 @@ def make_scan_inputs(
 
     inputs: dict[str, Any] = {
         "u": sequence(random.normal(batch, dim, length), dtype),
-        "delta": sequence(delta, dtype),
+        "delta": sequence(delta, delta_dtype or dtype),
         "A": A.to(state_like if is_complex else weight).to(device),
         "B": weights("B"),
         "C": weights("C"),
         "D": random.normal(dim).to(weight).to(device) if D else None,
-        "z": sequence(random.normal(batch, dim, length), dtype) if z else None,
+        "z": sequence(random.normal(batch, dim, length), z_dtype or dtype) if z else None,
         "delta_bias": bias.to(weight).to(device) if delta_bias else None,
         "delta_softplus": delta_softplus,
         "discretization": discretization,

@@ -20,7 +20,7 @@ from mamba_aot import reference, testing
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
 DTYPES = (F32, F16, BF16, F64)
 # None: the one that belongs to the dtype of the sequence.
-WEIGHT_DTYPES = (None, F32, F16, BF16)
+OTHER_DTYPES = (None, F32, F16, BF16)
 LAYOUTS = testing.LAYOUTS
 BOTH = (False, True)
 # Sizes that kernels have edges at, and ones between.
@@ -228,7 +228,9 @@ def make_gated_norm(*, groups: int, group_size: int, **options: Any) -> dict[str
 
 _SCAN_OPTIONS: dict[str, Sequence[Any]] = {
     "dtype": DTYPES,
-    "weight_dtype": WEIGHT_DTYPES,
+    "delta_dtype": OTHER_DTYPES,
+    "z_dtype": OTHER_DTYPES,
+    "weight_dtype": OTHER_DTYPES,
     "layout": LAYOUTS,
     "D": BOTH,
     "z": BOTH,
@@ -241,7 +243,7 @@ _STEP_OPTIONS = {**_SCAN_OPTIONS, "is_complex": BOTH, "groups": (None, 1, 2), "h
 _NORM_SIZES = {"batch": (1, 2, 3), "rows": (1, 2, 5, 9, 33), "channels": (1, 3, 16, 24, 64, 100, 130)}
 _NORM_OPTIONS: dict[str, Sequence[Any]] = {
     "dtype": DTYPES,
-    "weight_dtype": WEIGHT_DTYPES,
+    "weight_dtype": OTHER_DTYPES,
     "layout": LAYOUTS,
     "bias": BOTH,
     "eps": (1e-6, 1e-5, 0.5),
@@ -249,7 +251,7 @@ _NORM_OPTIONS: dict[str, Sequence[Any]] = {
 _ADDED_OPTIONS = {
     **_NORM_OPTIONS,
     "residual": BOTH,
-    "residual_dtype": (None, F32, F16, BF16),
+    "residual_dtype": OTHER_DTYPES,
     "prenorm": BOTH,
     "residual_in_fp32": BOTH,
 }
@@ -310,7 +312,7 @@ OPS: dict[str, Op] = {
         make_conv,
         {
             "dtype": DTYPES,
-            "weight_dtype": WEIGHT_DTYPES,
+            "weight_dtype": OTHER_DTYPES,
             "layout": LAYOUTS,
             "bias": BOTH,
             "activation": (None, "silu", "swish"),
@@ -327,7 +329,7 @@ OPS: dict[str, Op] = {
         make_conv_update,
         {
             "dtype": DTYPES,
-            "weight_dtype": WEIGHT_DTYPES,
+            "weight_dtype": OTHER_DTYPES,
             "layout": LAYOUTS,
             "bias": BOTH,
             "activation": (None, "silu", "swish"),
@@ -384,7 +386,7 @@ OPS: dict[str, Op] = {
         testing.make_mamba_inner_inputs,
         {
             "dtype": DTYPES,
-            "weight_dtype": WEIGHT_DTYPES,
+            "weight_dtype": OTHER_DTYPES,
             "layout": LAYOUTS,
             "is_complex": BOTH,
             "constant_B": BOTH,

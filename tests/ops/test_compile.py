@@ -24,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 ops = torch.ops.mamba_aot
 FULL: dict[str, Any] = {"decay_gate": True, "initial_state": True, "discretization": "zoh", "groups": 2}
 BRAIN: dict[str, Any] = {"dtype": torch.bfloat16}
+THREE: dict[str, Any] = {"dtype": torch.bfloat16, "delta_dtype": torch.float32, "z_dtype": torch.float16}
 
 
 def scan(**inputs: Any) -> tuple[Tensor, Tensor]:
@@ -83,6 +84,14 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[int, str], dict[str, Any]]]
     ),
     "scan, strided": (scan, lambda n, device: make_scan_inputs(length=n, device=device, layout="strided")),
     "scan, bfloat16": (scan, lambda n, device: make_scan_inputs(length=n, device=device, **BRAIN, **FULL)),
+    "scan, three dtypes": (
+        scan,
+        lambda n, device: make_scan_inputs(length=n, device=device, layout="channel", D=False, **THREE),
+    ),
+    "scan, three dtypes, strided": (
+        scan,
+        lambda n, device: make_scan_inputs(length=n, device=device, layout="strided", heads=2, **THREE),
+    ),
     "scan, complex": (
         scan,
         lambda n, device: make_scan_inputs(length=n, device=device, is_complex=True, **FULL),
@@ -128,6 +137,10 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[int, str], dict[str, Any]]]
     "state update, complex, everything": (
         mamba_aot.selective_state_update,
         lambda n, device: make_steps(device, is_complex=True),
+    ),
+    "state update, three dtypes": (
+        mamba_aot.selective_state_update,
+        lambda n, device: make_steps(device, state_dtype=torch.float16, **THREE),
     ),
     "state step": (mamba_aot.selective_state_step, make_step),
     "conv update": (

@@ -143,6 +143,16 @@ def test_each_weight_keeps_its_own_dtype(name: str, dtype: torch.dtype, device: 
     assert_matches_reference(scan, scan_ref, inputs | {name: inputs[name].to(dtype)})
 
 
+@pytest.mark.parametrize("delta_dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("z_dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_each_sequence_keeps_its_own_dtype(
+    dtype: torch.dtype, delta_dtype: torch.dtype, z_dtype: torch.dtype, device: str
+) -> None:
+    options = {"dtype": dtype, "delta_dtype": delta_dtype, "z_dtype": z_dtype, "layout": "channel"}
+    assert_matches_reference(scan, scan_ref, make_scan_inputs(**options, device=device))
+
+
 def test_a_bias_per_channel_beside_a_delta_per_head(device: str) -> None:
     inputs = make_scan_inputs(heads=2, device=device)
     inputs["delta_bias"] = inputs["delta_bias"].repeat_interleave(4)

@@ -26,7 +26,8 @@ SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
         {"delta": torch.zeros(2, 4, 63), "delta_bias": torch.zeros(2)},
         "delta_bias must be [channels] = [8], got [2]",
     ),
-    "delta dtype": ({"delta": torch.zeros(2, 8, 63).half()}, "delta must be float32 like u, got float16"),
+    "delta dtype": ({"delta": torch.zeros(2, 8, 63, dtype=torch.int32)}, "delta must be float32, float16"),
+    "delta complex": ({"delta": torch.zeros(2, 8, 63, dtype=torch.complex64)}, "got complex64"),
     "A rank": ({"A": torch.zeros(8, 16, 2)}, "A must be [channels, state], got [8, 16, 2]"),
     "A shape": ({"A": torch.zeros(7, 16)}, "A must be [channels, state] = [8, 16], got [7, 16]"),
     "A dtype": ({"A": torch.zeros(8, 16, dtype=torch.int64)}, "A must be float32"),
@@ -67,6 +68,7 @@ SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
     "D shape": ({"D": torch.zeros(9)}, "D must be [channels] = [8], got [9]"),
     "D is no tensor": ({"D": 1.0}, "D must be a torch.Tensor or None, got float"),
     "z shape": ({"z": torch.zeros(1, 8, 63)}, "z must be [batch, channels, length] = [2, 8, 63], got [1"),
+    "z dtype": ({"z": torch.zeros(2, 8, 63, dtype=torch.int64)}, "z must be float32, float16, bfloat16"),
     "delta_bias shape": ({"delta_bias": torch.zeros(8, 1)}, "delta_bias must be [channels] = [8], got [8"),
     "decay_gate shape": (
         {"decay_gate": torch.ones(2, 8, 63)},
@@ -98,6 +100,15 @@ def test_initial_state_beside_a_complex_a(device: str) -> None:
     inputs = make_scan_inputs(is_complex=True, device=device)
     inputs["initial_state"] = torch.zeros(2, 8, 16, device=device)
     with pytest.raises(ValueError, match="initial_state must be complex"):
+        selective_scan_fn(**inputs)
+
+
+@pytest.mark.parametrize("name", ["delta", "z"])
+def test_what_is_wider_than_the_arithmetic(name: str) -> None:
+    inputs = make_scan_inputs(dtype=torch.bfloat16)
+    inputs[name] = inputs[name].double()
+    sentence = f"{name} must not be wider than the arithmetic, which is float32 for u of bfloat16, got float64"
+    with pytest.raises(ValueError, match=f"selective_scan_fn: {sentence}"):
         selective_scan_fn(**inputs)
 
 

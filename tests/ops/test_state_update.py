@@ -164,7 +164,7 @@ SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
         "state must be real because A is",
     ),
     "dt shape": ({"dt": torch.zeros(2, 7)}, "dt must be [batch, channels] = [2, 8], got [2, 7]"),
-    "dt dtype": ({"dt": torch.zeros(2, 8).half()}, "dt must be float32 like x, got float16"),
+    "dt dtype": ({"dt": torch.zeros(2, 8, dtype=torch.int32)}, "dt must be float32, float16, bfloat16"),
     "A shape": ({"A": torch.zeros(7, 16)}, "A must be [channels, state] = [8, 16], got [7, 16]"),
     "A complex": ({"A": torch.zeros(8, 16).to(torch.complex64)}, "state must be complex because A is"),
     "B shape": ({"B": torch.zeros(2, 15)}, "B must be [batch, state] = [2, 16], got [2, 15]"),
