@@ -33,9 +33,9 @@ The limit of a result is
 
 where eager is the plain PyTorch function in the same dtypes, eps that of the result's dtype, and nudged the
 truth for inputs moved by one rounding step of the arithmetic (`mamba_aot/testing/closeness.py` says why).
-There is no constant in it, and tests hold every case to it, but for what `tests/ops/held.py` lists. A row
-shows the result and the gradient that come nearest to their limits, of all cases of an op and a dtype: the
-error, what was allowed, and the share of it. The error of eager itself is a share of at most 0.5.
+There is no constant in it, and tests hold every case to it. A row shows the result and the gradient that come
+nearest to their limits, of all cases of an op and a dtype: the error, what was allowed, and the share of it.
+The error of eager itself is a share of at most 0.5.
 
 This page is made by `python benchmarks/numerics.py --page` from the records under `benchmarks/results/`.
 """

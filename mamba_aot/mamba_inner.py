@@ -308,9 +308,26 @@ def _require_fit(inputs: _Inputs, out_proj_weight: Tensor, out_proj_bias: Tensor
         ("c_rms_weight", inputs.c_rms_weight, kind, (numbers,)),
         ("dt_rms_weight", inputs.dt_rms_weight, "channels", (channels,)),
     ):
-        if tensor is not None and tensor.shape != shape:
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
             raise ValueError(
                 f"mamba_inner_fn: {name} must be [{dims}] = {list(shape)}, got {list(tensor.shape)}"
+            )
+        if tensor.device != xz.device:
+            raise ValueError(
+                f"mamba_inner_fn: {name} must be on {xz.device} like xz, got {tensor.device}. Move it with "
+                ".to(xz.device)."
+            )
+    for name, bias in (
+        ("out_proj_bias", out_proj_bias),
+        ("B_proj_bias", inputs.B_proj_bias),
+        ("C_proj_bias", inputs.C_proj_bias),
+    ):
+        if bias is not None and not bias.is_floating_point():
+            raise ValueError(
+                f"mamba_inner_fn: {name} must be real and floating, got {bias.dtype}. "
+                "Convert it with .float()."
             )
     for name, weight in (
         ("x_proj_weight", inputs.x_proj_weight),

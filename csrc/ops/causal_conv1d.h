@@ -131,7 +131,7 @@ inline CausalConv1dUpdateSizes check_causal_conv1d_update(const Tensor& x, const
         ": conv_state must be [slots, channels, state length] with a state ",
         "length of at least width - 1 = ", s.width - 1, ", got ", shape(conv_state));
   state.has_shape("[slots, channels, state length]", {s.slots, s.channels, s.state_length});
-  state.has_dtype(x.scalar_type(), "like x").is_writable();
+  state.has_dtype(x.scalar_type(), "like x").is_writable().shares_no_memory_with(x, "x");
   if (cache_seqlens) {
     Arg seen{fn, "cache_seqlens", *cache_seqlens};
     seen.on_device_of(x, "x").has_shape("[batch]", {s.batch});

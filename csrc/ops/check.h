@@ -14,6 +14,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <tuple>
+#include <utility>
 
 namespace mamba_aot {
 
@@ -125,6 +126,19 @@ inline bool is_floating(ScalarType type) {
          type == ScalarType::Double;
 }
 
+// Whether the ranges of memory from first to last element meet.
+inline bool overlap(const Tensor& one, const Tensor& other) {
+  const auto range = [](const Tensor& t) {
+    const auto begin = reinterpret_cast<uintptr_t>(t.data_ptr());
+    int64_t last = 0;
+    for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
+    return std::pair{begin, begin + static_cast<uintptr_t>(last + 1) * t.element_size()};
+  };
+  if (one.numel() == 0 || other.numel() == 0) return false;
+  const auto a = range(one), b = range(other);
+  return a.first < b.second && b.first < a.second;
+}
+
 // One named argument of one public function: every check on it starts with "<fn>: <name> must ...".
 struct Arg {
   const char* fn;
@@ -203,13 +217,24 @@ struct Arg {
 
   // What a kernel writes in place must not alias itself, or the result would depend on the order of writes.
   const Arg& is_writable() const {
-    auto sizes = tensor.sizes();
-    auto strides = tensor.strides();
+    const auto sizes = tensor.sizes(), strides = tensor.strides();
     for (size_t i = 0; i < sizes.size(); ++i) {
-      check(sizes[i] <= 1 || strides[i] != 0, fn, ": ", name,
-            " is updated in place, so its elements must not share memory; got stride 0 in dimension ", i,
-            ". Pass ", name, ".contiguous() and keep it.");
+      // A step along a dimension must lead past all that lies within it.
+      int64_t within = 0;
+      for (size_t j = 0; j < sizes.size(); ++j) {
+        const bool inner = strides[j] < strides[i] || (strides[j] == strides[i] && j > i);
+        if (inner && sizes[j] > 1) within += (sizes[j] - 1) * strides[j];
+      }
+      check(sizes[i] <= 1 || strides[i] > within || tensor.numel() == 0, fn, ": ", name,
+            " is updated in place, so its elements must not share memory; got stride ", strides[i],
+            " in dimension ", i, ". Pass ", name, ".contiguous() and keep it.");
     }
+    return *this;
+  }
+
+  const Arg& shares_no_memory_with(const Tensor& other, const char* other_name) const {
+    check(!overlap(tensor, other), fn, ": ", name, " must not share memory with ", other_name,
+          ", but their ranges of memory overlap. Pass a tensor of its own.");
     return *this;
   }
 };

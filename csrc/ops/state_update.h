@@ -87,9 +87,7 @@ inline void check_update_rows(const char* name, const OptionalTensor& t, const T
 // A result that the caller gives is memory of its own: kernels read their arguments while they write it.
 inline void check_update_apart(const char* name, const Tensor& result, const StateUpdateTensors& t) {
   const auto apart = [&](const char* other_name, const Tensor* other) {
-    if (!other || other->data_ptr() == nullptr) return;
-    check(!overlap(result, *other), kStateUpdate, ": ", name, " must not share memory with ", other_name,
-          ", but their ranges of memory overlap. Pass a tensor of its own.");
+    if (other) Arg{kStateUpdate, name, result}.shares_no_memory_with(*other, other_name);
   };
   const auto given = [](const OptionalTensor& tensor) { return tensor ? &*tensor : nullptr; };
   apart("state", &t.state);
@@ -115,8 +113,7 @@ inline void check_update_results(const StateUpdateTensors& t, const StateUpdateS
   check_update_shape(arg, kIntermediate, s);
   arg.has_dtype(t.state.scalar_type(), "like state").is_writable();
   check_update_apart("intermediate_states", *t.intermediate_states, t);
-  check(!t.out || !overlap(*t.intermediate_states, *t.out), kStateUpdate,
-        ": intermediate_states must not share memory with out. Pass a tensor of its own.");
+  if (t.out) arg.shares_no_memory_with(*t.out, "out");
 }
 
 }  // namespace detail
@@ -169,6 +166,8 @@ inline StateUpdateSizes check_state_update(const StateUpdateTensors& t, bool is_
         ", got ", t.C.size(group_dim));
   detail::check_update_vector("D", t.D, x, s);
   if (t.z) detail::check_update_sequence("z", *t.z, x, s).is_data_dtype_beside(x, "x");
+  held.shares_no_memory_with(x, "x").shares_no_memory_with(t.dt, "dt");
+  if (t.z) held.shares_no_memory_with(*t.z, "z");
   detail::check_update_vector("dt_bias", t.dt_bias, x, s);
   if (t.decay_gate) {
     Arg gate{fn, "decay_gate", *t.decay_gate};

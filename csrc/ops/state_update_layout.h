@@ -5,7 +5,6 @@
 #pragma once
 
 #include <initializer_list>
-#include <utility>
 
 #include "ops/check.h"
 
@@ -123,19 +122,6 @@ inline void join_heads(StateUpdateSizes& s, std::initializer_list<StateUpdateStr
   s.dim *= s.heads / s.groups;
   s.heads = s.groups;
   for (StateUpdateStrides* strides : arguments) strides->head = s.dim * strides->channel;
-}
-
-// Whether the ranges of memory from first to last element meet.
-inline bool overlap(const Tensor& one, const Tensor& other) {
-  const auto range = [](const Tensor& t) {
-    const auto begin = reinterpret_cast<uintptr_t>(t.data_ptr());
-    int64_t last = 0;
-    for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
-    return std::pair{begin, begin + static_cast<uintptr_t>(last + 1) * t.element_size()};
-  };
-  if (one.numel() == 0 || other.numel() == 0) return false;
-  const auto a = range(one), b = range(other);
-  return a.first < b.second && b.first < a.second;
 }
 
 }  // namespace detail

@@ -47,7 +47,8 @@ def causal_conv1d_fn(
             not padding; with `cu_seqlens` there is one for each sequence, [sequences, channels, width - 1].
         return_final_states: Whether the last width - 1 steps are returned too: with `seq_idx` those of the
             row's last sequence (zero for a row of padding), with `cu_seqlens` those of each sequence.
-        final_states_out: Tensor that the final states are written into, and that is returned for them.
+        final_states_out: Tensor that the final states are written into, and that is returned for them; shape
+            of `initial_states`, dtype of `x`, any strides.
         activation: None, "silu" or "swish" (the same).
         cu_seqlens: Where the sequences packed in the one row of `x` [1, channels, length] end, int32
             [sequences + 1]: 0, then the lengths summed up. Sequences may be empty.
@@ -79,6 +80,8 @@ def causal_conv1d_fn(
         weight=weight,
     )
     silu = is_silu("causal_conv1d_fn", activation)
+    if final_states_out is not None:
+        _require_fit(final_states_out, x, weight, cu_seqlens)
     sequences = None
     if seq_idx is not None or cu_seqlens is not None:
         sequences = _sequences(x, weight, seq_idx, cu_seqlens, initial_states, validate)
@@ -189,6 +192,28 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
     if not isinstance(state_len, int) or state_len < 0:
         raise ValueError(f"{fn}: state_len must be an integer of at least 0, got {state_len!r}")
     return _ends_of_sequences(x.T.unsqueeze(0), cu_seqlens, state_len, None)
+
+
+def _require_fit(out: Tensor, x: Tensor, weight: Tensor, cu_seqlens: Tensor | None) -> None:
+    """Raises ValueError unless final states fit into `out`. What else does not fit, the op refuses."""
+    name = "causal_conv1d_fn: final_states_out"
+    if x.dim() != 3 or weight.dim() != 2 or (cu_seqlens is not None and cu_seqlens.dim() != 1):
+        return
+    rows = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    dims = "batch" if cu_seqlens is None else "sequences"
+    shape = (rows, x.shape[1], weight.shape[1] - 1)
+    if out.shape != shape:
+        raise ValueError(
+            f"{name} must be [{dims}, channels, width - 1] = {list(shape)}, got {list(out.shape)}"
+        )
+    for what, got, wanted in (("of", out.dtype, x.dtype), ("on", out.device, x.device)):
+        if got != wanted:
+            raise ValueError(f"{name} must be {what} {wanted} like x, got {got}. Pass one that is.")
+    if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)):
+        raise ValueError(
+            f"{name} is written, so its elements must not share memory; got strides {list(out.stride())}. "
+            "Pass a tensor of its own."
+        )
 
 
 def _sequences(

@@ -176,9 +176,11 @@ def _op_weight(name: str, weight: Tensor, is_complex: bool, u: Tensor) -> Tensor
 
 
 def _per_channel(bias: Tensor | None, delta: Tensor, u: Tensor) -> Tensor | None:
-    """delta_bias as the op takes it: [D]."""
+    """delta_bias as the op takes it: [D]. What does not fit, it refuses."""
     heads = delta.shape[1] if delta.dim() == 3 else 0
     if bias is None or u.dim() != 3 or bias.shape != (heads,) or heads == 0 or u.shape[1] % heads != 0:
+        return bias
+    if heads == u.shape[1] or not bias.is_floating_point():
         return bias
     # Wide, so that the gradient of a head is not a sum of rounded ones.
     return bias[:, None].to(state_dtype(u)).expand(-1, u.shape[1] // heads).flatten()

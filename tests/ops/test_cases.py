@@ -4,14 +4,10 @@ import itertools
 
 import cases
 import pytest
-from held import DOUBLE, MISSED_ON_CUDA, hold
+from held import DOUBLE, hold
 
 ALL = [case for name in cases.OPS for case in cases.cases_of(name)]
-ON_CUDA = [
-    pytest.param(case, marks=pytest.mark.xfail(strict=True) if str(case) in MISSED_ON_CUDA else ())
-    for case in ALL
-    if case.dtype not in DOUBLE
-]
+ON_CUDA = [case for case in ALL if case.dtype not in DOUBLE]
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)

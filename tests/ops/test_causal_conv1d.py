@@ -321,6 +321,15 @@ SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
         {"initial_states": torch.zeros(2, 8, 3).half()},
         "initial_states must be float32 like x, got float16",
     ),
+    "final_states_out shape": (
+        {"final_states_out": torch.zeros(2, 8, 4)},
+        "final_states_out must be [batch, channels, width - 1] = [2, 8, 3], got [2, 8, 4]",
+    ),
+    "final_states_out dtype": (
+        {"final_states_out": torch.zeros(2, 8, 3).half()},
+        "final_states_out must be of torch.float32 like x, got torch.float16",
+    ),
+    "final_states_out is no tensor": ({"final_states_out": 1}, "final_states_out must be a torch.Tensor or"),
     "activation": ({"activation": "relu"}, 'activation must be None, "silu" or "swish", got \'relu\''),
 }
 
@@ -375,9 +384,24 @@ def test_update_sentence(change: dict[str, Any], sentence: str, device: str) -> 
 
 def test_conv_state_that_overlaps_itself_is_refused(device: str) -> None:
     inputs = make_conv_update_inputs(device=device)
-    inputs["conv_state"] = inputs["conv_state"][:1].expand(2, -1, -1)
-    with pytest.raises(
-        ValueError,
-        match="causal_conv1d_update: conv_state is updated in place, so its elements must not share",
-    ):
-        causal_conv1d_update(**inputs)
+    one, buffer = inputs["conv_state"][:1], torch.zeros(100, device=device)
+    for state in (one.expand(2, -1, -1), buffer.as_strided((2, 8, 3), (24, 2, 1))):
+        with pytest.raises(
+            ValueError,
+            match="causal_conv1d_update: conv_state is updated in place, so its elements must not share",
+        ):
+            causal_conv1d_update(**inputs | {"conv_state": state})
+
+
+def test_conv_state_that_overlaps_the_new_steps_is_refused(device: str) -> None:
+    inputs = make_conv_update_inputs(device=device)
+    buffer = torch.zeros(2, 8, 4, device=device)
+    with pytest.raises(ValueError, match="conv_state must not share memory with x"):
+        causal_conv1d_update(**inputs | {"x": buffer[..., 2], "conv_state": buffer[..., :3]})
+
+
+def test_final_states_out_that_overlaps_itself_is_refused(device: str) -> None:
+    inputs = make_conv_inputs(device=device)
+    out = torch.zeros(1, 8, 3, device=device).expand(2, -1, -1)
+    with pytest.raises(ValueError, match="causal_conv1d_fn: final_states_out is written, so its elements"):
+        causal_conv1d_fn(**inputs, final_states_out=out)

@@ -212,6 +212,15 @@ SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
     "delta_proj": ({"delta_proj_weight": torch.zeros(8)}, "delta_proj_weight must be [channels, rank], got"),
     "out_proj": ({"out_proj_weight": torch.zeros(6, 9)}, "out_proj_weight must be [d_model, channels] ="),
     "out bias": ({"out_proj_bias": torch.zeros(5)}, "out_proj_bias must be [d_model] = [6], got [5]"),
+    "out bias dtype": (
+        {"out_proj_bias": torch.zeros(6, dtype=torch.int32)},
+        "out_proj_bias must be real and floating, got torch.int32",
+    ),
+    "B bias dtype": (
+        {"B_proj_bias": torch.zeros(4, dtype=torch.complex64)},
+        "B_proj_bias must be real and floating, got torch.complex64",
+    ),
+    "device": ({"out_proj_weight": torch.zeros(6, 8, device="meta")}, "must be on cpu like xz, got meta"),
     "norm of delta": ({"dt_rms_weight": torch.zeros(3)}, "dt_rms_weight must be [channels] = [8], got [3]"),
     "norm of B": ({"b_rms_weight": torch.zeros(8)}, "b_rms_weight must be [state] = [4], got [8]"),
     "dtype": (

@@ -70,6 +70,11 @@ SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
     "z shape": ({"z": torch.zeros(1, 8, 63)}, "z must be [batch, channels, length] = [2, 8, 63], got [1"),
     "z dtype": ({"z": torch.zeros(2, 8, 63, dtype=torch.int64)}, "z must be float32, float16, bfloat16"),
     "delta_bias shape": ({"delta_bias": torch.zeros(8, 1)}, "delta_bias must be [channels] = [8], got [8"),
+    "delta_bias dtype": ({"delta_bias": torch.zeros(8, dtype=torch.int32)}, "delta_bias must be float32"),
+    "delta_bias complex": (
+        {"delta": torch.zeros(2, 4, 63), "delta_bias": torch.zeros(4, dtype=torch.complex64)},
+        "delta_bias must be float32, float16, bfloat16 or float64, got complex64",
+    ),
     "decay_gate shape": (
         {"decay_gate": torch.ones(2, 8, 63)},
         "decay_gate must be [batch, state, length] = [2, 16, 63], got [2, 8, 63]",
@@ -107,7 +112,9 @@ def test_initial_state_beside_a_complex_a(device: str) -> None:
 def test_what_is_wider_than_the_arithmetic(name: str) -> None:
     inputs = make_scan_inputs(dtype=torch.bfloat16)
     inputs[name] = inputs[name].double()
-    sentence = f"{name} must not be wider than the arithmetic, which is float32 for u of bfloat16, got float64"
+    sentence = (
+        f"{name} must not be wider than the arithmetic, which is float32 for u of bfloat16, got float64"
+    )
     with pytest.raises(ValueError, match=f"selective_scan_fn: {sentence}"):
         selective_scan_fn(**inputs)
 

@@ -213,8 +213,10 @@ def test_autograd_notices_that_the_state_was_written(device: str) -> None:
 
 def test_state_that_overlaps_itself_is_refused(device: str) -> None:
     inputs = make_state_update_inputs(device=device)
-    inputs["state"] = inputs["state"][:1].expand(2, -1, -1)
-    with pytest.raises(
-        ValueError, match="selective_state_update: state is updated in place, so its elements must not share"
-    ):
-        selective_state_update(**inputs)
+    one, buffer = inputs["state"][:1], torch.zeros(300, device=device)
+    for state in (one.expand(2, -1, -1), buffer.as_strided((2, 8, 16), (128, 15, 1))):
+        with pytest.raises(
+            ValueError,
+            match="selective_state_update: state is updated in place, so its elements must not share",
+        ):
+            selective_state_update(**inputs | {"state": state})
