@@ -213,7 +213,8 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
                     : empty_on(u, {s.batch, s.groups, plan.splits, s.state, s.length, parts}, type);
   };
   Tensor dB = along_time(s.constant_B), dC = along_time(s.constant_C);
-  Tensor dgate = decay_gate ? empty_on(u, {s.batch, items, s.state, s.length}, type) : absent_on(chunk_states);
+  Tensor dgate =
+      decay_gate ? empty_on(u, {s.batch, items, s.state, s.length}, type) : absent_on(chunk_states);
   Tensor dA = constant_sums(u, s, type);
   Tensor constant_dB = s.constant_B ? constant_sums(u, s, type) : absent_on(chunk_states);
   Tensor constant_dC = s.constant_C ? constant_sums(u, s, type) : absent_on(chunk_states);

@@ -205,9 +205,9 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
   const SelectiveScanInputs in{u, delta, A, B, C, D, z, delta_bias, decay_gate};
   const SelectiveScanSizes s = check_selective_scan(in, initial_state, runs, cu_seqlens);
   if (!of_one_dtype(u, delta, z)) {
-    auto wide = selective_scan_fwd(in_float32(u), in_float32(delta), A, B, C, D, in_float32(z), delta_bias,
-                                   decay_gate, initial_state, runs, cu_seqlens, delta_softplus, zoh,
-                                   save_states);
+    auto wide =
+        selective_scan_fwd(in_float32(u), in_float32(delta), A, B, C, D, in_float32(z), delta_bias,
+                           decay_gate, initial_state, runs, cu_seqlens, delta_softplus, zoh, save_states);
     std::get<0>(wide) = sequence_like(u, std::get<0>(wide));
     return wide;
   }

@@ -78,10 +78,10 @@ Tensor state_update(Tensor state, Tensor x, Tensor dt, Tensor A_, Tensor B_, Ten
                          is_complex);
   if (!of_one_dtype(x, dt, z)) {
     Tensor result = out ? *out : empty_like_x(x);
-    Tensor wide = state_update(state, in_float32(x), in_float32(dt), A_, B_, C_, D_, in_float32(z), dt_bias,
-                               decay_gate, state_batch_indices, dst_state_batch_indices, accepted_steps,
-                               std::nullopt, intermediate_states, pad_slot_id, dt_softplus, zoh, update_state,
-                               is_complex);
+    Tensor wide =
+        state_update(state, in_float32(x), in_float32(dt), A_, B_, C_, D_, in_float32(z), dt_bias, decay_gate,
+                     state_batch_indices, dst_state_batch_indices, accepted_steps, std::nullopt,
+                     intermediate_states, pad_slot_id, dt_softplus, zoh, update_state, is_complex);
     torch::stable::copy_(result, wide);
     return out ? absent_on(x) : result;
   }
