@@ -348,7 +348,7 @@ _AXES = dict(T=["f32", "half"], LAYOUT=["rows", "strided"])
 
 
 def _whole(name: str, block: int, warps: int) -> Config:
-    """A row in one block."""
+    """A row in one block; csrc/ops/rms_norm.cpp knows from how many channels to how many rows come so."""
     when = f"LAYOUT == 'rows' and G <= {block}"
     return Config(name, when=when, LOOP=False, ROWS=1, BLOCK=block, num_warps=warps)
 
@@ -366,12 +366,11 @@ KERNELS = [
         aligned=_aligned(("x", "residual", "z"), "out", "sum_out"),
         shape=["G"],
         configs=[
-            Config("few", when="G <= 128", LOOP=False, ROWS=8, BLOCK=128, num_warps=4),
             _whole("small", 1024, 4),
             _whole("medium", 4096, 8),
             _whole("wide", 8192, 16),
-            Config("loop", when="LAYOUT == 'rows'", LOOP=True, ROWS=4, BLOCK=512, num_warps=8),
-            Config("scattered", LOOP=True, ROWS=2, BLOCK=512, num_warps=8),
+            Config("few", when="G <= 128", LOOP=False, ROWS=8, BLOCK=128, num_warps=4),
+            Config("loop", LOOP=True, ROWS=2, BLOCK=512, num_warps=8),
         ],
     ),
     Kernel(
@@ -388,11 +387,10 @@ KERNELS = [
         aligned=_aligned(("dout", "dsum", "x", "residual", "z"), "dx", "dresidual", "dz", "planes"),
         shape=["G"],
         configs=[
-            Config("few", when="G <= 128", LOOP=False, ROWS=4, BLOCK=128, num_warps=4),
             _whole("small", 1024, 4),
             _whole("medium", 4096, 16),
-            Config("loop", when="LAYOUT == 'rows'", LOOP=True, ROWS=2, BLOCK=512, num_warps=4),
-            Config("scattered", LOOP=True, ROWS=1, BLOCK=512, num_warps=4),
+            Config("few", when="G <= 128", LOOP=False, ROWS=4, BLOCK=128, num_warps=4),
+            Config("loop", LOOP=True, ROWS=1, BLOCK=512, num_warps=4),
         ],
     ),
 ]
