@@ -364,7 +364,8 @@ KERNELS = [
         shape=["B", "D", "L"],
         configs=[
             Config("complex", when="COMPLEX", SEGMENTS=4, STEPS=8, CHANNELS=8, num_warps=1),
-            Config("real", SEGMENTS=8, STEPS=16, CHANNELS=4, num_warps=1),
+            Config("few", when="B * D < 6144", SEGMENTS=8, STEPS=16, CHANNELS=4, num_warps=1),
+            Config("many", SEGMENTS=4, STEPS=16, CHANNELS=8, num_warps=1),
         ],
     ),
     Kernel(

@@ -355,7 +355,8 @@ KERNELS = [
             Config("states16", when="ROWS and N <= 16", MANY=False, STATES=16, CHANNELS=128, num_warps=4),
             Config("states128", when="ROWS and L == 1", MANY=False, STATES=128, CHANNELS=16, num_warps=4),
             Config("steps", when="ROWS", MANY=True, STATES=128, CHANNELS=16, num_warps=4),
-            Config("any", MANY=True, STATES=16, CHANNELS=32, num_warps=4),
+            Config("any", when="L == 1", MANY=False, STATES=16, CHANNELS=32, num_warps=4, maxnreg=128),
+            Config("any_steps", MANY=True, STATES=16, CHANNELS=32, num_warps=4),
         ],
     ),
 ]

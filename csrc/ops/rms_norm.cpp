@@ -28,9 +28,8 @@ enum Flag : int32_t {
 constexpr int kDtypes = 8;
 enum Position { kWeight, kBias, kResidual, kSum };
 
-// Rows of more channels than kFewChannels have kernels that take each in one block, and so many at most: the
-// configurations in csrc/kernels/rms_norm.py. Others go the way of rows that lie anyhow.
-constexpr int64_t kFewChannels = 128;
+// The longest rows that kernels take in one block, see the configurations in csrc/kernels/rms_norm.py. Longer
+// ones go the way of rows that lie anyhow.
 constexpr int64_t kWholeForward = 8192;
 constexpr int64_t kWholeBackward = 4096;
 
@@ -99,10 +98,6 @@ struct Inputs {
   int32_t flags;
   bool rows;
 
-  bool whole_rows(int64_t channels, int64_t most) const {
-    return rows && channels > kFewChannels && channels <= most;
-  }
-
   Inputs(const RmsNormSizes& s, const OptionalTensor& x_, const Tensor& weight_, const OptionalTensor& bias_,
          const OptionalTensor& residual_, const OptionalTensor& z_, bool centered, bool last)
       : weight(parameter(weight_)), bias(parameter(bias_)), x(x_), residual(residual_), z(z_) {
@@ -131,7 +126,7 @@ RmsNormOutputs rms_norm_fwd(Tensor x, Tensor weight, OptionalTensor bias, Option
   if (s.empty()) return {out, sum, mean, rstd};
   const Inputs in(s, x, weight, bias, residual, z, centered, gate_last(norm_before_gate));
   using Layout = RmsNormFwd::Layout;
-  const bool whole = in.whole_rows(s.group_size, kWholeForward);
+  const bool whole = in.rows && s.group_size <= kWholeForward;
   const RmsNormFwd::Key key{storage_of(x), whole ? Layout::rows : Layout::strided};
   const auto& config = RmsNormFwd::pick(key, {s.group_size});
   RmsNormFwd::Args args{};
@@ -177,7 +172,7 @@ RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x
   const Inputs in(s, x, weight, bias, residual, z, centered, gate_last(norm_before_gate));
   const RowStrides gs(dout), ss(dsum);
   using Layout = RmsNormBwd::Layout;
-  const bool whole = in.whole_rows(s.group_size, kWholeBackward) && gs.rows && ss.rows;
+  const bool whole = in.rows && s.group_size <= kWholeBackward && gs.rows && ss.rows;
   const RmsNormBwd::Key key{storage_of(dout), whole ? Layout::rows : Layout::strided};
   const auto& config = RmsNormBwd::pick(key, {s.group_size});
   const int64_t wanted = std::clamp<int64_t>(ceil_div(s.all_rows() * s.groups, kPrograms), 1, kRowsInOneSum);

@@ -109,7 +109,7 @@ Tensor state_update(Tensor state, Tensor x, Tensor dt, Tensor A_, Tensor B_, Ten
   const StateUpdate::Key key{storage_of(x), storage_of(state), s.complex, in_rows};
   const auto& config = StateUpdate::pick(key, {s.state, s.steps});
   // A pass over the steps takes STATES states; sums of several passes over several steps meet in memory.
-  const bool passes = config.MANY && s.state > config.STATES;
+  const bool passes = s.steps > 1 && s.state > config.STATES;
   OptionalTensor partial;
   if (passes) partial = empty_on(x, {s.batch, s.steps, s.heads * s.dim}, ScalarType::Float);
 
