@@ -1,4 +1,4 @@
-"""One image for both sixteen-bit types: what _half.py is to kernels in Gluon, for those in Triton's language."""
+"""One image for both sixteen-bit types: what _half.py is to Gluon kernels, for those in Triton's language."""
 
 import triton
 import triton.language as tl
