@@ -12,12 +12,23 @@ constexpr int kBackwardStates = sizeof(S) == 8 ? 1
                                 : kComplex     ? 2
                                                : 4;
 
-template <class S, bool kComplex, bool kZoh, bool kGeneral>
+template <class S>
+struct Backward;
+
+// One kind of scan forth and back through a chunk, over several states at once and over one: what the sweep
+// is not compiled anew for.
+template <class S>
+struct Passes {
+  void (*several)(Backward<S>&, int64_t);
+  void (*one)(Backward<S>&, int64_t);
+  int states;
+};
+
+template <class S>
 struct Backward {
   static constexpr int kLanes = Simd<S>::kLanes;
-  static constexpr int kParts = kComplex ? 2 : 1;
-  static constexpr int kStates = kBackwardStates<S, kComplex>;
   ScanItem<S> item;
+  const Passes<S> passes;
   // Per block of channels: the tiles of the chunk, and sums over the sequence. y, du and ddt hold the sums of
   // a few passes, the others those of all: short chains of additions lose less.
   Vec<S>*dt, *x, *dy, *dout_slope, *y, *du, *ddt, *all_y, *all_du, *all_ddt;
@@ -27,8 +38,9 @@ struct Backward {
   ChannelSums<S> sums;
   TimeSums<S> over_time;
 
-  Backward(const ScanPlan& plan, Arena<S>& arena) : item(plan, arena) {
-    const int64_t tiles = item.max_blocks * kScanChunk, tape_rows = kScanChunk * kStates * kParts;
+  Backward(const ScanPlan& plan, Arena<S>& arena, const Passes<S>& kind) : item(plan, arena), passes(kind) {
+    const int64_t step_rows = passes.states * item.parts, tape_rows = kScanChunk * step_rows;
+    const int64_t tiles = item.max_blocks * kScanChunk;
     dt = arena.take(tiles);
     x = arena.take(tiles);
     dy = arena.take(tiles);
@@ -42,8 +54,8 @@ struct Backward {
     dD = arena.take(item.max_blocks);
     dbias = arena.take(item.max_blocks);
     start = arena.take(item.state_parts * item.max_blocks);
-    tape = {arena.take(tape_rows + kStates * kParts), arena.take(tape_rows), arena.take(tape_rows)};
-    sums = {arena.take(tape_rows), arena.take(tape_rows), arena.take(kScanChunk * kStates)};
+    tape = {arena.take(tape_rows + step_rows), arena.take(tape_rows), arena.take(tape_rows)};
+    sums = {arena.take(tape_rows), arena.take(tape_rows), arena.take(kScanChunk * passes.states)};
     const int64_t states = item.max_blocks * item.state_parts;
     over_time = {arena.take(states), arena.take(states), arena.take(states)};
   }
@@ -92,11 +104,11 @@ struct Backward {
       item.load_chunk_state(k, b, start + b * item.state_parts);
     }
     int64_t n = 0;
-    for (; n + kStates <= item.state; n += kStates) {
-      pass<kStates>(n);
-      if (n / kStates % kPassesInSum == kPassesInSum - 1) fold();
+    for (; n + passes.states <= item.state; n += passes.states) {
+      passes.several(*this, n);
+      if (n / passes.states % kPassesInSum == kPassesInSum - 1) fold();
     }
-    for (; n < item.state; ++n) pass<1>(n);
+    for (; n < item.state; ++n) passes.one(*this, n);
     fold();
     for (int64_t b = 0; b < item.blocks; ++b) store_chunk(b);
   }
@@ -137,35 +149,18 @@ struct Backward {
     dD[block] = dD[block] + sum.total();
   }
 
-  template <int kPassStates>
-  void pass(int64_t n) {
-    sums.template clear<kParts, kPassStates>(item.steps);
-    for (int64_t b = 0; b < item.blocks; ++b) {
-      const int64_t row = b * item.state_parts + n * kParts, at = b * kScanChunk;
-      for (int j = 0; j < kPassStates * kParts; ++j) tape.h[j] = start[row + j];
-      advance<S, kComplex, kZoh, kGeneral, kPassStates, true>(item, row, n, dt + at, x + at, start + row,
-                                                              y + at, tape);
-      const RetreatTiles<S> tiles{dt + at, x + at, dy + at, du + at, ddt + at};
-      retreat<S, kComplex, kZoh, kGeneral, kPassStates>(item, row, n, tiles, tape, sums, over_time);
-    }
-    store_sums<kPassStates>(sums.dB, static_cast<S*>(item.plan.dB), n, kParts);
-    store_sums<kPassStates>(sums.dC, static_cast<S*>(item.plan.dC), n, kParts);
-    if constexpr (kGeneral) store_sums<kPassStates>(sums.dgate, static_cast<S*>(item.plan.dgate), n, 1);
-  }
-
-  // Adds up the channels of sums[steps, states, parts] and writes them to this item's [state, length, parts].
-  template <int kPassStates>
-  void store_sums(const Vec<S>* sums, S* out, int64_t first_state, int count) {
+  // Adds up the channels of sums[steps, states, count] and writes them to this item's [state, length, count].
+  void store_sums(const Vec<S>* sums, S* out, int64_t first_state, int states, int count) {
     if (!out) return;
     const int64_t index = (item.batch * item.plan.groups + item.group) * item.plan.splits + item.split;
     const int64_t length = item.plan.length;
-    for (int column = 0; column < kPassStates * count; ++column) {
+    for (int column = 0; column < states * count; ++column) {
       const int64_t n = first_state + column / count;
       S* row = out + ((index * item.state + n) * length + item.step) * count + column % count;
       for (int64_t t = 0; t < item.steps; t += kLanes) {
         Vec<S> rows[kLanes];
         for (int i = 0; i < kLanes; ++i) {
-          rows[i] = t + i < item.steps ? sums[(t + i) * kPassStates * count + column] : Vec<S>{};
+          rows[i] = t + i < item.steps ? sums[(t + i) * states * count + column] : Vec<S>{};
         }
         const Vec<S> total = sum_lanes<S>(rows);
         for (int i = 0; i < kLanes && t + i < item.steps; ++i) row[(t + i) * count] = total[i];
@@ -191,15 +186,43 @@ struct Backward {
   }
 };
 
+template <class S, bool kComplex, bool kZoh, bool kGeneral, int kStates>
+void pass(Backward<S>& sweep, int64_t n) {
+  constexpr int kParts = kComplex ? 2 : 1;
+  const ScanItem<S>& item = sweep.item;
+  const ScanPlan& plan = item.plan;
+  sweep.sums.template clear<kParts, kStates>(item.steps);
+  for (int64_t b = 0; b < item.blocks; ++b) {
+    const int64_t row = b * item.state_parts + n * kParts, at = b * kScanChunk;
+    for (int j = 0; j < kStates * kParts; ++j) sweep.tape.h[j] = sweep.start[row + j];
+    advance<S, kComplex, kZoh, kGeneral, kStates, true>(item, row, n, sweep.dt + at, sweep.x + at,
+                                                        sweep.start + row, sweep.y + at, sweep.tape);
+    const RetreatTiles<S> tiles{sweep.dt + at, sweep.x + at, sweep.dy + at, sweep.du + at, sweep.ddt + at};
+    retreat<S, kComplex, kZoh, kGeneral, kStates>(item, row, n, tiles, sweep.tape, sweep.sums,
+                                                  sweep.over_time);
+  }
+  sweep.store_sums(sweep.sums.dB, static_cast<S*>(plan.dB), n, kStates, kParts);
+  sweep.store_sums(sweep.sums.dC, static_cast<S*>(plan.dC), n, kStates, kParts);
+  if constexpr (kGeneral) sweep.store_sums(sweep.sums.dgate, static_cast<S*>(plan.dgate), n, kStates, 1);
+}
+
 // Runs the items [begin, end) in `scratch`; without scratch, returns the bytes it needs.
-template <class S, bool kComplex, bool kZoh, bool kGeneral>
-int64_t run(const ScanPlan& plan, int64_t begin, int64_t end, void* scratch) {
+template <class S>
+int64_t sweep(const ScanPlan& plan, int64_t begin, int64_t end, void* scratch, const Passes<S>& kind) {
   Arena<S> arena{static_cast<Vec<S>*>(scratch)};
-  Backward<S, kComplex, kZoh, kGeneral> sweep(plan, arena);
+  Backward<S> backward(plan, arena, kind);
   if (scratch) {
-    for (int64_t i = begin; i < end; ++i) sweep.run(i);
+    for (int64_t i = begin; i < end; ++i) backward.run(i);
   }
   return arena.used * static_cast<int64_t>(sizeof(Vec<S>));
+}
+
+template <class S, bool kComplex, bool kZoh, bool kGeneral>
+int64_t run(const ScanPlan& plan, int64_t begin, int64_t end, void* scratch) {
+  constexpr int kStates = kBackwardStates<S, kComplex>;
+  return sweep<S>(
+      plan, begin, end, scratch,
+      {&pass<S, kComplex, kZoh, kGeneral, kStates>, &pass<S, kComplex, kZoh, kGeneral, 1>, kStates});
 }
 
 template <class S, bool kComplex, bool kZoh>

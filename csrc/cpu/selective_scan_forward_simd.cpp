@@ -11,13 +11,23 @@ constexpr int kForwardStates = sizeof(S) == 8 ? 1
                                : kComplex     ? 2
                                               : 4;
 
-template <class S, bool kComplex, bool kZoh, bool kGeneral>
+// The recurrence of one kind of scan, over several states at once and over one: what the sweep is not
+// compiled anew for.
+template <class S>
+struct Advance {
+  decltype(&advance<S, false, false, true, 1, false>) several, one;
+  int states;
+};
+
+template <class S>
 struct Forward {
   ScanItem<S> item;
+  const Advance<S> advance_by;
   // `y` holds the sum of a few passes, `out` that of all: short chains of additions lose less.
   Vec<S>*dt, *x, *y, *out;
 
-  Forward(const ScanPlan& plan, Arena<S>& arena) : item(plan, arena) {
+  Forward(const ScanPlan& plan, Arena<S>& arena, const Advance<S>& kind)
+      : item(plan, arena), advance_by(kind) {
     dt = arena.take(kScanChunk);
     x = arena.take(kScanChunk);
     y = arena.take(kScanChunk);
@@ -44,7 +54,7 @@ struct Forward {
   Vec<S>* state(int64_t block) const { return item.h + block * item.state_parts; }
 
   void run_block(int64_t k, int64_t block) {
-    constexpr int kStates = kForwardStates<S, kComplex>;
+    const int states = advance_by.states;
     const ScanPlan& plan = item.plan;
     if (plan.chunk_states) item.save_chunk_state(k, block, state(block));
     item.load_step_sizes(block, dt);
@@ -55,11 +65,11 @@ struct Forward {
       y[t] = Vec<S>{};
     }
     int64_t n = 0;
-    for (; n + kStates <= item.state; n += kStates) {
-      pass<kStates>(block, n);
-      if (n / kStates % kPassesInSum == kPassesInSum - 1) fold();
+    for (; n + states <= item.state; n += states) {
+      pass(advance_by.several, block, n);
+      if (n / states % kPassesInSum == kPassesInSum - 1) fold();
     }
-    for (; n < item.state; ++n) pass<1>(block, n);
+    for (; n < item.state; ++n) pass(advance_by.one, block, n);
     fold();
     if (plan.z.data) {
       item.load_block(plan.z, block, y);
@@ -75,22 +85,29 @@ struct Forward {
     }
   }
 
-  template <int kStates>
-  void pass(int64_t block, int64_t n) {
+  void pass(decltype(Advance<S>::one) through, int64_t block, int64_t n) {
     const int64_t at = block * item.state_parts + n * item.parts;
-    advance<S, kComplex, kZoh, kGeneral, kStates, false>(item, at, n, dt, x, item.h + at, y, {});
+    through(item, at, n, dt, x, item.h + at, y, {});
   }
 };
 
 // Runs the items [begin, end) in `scratch`; without scratch, returns the bytes it needs.
-template <class S, bool kComplex, bool kZoh, bool kGeneral>
-int64_t run(const ScanPlan& plan, int64_t begin, int64_t end, void* scratch) {
+template <class S>
+int64_t sweep(const ScanPlan& plan, int64_t begin, int64_t end, void* scratch, const Advance<S>& kind) {
   Arena<S> arena{static_cast<Vec<S>*>(scratch)};
-  Forward<S, kComplex, kZoh, kGeneral> sweep(plan, arena);
+  Forward<S> forward(plan, arena, kind);
   if (scratch) {
-    for (int64_t i = begin; i < end; ++i) sweep.run(i);
+    for (int64_t i = begin; i < end; ++i) forward.run(i);
   }
   return arena.used * static_cast<int64_t>(sizeof(Vec<S>));
+}
+
+template <class S, bool kComplex, bool kZoh, bool kGeneral>
+int64_t run(const ScanPlan& plan, int64_t begin, int64_t end, void* scratch) {
+  constexpr int kStates = kForwardStates<S, kComplex>;
+  return sweep<S>(plan, begin, end, scratch,
+                  {&advance<S, kComplex, kZoh, kGeneral, kStates, false>,
+                   &advance<S, kComplex, kZoh, kGeneral, 1, false>, kStates});
 }
 
 template <class S, bool kComplex, bool kZoh>

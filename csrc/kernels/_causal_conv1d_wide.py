@@ -16,6 +16,7 @@ from _causal_conv1d_steps import (
     silu,
     silu_slope,
 )
+from _half_blocks import load_wide, store_narrow
 
 
 @triton.jit
@@ -36,12 +37,11 @@ def load_met(
 ):
     """What the tap at `distance` meets at step t: x, before the start the initial states, or 0."""
     p = t - distance
-    value = tl.load(x + p * x_time + d * x_channel, mask=valid & (p >= start) & (start <= t), other=0.0)
-    value = value.to(tl.float32)
+    value = load_wide(x + p * x_time + d * x_channel, valid & (p >= start) & (start <= t), flags)
     if (flags & HAS_STATES) != 0:
         index = p - start + width - 1
         at = states + row.to(tl.int64) * s_batch + d * s_channel + index * s_time
-        value += tl.load(at, mask=valid & (p < start) & (index >= 0) & (row >= 0), other=0.0).to(tl.float32)
+        value += load_wide(at, valid & (p < start) & (index >= 0) & (row >= 0), flags)
     return value
 
 
@@ -110,7 +110,7 @@ def causal_conv1d_wide_kernel(
         )
     if (flags & GRADIENT) != 0:
         at = dout + batch * dout_batch + t * dout_time + d * dout_channel
-        g = tl.load(at, mask=valid & (start <= t), other=0.0).to(tl.float32)
+        g = load_wide(at, valid & (start <= t), flags)
         if (flags & SILU) != 0:
             g *= silu_slope(y)
         tl.store(slope + (batch * D + d) * L + t, g, mask=valid)
@@ -119,7 +119,7 @@ def causal_conv1d_wide_kernel(
             y = silu(y)
         y = tl.where(start <= t, y, 0.0)
         at = out + batch * out_batch + t * out_time + d * out_channel
-        tl.store(at, y.to(out.dtype.element_ty), mask=valid)
+        store_narrow(at, y, valid, flags)
 
 
 @triton.jit
@@ -192,7 +192,7 @@ def causal_conv1d_wide_bwd_kernel(
         w = tl.load(weight + d * width + tap, mask=d < D, other=0.0)
         total += w * tl.load(slope + t + distance, mask=valid & (later <= t), other=0.0)
     at = dx + batch * dx_batch + t * dx_time + d * dx_channel
-    tl.store(at, total.to(dx.dtype.element_ty), mask=valid)
+    store_narrow(at, total, valid, flags)
     if (flags & HAS_STATES) != 0:
         first = valid & (start == t) & (row >= 0)
         if tl.max(tl.max(first.to(tl.int32), 1), 0) != 0:
@@ -204,4 +204,4 @@ def causal_conv1d_wide_bwd_kernel(
                     w = tl.load(weight + d * width + (width - 1 - m - back), mask=d < D, other=0.0)
                     sums += w * tl.load(slope + t + m, mask=first & (later == start), other=0.0)
                 place = dstates + (row.to(tl.int64) * D + d) * (width - 1) + (width - 1 - back)
-                tl.store(place, sums.to(dstates.dtype.element_ty), mask=first)
+                store_narrow(place, sums, first, flags)

@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from _half_blocks import load_wide, store_narrow
 
 # Bits of the kernels' `flags`, the same as in csrc/ops/rms_norm.cpp.
 HAS_BIAS = tl.constexpr(1)
@@ -19,31 +20,6 @@ HAS_X = tl.constexpr(128)
 FEW = tl.constexpr(128)
 # From this bit on: the dtype of weight, bias, residual, sum, two bits each (0 fp32, 1 fp16, 2 bf16).
 DTYPES = tl.constexpr(8)
-
-
-# Set for float16, clear for bfloat16, where a tensor comes as int16: kFloat16 in csrc/ops/launch_arguments.h.
-FLOAT16 = tl.constexpr(1 << 30)
-
-
-@triton.jit
-def load_wide(pointer, mask, flags):
-    """Load fp32, or int16 that stands for either sixteen-bit format, as fp32."""
-    value = tl.load(pointer, mask, 0)
-    if pointer.dtype.element_ty == tl.int16:
-        half = value.to(tl.float16, bitcast=True).to(tl.float32)
-        brain = (value.to(tl.int32) << 16).to(tl.float32, bitcast=True)
-        value = tl.where((flags & FLOAT16) != 0, half, brain)
-    return value
-
-
-@triton.jit
-def store_narrow(pointer, value, mask, flags):
-    """The other way."""
-    if pointer.dtype.element_ty == tl.int16:
-        half = value.to(tl.float16).to(tl.int16, bitcast=True)
-        brain = value.to(tl.bfloat16).to(tl.int16, bitcast=True)
-        value = tl.where((flags & FLOAT16) != 0, half, brain)
-    tl.store(pointer, value, mask)
 
 
 @triton.jit

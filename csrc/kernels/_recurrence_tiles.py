@@ -32,15 +32,23 @@ def start_of_rows(row, Q, R, p_stride, q_stride, r_stride):
 def places(first, step, L, flags, STEPS: gl.constexpr, LAYOUT: gl.constexpr):
     """Where in memory the steps of segments that begin at step `first` lie: [segments, STEPS].
 
-    Beside "reversed" rows the steps of a thread come in the order of memory, which is against time.
+    Along rows the steps of a thread come in the order of memory, which may be against time.
     """
-    if LAYOUT == "reversed":
-        place = (L - STEPS - first)[:, None] + step[None, :]
+    backwards = (flags & REVERSE) != 0
+    if LAYOUT == "seq":
+        return gl.where(backwards, L - STEPS - first, first)[:, None] + step[None, :]
     else:
         place = first[:, None] + step[None, :]
-        if LAYOUT == "strided":
-            place = gl.where((flags & REVERSE) != 0, L - 1 - place, place)
-    return place
+        return gl.where(backwards, L - 1 - place, place)
+
+
+@gluon.jit
+def in_order(value, flags, LAYOUT: gl.constexpr):
+    """The steps of a thread from the order of memory to that of time, or the other way."""
+    if LAYOUT == "seq":
+        return gl.where((flags & REVERSE) != 0, reverse(value), value)
+    else:
+        return value
 
 
 @gluon.jit
@@ -50,31 +58,26 @@ def load_tile(x, place, time_stride, inside, other, flags, LAYOUT: gl.constexpr,
     real = gl.where(inside, widened(gl.load(at, inside, 0), flags), other)
     if COMPLEX:
         return (real, widened(gl.load(at + 1, inside, 0), flags))
-    elif LAYOUT == "reversed":
-        return (reverse(real),)
     else:
-        return (real,)
+        return (in_order(real, flags, LAYOUT),)
 
 
 @gluon.jit
 def store_tile(x, place, time_stride, inside, value, flags, LAYOUT: gl.constexpr, COMPLEX: gl.constexpr):
     at = x[None, None, :] + place.to(gl.int64)[:, :, None] * time_stride
-    real = value[0]
-    if LAYOUT == "reversed":
-        real = reverse(real)
+    real = in_order(value[0], flags, LAYOUT)
     gl.store(at, narrowed(real, x.dtype.element_ty, flags), inside)
     if COMPLEX:
         gl.store(at + 1, narrowed(value[1], x.dtype.element_ty, flags), inside)
 
 
 @gluon.jit
-def prefetch_tile(x, first, L, STEPS: gl.constexpr, LAYOUT: gl.constexpr):
+def prefetch_tile(x, first, L, flags, STEPS: gl.constexpr):
     """Bring the steps of segments [segments, 1] that begin at step `first` into L1, where each is one line or
     less; those beyond either end are replaced by ones that are not.
     """
     place = gl.maximum(gl.minimum(first, L - STEPS), 0)
-    if LAYOUT == "reversed":
-        place = gl.maximum(L - STEPS - place, 0)
+    place = gl.where((flags & REVERSE) != 0, gl.maximum(L - STEPS - place, 0), place)
     prefetch(x[None, :] + place)
 
 

@@ -11,6 +11,7 @@ from _causal_conv1d_narrow import causal_conv1d_bwd_kernel, causal_conv1d_fwd_ke
 from _causal_conv1d_packed import causal_conv1d_packed_bwd_kernel, causal_conv1d_packed_fwd_kernel
 from _causal_conv1d_steps import HAS_BIAS, HAS_INDICES, HAS_SEEN, PADDING, SILU, silu
 from _causal_conv1d_wide import causal_conv1d_wide_bwd_kernel, causal_conv1d_wide_kernel
+from _half_blocks import load_wide, store_narrow
 
 from tools.aot.spec import Config, Kernel
 
@@ -125,33 +126,29 @@ def causal_conv1d_update_kernel(
         for k in range(width):
             past = t - (width - 1 - k)
             w = tl.load(weight + d * width + k, mask=kept, other=0.0)
-            new = tl.load(x + past * x_time, mask=kept & (past >= 0), other=0.0).to(tl.float32)
+            new = load_wide(x + past * x_time, kept & (past >= 0), flags)
             at = state_length + past
             # No remainder: of two 31-bit numbers, the sum may need 32.
             at = tl.where(at < state_length - oldest, at + oldest, at - (state_length - oldest))
-            old = tl.load(conv_state + at * state_time, mask=kept & (past < 0), other=0.0)
-            y += w * (new + old.to(tl.float32))
+            y += w * (new + load_wide(conv_state + at * state_time, kept & (past < 0), flags))
         if (flags & SILU) != 0:
             y = silu(y)
-        tl.store(out + t, y.to(out.dtype.element_ty), mask=valid)
+        store_narrow(out + t, y, valid, flags)
     if ring:
         at = oldest
         for t in range(L):
             if t >= L - state_length:
-                tl.store(
-                    conv_state + at * state_time, tl.load(x + t * x_time, mask=kept, other=0.0), mask=kept
-                )
+                tl.store(conv_state + at * state_time, tl.load(x + t * x_time, mask=kept, other=0), mask=kept)
             at = tl.where(at + 1 >= state_length, 0, at + 1)
     else:
         for j in range(state_length):
             late = j + L - state_length
-            old = tl.load(conv_state + (j + L) * state_time, mask=kept & (late < 0), other=0.0)
-            new = tl.load(x + late * x_time, mask=kept & (late >= 0), other=0.0)
+            old = tl.load(conv_state + (j + L) * state_time, mask=kept & (late < 0), other=0)
+            new = tl.load(x + late * x_time, mask=kept & (late >= 0), other=0)
             tl.store(conv_state + j * state_time, tl.where(late < 0, old, new), mask=kept)
 
 
 _STRIDED = ("batch", "channel", "time")
-_DTYPES = ["f32", "f16", "bf16"]
 
 
 def _one_half(values: dict) -> bool:
@@ -159,7 +156,7 @@ def _one_half(values: dict) -> bool:
     return values["T"] in (("f16", "bf16") if values["LAYOUT"] == "strided" else ("half",))
 
 
-_AXES = dict(T=[*_DTYPES, "half"], LAYOUT=["seq", "last", "strided"])
+_AXES = dict(T=["f32", "f16", "bf16", "half"], LAYOUT=["seq", "last", "strided"])
 _PACKED_AXES = dict(T=["f32", "half"], LAYOUT=["seq", "strided"])
 _SIZES = dict(D="i32", L="i32", width="i32", flags="i32")
 
@@ -259,7 +256,7 @@ KERNELS = [
             **_SIZES,
             **_strides("x", "states", "dout", "out"),
         },
-        axes=dict(T=_DTYPES),
+        axes=dict(T=["f32", "half"]),
         configs=[Config("square", TIMES=32, CHANNELS=32, num_warps=4)],
     ),
     Kernel(
@@ -270,7 +267,7 @@ KERNELS = [
             **_SIZES,
             **_strides("x", "states", "dx"),
         },
-        axes=dict(T=_DTYPES),
+        axes=dict(T=["f32", "half"]),
         configs=[Config("square", TIMES=32, CHANNELS=32, num_warps=4)],
     ),
     Kernel(
@@ -301,7 +298,7 @@ KERNELS = [
             **dict(seen_batch="i64", indices_batch="i64"),
             **_strides("x"),
         },
-        axes=dict(T=_DTYPES),
+        axes=dict(T=["f32", "half"]),
         configs=[Config("block", CHANNELS=128, num_warps=4)],
     ),
 ]

@@ -84,7 +84,7 @@ def linear_recurrence_fwd_kernel(
     ROW: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, X))
     TILE: gl.constexpr = SEGMENTS * STEPS
     PARTS: gl.constexpr = 2 if COMPLEX else 1
-    if LAYOUT != "strided":
+    if LAYOUT == "seq":
         a_time = 1
         b_time = 1
         h_time = 1
@@ -111,10 +111,10 @@ def linear_recurrence_fwd_kernel(
         # Steps past the end leave the state alone: a = 1, b = 0.
         decay = load_tile(a_rows, place, a_time, inside, 1.0, flags, LAYOUT, COMPLEX)
         kick = load_tile(b_rows, place, b_time, inside, 0.0, flags, LAYOUT, COMPLEX)
-        if LAYOUT != "strided":
+        if LAYOUT == "seq":
             upcoming = (start + TILE + row_segment * STEPS)[:, None]
-            prefetch_tile(a_rows, upcoming, L, STEPS, LAYOUT)
-            prefetch_tile(b_rows, upcoming, L, STEPS, LAYOUT)
+            prefetch_tile(a_rows, upcoming, L, flags, STEPS)
+            prefetch_tile(b_rows, upcoming, L, flags, STEPS)
         whole, end = whole_segments(decay, kick, last, COMPLEX)
         publish(slots, end, whole, COMPLEX)
         entering, carry = collect(slots, carry, row_segment, False, COMPLEX)
@@ -193,7 +193,7 @@ def linear_recurrence_bwd_kernel(
     PARTS: gl.constexpr = 2 if COMPLEX else 1
     RECOMPUTE: gl.constexpr = values.dtype.element_ty != gl.float32
     gl.static_assert(TILE % CHUNK == 0, "a tile starts where a state was saved")
-    if LAYOUT != "strided":
+    if LAYOUT == "seq":
         dh_time = 1
         a_time = 1
         values_time = 1
@@ -229,11 +229,11 @@ def linear_recurrence_bwd_kernel(
         decay = load_tile(a_rows, place, a_time, inside, 1.0, flags, LAYOUT, COMPLEX)
         grad = load_tile(dh_rows, place, dh_time, inside, 0.0, flags, LAYOUT, COMPLEX)
         value = load_tile(values_rows, place, values_time, inside, 0.0, flags, LAYOUT, COMPLEX)
-        if LAYOUT != "strided":
+        if LAYOUT == "seq":
             upcoming = (start - TILE + row_segment * STEPS)[:, None]
-            prefetch_tile(a_rows, upcoming, L, STEPS, LAYOUT)
-            prefetch_tile(dh_rows, upcoming, L, STEPS, LAYOUT)
-            prefetch_tile(values_rows, upcoming, L, STEPS, LAYOUT)
+            prefetch_tile(a_rows, upcoming, L, flags, STEPS)
+            prefetch_tile(dh_rows, upcoming, L, flags, STEPS)
+            prefetch_tile(values_rows, upcoming, L, flags, STEPS)
         decay_conj = conjugate(decay, COMPLEX)
         decay_next = later_steps(decay_conj, COMPLEX)
 
@@ -271,18 +271,14 @@ def linear_recurrence_bwd_kernel(
     store_numbers(dinitial_state + state_row, carry, valid, COMPLEX)
 
 
-_AXES = dict(T=["f32", "f16", "bf16", "half"], COMPLEX=[False, True], LAYOUT=["seq", "reversed", "strided"])
+_AXES = dict(T=["f32", "half"], COMPLEX=[False, True], LAYOUT=["seq", "strided"])
 _SIZES = dict(rows="i32", L="i32", Q="i32", R="i32", flags="i32")
 _STATE_STRIDES = dict.fromkeys(("state_p", "state_q", "state_r"), "i64")
 
 
 def _no_need(values: dict) -> bool:
-    """Complex numbers are pairs of fp32, which never lie one step apart; exact sixteen-bit types are for rows
-    in the order of time.
-    """
-    if values["COMPLEX"]:
-        return values["T"] != "f32" or values["LAYOUT"] != "strided"
-    return values["T"] in (("half",) if values["LAYOUT"] == "seq" else ("f16", "bf16"))
+    """Complex numbers are pairs of fp32, which never lie one step apart."""
+    return values["COMPLEX"] and (values["T"] != "f32" or values["LAYOUT"] != "strided")
 
 
 def _tensors(*names: str) -> dict[str, str]:

@@ -10,7 +10,8 @@ multiplied. Every sum is in fp32 and has one order. What goes from one kernel to
 
 import triton
 import triton.language as tl
-from _norm_rows import FLOAT16, load_as, load_wide, sigmoid, store_as, store_narrow
+from _half_blocks import FLOAT16, load_wide, store_narrow
+from _norm_rows import load_as, sigmoid, store_as
 
 from tools.aot.spec import Config, Kernel
 

@@ -6,6 +6,7 @@ if the gate is last. Zhang & Sennrich, arXiv 1910.07467; Ba, Kiros & Hinton, arX
 
 import triton
 import triton.language as tl
+from _half_blocks import load_wide, store_narrow
 from _norm_rows import (
     CENTERED,
     FEW,
@@ -20,10 +21,8 @@ from _norm_rows import (
     load_as,
     load_normed,
     load_total,
-    load_wide,
     sigmoid,
     store_as,
-    store_narrow,
     store_normed,
 )
 
@@ -347,9 +346,9 @@ def _aligned(tensors: tuple[str, ...], *others: str):
 _AXES = dict(T=["f32", "half"], LAYOUT=["rows", "strided"])
 
 
-def _whole(name: str, block: int, warps: int) -> Config:
-    """A row in one block."""
-    when = f"LAYOUT == 'rows' and G <= {block}"
+def _whole(name: str, block: int, warps: int, longest: bool = False) -> Config:
+    """A row in one block; csrc/ops/rms_norm.cpp knows how long the longest are."""
+    when = "LAYOUT == 'rows'" + ("" if longest else f" and G <= {block}")
     return Config(name, when=when, LOOP=False, ROWS=1, BLOCK=block, num_warps=warps)
 
 
@@ -369,9 +368,8 @@ KERNELS = [
             Config("few", when="G <= 128", LOOP=False, ROWS=8, BLOCK=128, num_warps=4),
             _whole("small", 1024, 4),
             _whole("medium", 4096, 8),
-            _whole("wide", 8192, 16),
-            Config("loop", when="LAYOUT == 'rows'", LOOP=True, ROWS=4, BLOCK=512, num_warps=8),
-            Config("scattered", LOOP=True, ROWS=2, BLOCK=512, num_warps=8),
+            _whole("wide", 8192, 16, longest=True),
+            Config("loop", LOOP=True, ROWS=2, BLOCK=512, num_warps=8),
         ],
     ),
     Kernel(
@@ -390,9 +388,8 @@ KERNELS = [
         configs=[
             Config("few", when="G <= 128", LOOP=False, ROWS=4, BLOCK=128, num_warps=4),
             _whole("small", 1024, 4),
-            _whole("medium", 4096, 16),
-            Config("loop", when="LAYOUT == 'rows'", LOOP=True, ROWS=2, BLOCK=512, num_warps=4),
-            Config("scattered", LOOP=True, ROWS=1, BLOCK=512, num_warps=4),
+            _whole("medium", 4096, 16, longest=True),
+            Config("loop", LOOP=True, ROWS=1, BLOCK=512, num_warps=4),
         ],
     ),
 ]

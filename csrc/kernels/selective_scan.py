@@ -309,7 +309,7 @@ def _aligned(values: dict, tensors: list[str]) -> list[str]:
 
 
 _AXES = dict(
-    T=["f32", "f16", "bf16", "half"],
+    T=["f32", "half"],
     COMPLEX=[False, True],
     GENERAL=[False, True],
     LAYOUT=["seq", "strided"],
@@ -317,12 +317,10 @@ _AXES = dict(
 
 
 def _no_need(values: dict) -> bool:
-    """Row-wise loads and exact sixteen-bit types are worth their images where memory counts: for real states
-    without the options of the general kernels.
+    """Row-wise loads are worth their images where memory counts: for real states without the options of the
+    general kernels.
     """
-    if values["COMPLEX"] or values["GENERAL"]:
-        return values["LAYOUT"] == "seq" or values["T"] in ("f16", "bf16")
-    return values["T"] == "half"
+    return not _plain(values) and values["LAYOUT"] == "seq"
 
 
 def _plain(values: dict) -> bool:

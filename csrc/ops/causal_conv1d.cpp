@@ -117,13 +117,13 @@ Tensor wide_forward(const CausalConv1dSizes& s, const OptionalTensor& dout, cons
                     const Tensor& filter, const OptionalTensor& offset, const OptionalTensor& states,
                     const OptionalTensor& sequences, bool silu) {
   Tensor out = dout ? empty_on(x, {s.batch, s.channels, s.length}, ScalarType::Float) : layout_like(x);
-  const CausalConv1dWide::Key key{dtype_of(x)};
+  const CausalConv1dWide::Key key{storage_of(x)};
   const auto& config = CausalConv1dWide::pick(key, {});
   CausalConv1dWide::Args args{};
   put_common(args, s, x, filter, states);
   put_sequences(args, s, sequences);
   args.bias = pointer(offset);
-  args.flags = flags_of(silu, offset, states, sequences) | (dout ? kGradient : 0);
+  args.flags = format_flag(x) | flags_of(silu, offset, states, sequences) | (dout ? kGradient : 0);
   if (dout) {
     args.dout = pointer(dout);
     args.slope = pointer(out);
@@ -200,13 +200,13 @@ FilterSums wide_backward(const CausalConv1dSizes& s, const Tensor& dout, const T
                          const OptionalTensor& sequences, bool silu, const Tensor& dx,
                          const Tensor& dstates) {
   const Tensor slope = wide_forward(s, dout, x, filter, offset, states, sequences, silu);
-  const CausalConv1dWideBwd::Key key{dtype_of(x)};
+  const CausalConv1dWideBwd::Key key{storage_of(x)};
   const auto& config = CausalConv1dWideBwd::pick(key, {});
   CausalConv1dWideBwd::Args args{};
   put_common(args, s, x, filter, states);
   put_sequences(args, s, sequences);
   args.slope = pointer(slope);
-  args.flags = flags_of(silu, offset, states, sequences);
+  args.flags = format_flag(x) | flags_of(silu, offset, states, sequences);
   return launch_backward<CausalConv1dWideBwd>(s, key, config, args, x, dx, dstates, s.width + 1,
                                               config.TIMES);
 }
@@ -338,7 +338,7 @@ Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, Optional
   if (s.empty()) return out;
   const Tensor filter = to_state_dtype(weight, ScalarType::Float);
   const OptionalTensor offset = to_state_dtype(bias, ScalarType::Float);
-  const CausalConv1dUpdate::Key key{dtype_of(x)};
+  const CausalConv1dUpdate::Key key{storage_of(x)};
   const auto& config = CausalConv1dUpdate::pick(key, {});
   CausalConv1dUpdate::Args args{};
   args.x = pointer(x);
@@ -361,8 +361,8 @@ Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, Optional
   args.state_time = conv_state.stride(2);
   args.seen_batch = cache_seqlens ? cache_seqlens->stride(0) : 0;
   args.indices_batch = conv_state_indices ? conv_state_indices->stride(0) : 0;
-  args.flags = (silu ? kSilu : 0) | (bias ? kHasBias : 0) | (conv_state_indices ? kHasIndices : 0) |
-               (cache_seqlens ? kHasSeen : 0);
+  args.flags = format_flag(x) | (silu ? kSilu : 0) | (bias ? kHasBias : 0) |
+               (conv_state_indices ? kHasIndices : 0) | (cache_seqlens ? kHasSeen : 0);
   CausalConv1dUpdate::launch(key, config, x.get_device_index(),
                              s.batch * ceil_div(s.channels, config.CHANNELS), args);
   return out;

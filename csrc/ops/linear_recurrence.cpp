@@ -27,20 +27,17 @@ void check_limits(const LinearRecurrenceSizes& s) {
         s.length, " and ", s.rows, ". Split the sequence and carry the state with initial_state.");
 }
 
-// Contiguous along time, each row on a 16-element boundary: what the "seq" and "reversed" variants are
-// compiled for.
+// Contiguous along time, each row on a 16-element boundary: what the "seq" variants are compiled for.
 bool is_row_wise(const Tensor& t, const int64_t (&stride)[4]) {
   return stride[3] == 1 && reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0 && stride[0] % 16 == 0 &&
          stride[1] % 16 == 0 && stride[2] % 16 == 0;
 }
 
 template <class Kernel>
-typename Kernel::Key key_of(const Tensor& values, const LinearRecurrenceSizes& s, bool row_wise,
-                            bool reverse) {
+typename Kernel::Key key_of(const Tensor& values, const LinearRecurrenceSizes& s, bool row_wise) {
   using Layout = typename Kernel::Layout;
   const bool rows = row_wise && !s.complex && s.length % 16 == 0;
-  if (rows && !reverse) return {dtype_of(values), s.complex, Layout::seq};
-  return {storage_of(values), s.complex, rows ? Layout::reversed : Layout::strided};
+  return {storage_of(values), s.complex, rows ? Layout::seq : Layout::strided};
 }
 
 template <class Args>
@@ -81,7 +78,7 @@ LinearRecurrenceOutputs linear_recurrence_fwd(Tensor a, Tensor b, OptionalTensor
   const auto& strides = rows.stride;
   const bool row_wise =
       is_row_wise(h, strides[0]) && is_row_wise(a, strides[1]) && is_row_wise(b, strides[2]);
-  const auto key = key_of<LinearRecurrenceFwd>(b, s, row_wise, reverse);
+  const auto key = key_of<LinearRecurrenceFwd>(b, s, row_wise);
   const auto& config = LinearRecurrenceFwd::pick(key, {s.rows});
   LinearRecurrenceFwd::Args args{};
   args.a = pointer(a);
@@ -121,7 +118,7 @@ LinearRecurrenceOutputs linear_recurrence_bwd(Tensor dh, OptionalTensor dlast_st
   const bool row_wise = is_row_wise(db, strides[0]) && is_row_wise(da, strides[1]) &&
                         is_row_wise(a, strides[2]) && is_row_wise(values, strides[3]) &&
                         is_row_wise(dh, strides[4]);
-  const auto key = key_of<LinearRecurrenceBwd>(values, s, row_wise, reverse);
+  const auto key = key_of<LinearRecurrenceBwd>(values, s, row_wise);
   const auto& config = LinearRecurrenceBwd::pick(key, {s.rows});
   LinearRecurrenceBwd::Args args{};
   args.dh = pointer(dh);

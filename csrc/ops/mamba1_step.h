@@ -25,62 +25,10 @@ namespace detail {
 
 constexpr const char* kMamba1Step = "mamba1_step";
 
-// A weight or a state: on the device of x, of the one dtype and shape that fit, and contiguous.
-inline void check_step_operand(const char* name, const Tensor& t, const Tensor& x, ScalarType type,
-                               const char* reason, const char* dims, Dims want) {
-  Arg arg{kMamba1Step, name, t};
-  arg.on_device_of(x, "x").has_shape(dims, want).has_dtype(type, reason);
-  check(t.is_contiguous(), kMamba1Step, ": ", name, " must be contiguous. Pass ", name, ".contiguous().");
-}
-
 }  // namespace detail
 
 // Checks every argument and returns the sizes. Throws std::invalid_argument.
-inline Mamba1StepSizes check_mamba1_step(const Mamba1StepTensors& t) {
-  const char* fn = detail::kMamba1Step;
-  const Tensor& x = t.x;
-  Arg{fn, "x", x}.has_rank("[batch, d_model]", 2).is_data_dtype();
-  check(x.is_contiguous(), fn, ": x must be contiguous. Pass x.contiguous().");
-  Arg{fn, "A", t.A}.has_rank("[channels, state]", 2);
-  Arg{fn, "dt_proj", t.dt_proj}.has_rank("[channels, rank]", 2);
-  Arg{fn, "conv_weight", t.conv_weight}.has_rank("[channels, taps]", 2);
-  Arg{fn, "conv_state", t.conv_state}.has_rank("[batch, channels, taps - 1 or taps]", 3);
-  const Mamba1StepSizes s{x.size(0),           x.size(1),         t.A.size(0),
-                          t.A.size(1),         t.dt_proj.size(1), t.conv_weight.size(1),
-                          t.conv_state.size(2)};
-  check(s.width > 0 && s.inner > 0, fn, ": d_model and channels must be at least 1, got ", s.width, " and ",
-        s.inner);
-  check(s.taps >= 1 && (s.kept == s.taps || s.kept == s.taps - 1), fn,
-        ": conv_state must keep taps - 1 or taps steps, where conv_weight has ", s.taps, ", got ", s.kept);
-  const ScalarType type = x.scalar_type(), wide = state_dtype(type);
-  const auto narrow_operand = [&](const char* name, const Tensor& operand, const char* dims, Dims want) {
-    detail::check_step_operand(name, operand, x, type, "like x", dims, want);
-  };
-  const auto wide_operand = [&](const char* name, const Tensor& operand, const char* dims, Dims want) {
-    detail::check_step_operand(name, operand, x, wide, "(the arithmetic of x)", dims, want);
-  };
-  narrow_operand("norm_weight", t.norm_weight, "[d_model]", {s.width});
-  narrow_operand("in_proj", t.in_proj, "[2 channels, d_model]", {2 * s.inner, s.width});
-  narrow_operand("conv_state", t.conv_state, "[batch, channels, steps]", {s.batch, s.inner, s.kept});
-  narrow_operand("conv_weight", t.conv_weight, "[channels, taps]", {s.inner, s.taps});
-  if (t.conv_bias) narrow_operand("conv_bias", *t.conv_bias, "[channels]", {s.inner});
-  narrow_operand("x_proj", t.x_proj, "[rank + 2 state, channels]", {s.rank + 2 * s.state, s.inner});
-  narrow_operand("dt_proj", t.dt_proj, "[channels, rank]", {s.inner, s.rank});
-  narrow_operand("dt_bias", t.dt_bias, "[channels]", {s.inner});
-  narrow_operand("out_proj", t.out_proj, "[d_model, channels]", {s.width, s.inner});
-  wide_operand("A", t.A, "[channels, state]", {s.inner, s.state});
-  wide_operand("D", t.D, "[channels]", {s.inner});
-  wide_operand("ssm_state", t.ssm_state, "[batch, channels, state]", {s.batch, s.inner, s.state});
-  if (t.residual) {
-    Arg added{fn, "residual", *t.residual};
-    added.on_device_of(x, "x").has_shape("[batch, d_model]", {s.batch, s.width}).is_data_dtype();
-    check(t.residual->is_contiguous(), fn, ": residual must be contiguous. Pass residual.contiguous().");
-    check(t.residual->scalar_type() != ScalarType::Double || wide == ScalarType::Double, fn,
-          ": residual must not be wider than the arithmetic, which is float32 for x of ", dtype(x),
-          ", got float64. Convert it with .float().");
-  }
-  return s;
-}
+Mamba1StepSizes check_mamba1_step(const Mamba1StepTensors& t);
 
 using Mamba1StepOutputs = std::tuple<Tensor, Tensor>;
 

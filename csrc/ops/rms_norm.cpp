@@ -28,6 +28,11 @@ enum Flag : int32_t {
 constexpr int kDtypes = 8;
 enum Position { kWeight, kBias, kResidual, kSum };
 
+// The longest rows that kernels take in one block, see the configurations in csrc/kernels/rms_norm.py. Longer
+// ones go the way of rows that lie anyhow.
+constexpr int64_t kWholeForward = 8192;
+constexpr int64_t kWholeBackward = 4096;
+
 // The backward has about this many programs: a few for every multiprocessor, each with a plane of sums.
 constexpr int64_t kPrograms = 512;
 // A program adds up at most this many rows in one fp32 number; more would cost digits.
@@ -120,7 +125,9 @@ RmsNormOutputs rms_norm_fwd(Tensor x, Tensor weight, OptionalTensor bias, Option
   Tensor rstd = empty_on(x, {s.batch, s.rows, s.groups}, kFloat);
   if (s.empty()) return {out, sum, mean, rstd};
   const Inputs in(s, x, weight, bias, residual, z, centered, gate_last(norm_before_gate));
-  const RmsNormFwd::Key key{storage_of(x), in.rows ? RmsNormFwd::Layout::rows : RmsNormFwd::Layout::strided};
+  using Layout = RmsNormFwd::Layout;
+  const bool whole = in.rows && s.group_size <= kWholeForward;
+  const RmsNormFwd::Key key{storage_of(x), whole ? Layout::rows : Layout::strided};
   const auto& config = RmsNormFwd::pick(key, {s.group_size});
   RmsNormFwd::Args args{};
   args.x = pointer(x);
@@ -164,8 +171,9 @@ RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x
   }
   const Inputs in(s, x, weight, bias, residual, z, centered, gate_last(norm_before_gate));
   const RowStrides gs(dout), ss(dsum);
-  const RmsNormBwd::Key key{storage_of(dout), in.rows && gs.rows && ss.rows ? RmsNormBwd::Layout::rows
-                                                                            : RmsNormBwd::Layout::strided};
+  using Layout = RmsNormBwd::Layout;
+  const bool whole = in.rows && s.group_size <= kWholeBackward && gs.rows && ss.rows;
+  const RmsNormBwd::Key key{storage_of(dout), whole ? Layout::rows : Layout::strided};
   const auto& config = RmsNormBwd::pick(key, {s.group_size});
   const int64_t wanted = std::clamp<int64_t>(ceil_div(s.all_rows() * s.groups, kPrograms), 1, kRowsInOneSum);
   const int64_t rows_a_program = ceil_div(wanted, config.ROWS) * config.ROWS;

@@ -190,9 +190,7 @@ bool in_rows(const SelectiveScanSizes& s, const Operands& with, std::initializer
 
 template <class Kernel>
 typename Kernel::Key key_of(const SelectiveScanSizes& s, const Operands& with, const Tensor& u, bool rows) {
-  const bool exact = !s.complex && !with.general();
-  return {exact ? dtype_of(u) : storage_of(u), s.complex, with.general(),
-          rows ? Kernel::Layout::seq : Kernel::Layout::strided};
+  return {storage_of(u), s.complex, with.general(), rows ? Kernel::Layout::seq : Kernel::Layout::strided};
 }
 
 }  // namespace

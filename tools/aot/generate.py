@@ -1,4 +1,4 @@
-"""Writes the launchers of one kernel file: a step of the build, started by ninja."""
+"""Writes the launchers of all kernel files: a step of the build, started by ninja."""
 
 from __future__ import annotations
 
@@ -26,26 +26,29 @@ def checked_kernels(root: Path, stem: str) -> list:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.aot.generate", description=__doc__)
-    parser.add_argument("stem", help="a kernel file's name without .py")
     parser.add_argument("--archs", required=True)
     parser.add_argument(
         "--out", type=Path, default=Path("build/generated"), help="folder, below the current one"
     )
     arguments = parser.parse_args()
     root = Path.cwd()
-    try:
-        kernels = checked_kernels(root, arguments.stem)
-    except tree.TableError as error:
-        print(error, file=sys.stderr)
+    stems = tree.stems(root)
+    targets = tree.targets(tree.chosen_archs(arguments.archs))
+    failed = False
+    for stem in stems:
+        try:
+            header, source = launchers(stem, checked_kernels(root, stem), targets)
+        except tree.TableError as error:
+            print(error, file=sys.stderr)
+            failed = True
+            continue
+        write_if_changed(arguments.out / f"{stem}.gen.h", header.encode())
+        write_if_changed(arguments.out / f"{stem}.gen.cpp", source.encode())
+    if failed:
         return 1
-    header, source = launchers(arguments.stem, kernels, tree.targets(tree.chosen_archs(arguments.archs)))
-    write_if_changed(arguments.out / f"{arguments.stem}.gen.h", header.encode())
-    write_if_changed(arguments.out / f"{arguments.stem}.gen.cpp", source.encode())
     templates = [p.relative_to(root) for p in sorted((root / "tools/aot/templates").glob("*.in"))]
     sources = " ".join(path.as_posix() for path in [*tree.kernel_sources(root), *templates])
-    (arguments.out / f"{arguments.stem}.d").write_text(
-        f"{arguments.out}/{arguments.stem}.gen.cpp: {sources}\n"
-    )
+    (arguments.out / "launchers.d").write_text(f"{arguments.out}/{stems[0]}.gen.cpp: {sources}\n")
     return 0
 
 

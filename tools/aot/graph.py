@@ -65,7 +65,9 @@ def write(root: Path, archs: list[int], tools: Tools) -> str:
         modules = [extension_module().as_posix()]
         ninja.build(["build/objects/csrc/python.o"], "compile_python", ["csrc/python.cpp"])
         ninja.build(modules, "link_module", ["build/objects/csrc/python.o"])
-    stems = tree.stems(root)
+    # The longest file first: as a rule it takes longest, and begun last it would keep one core waiting.
+    kernels = root / "csrc" / "kernels"
+    stems = sorted(tree.stems(root), key=lambda stem: -(kernels / f"{stem}.py").stat().st_size)
     sources = _kernel_edges(ninja, root, stems, archs, tools)
     objects = [_object(ninja, source, implicit) for source, implicit in sources]
     # Operations include launchers, whose headers must be there before the first compilation tells what it
@@ -115,9 +117,9 @@ def _rules(ninja: ninja_syntax.Writer) -> None:
     )
     ninja.rule(
         "launchers",
-        f"{python} tools.aot.generate $stem --archs $archs",
-        description="launchers $stem",
-        depfile="build/generated/$stem.d",
+        f"{python} tools.aot.generate --archs $archs",
+        description="launchers",
+        depfile="build/generated/launchers.d",
         deps="gcc",
         restat=True,
     )
@@ -159,12 +161,14 @@ def _kernel_edges(
     """Declares images and launchers; gives the generated C++ files, each with what its object needs too."""
     sources: list[tuple[str, list[str]]] = [("build/generated/library.gen.cpp", [])]
     listed = ";".join(map(str, archs)) or "none"
-    for stem in stems:
-        kernel = f"csrc/kernels/{stem}.py"
-        generated = [f"build/generated/{stem}.gen.cpp", f"build/generated/{stem}.gen.h"]
-        triton = tools.versions.get("triton", "none")
-        ninja.build(generated, "launchers", [kernel], variables={"stem": stem, "archs": f"'{listed}'"})
-        sources.append((generated[0], []))
+    triton = tools.versions.get("triton", "none")
+    # One process for all: to start one takes longer than to write the launchers of a file.
+    in_order = sorted(stems)
+    generated = [f"build/generated/{stem}.gen.{kind}" for kind in ("cpp", "h") for stem in in_order]
+    kernels = [f"csrc/kernels/{stem}.py" for stem in in_order]
+    ninja.build(generated, "launchers", kernels, variables={"archs": f"'{listed}'"})
+    for stem, kernel in ((stem, f"csrc/kernels/{stem}.py") for stem in stems):
+        sources.append((f"build/generated/{stem}.gen.cpp", []))
         if not archs:
             continue
         names = [tree.images_name(stem, targets) for targets in tree.files(archs)]
