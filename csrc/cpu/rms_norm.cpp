@@ -82,7 +82,7 @@ RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x
   const bool own = has_own_gradient(residual, dout);
   Tensor dresidual =
       own ? empty_on(dout, {s.batch, s.rows, s.channels}, residual->scalar_type()) : absent_on(dout);
-  Tensor dz = z ? empty_on(dout, {s.batch, s.rows, s.channels}, dout.scalar_type()) : absent_on(dout);
+  Tensor dz = z ? empty_on(dout, {s.batch, s.rows, s.channels}, z->scalar_type()) : absent_on(dout);
   const int64_t items = s.empty() ? 0 : ceil_div(s.all_rows(), plan.block_rows);
   Tensor dweight = empty_on(dout, {items, s.channels}, type);
   Tensor dbias = bias ? empty_on(dout, {items, s.channels}, type) : absent_on(dout);

@@ -115,6 +115,13 @@ RmsNormOutputs rms_norm_fwd(Tensor x, Tensor weight, OptionalTensor bias, Option
                             OptionalTensor z, double eps, int64_t group_size, bool centered,
                             std::optional<bool> norm_before_gate, bool keep_sum, bool wide_sum) {
   const RmsNormSizes s = check_rms_norm(x, weight, bias, residual, z, group_size, centered, norm_before_gate);
+  if (!of_one_dtype(x, x, z)) {
+    auto wide = rms_norm_fwd(in_float32(x), weight, bias, residual, in_float32(z), eps, group_size, centered,
+                             norm_before_gate, keep_sum, wide_sum);
+    std::get<0>(wide) = to_input_dtype(std::get<0>(wide), x);
+    std::get<1>(wide) = to_input_dtype(std::get<1>(wide), x);
+    return wide;
+  }
   check_limits(detail::rms_norm_name(centered, norm_before_gate), s);
   constexpr ScalarType kFloat = ScalarType::Float;
   Tensor out = empty_on(x, {s.batch, s.rows, s.channels}, x.scalar_type());
@@ -159,6 +166,15 @@ RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x
                               std::optional<bool> norm_before_gate) {
   const RmsNormSizes s = check_rms_norm_backward(dout, dsum, x, weight, bias, residual, z, mean, rstd,
                                                  group_size, centered, norm_before_gate);
+  if (!of_one_dtype(dout, dout, z)) {
+    auto wide = rms_norm_bwd(in_float32(dout), dsum, in_float32(x), weight, bias, residual, in_float32(z), mean,
+                             rstd, eps, group_size, centered, norm_before_gate);
+    std::get<0>(wide) = to_input_dtype(std::get<0>(wide), dout);
+    std::get<2>(wide) = to_input_dtype(std::get<2>(wide), bias ? *bias : dout);
+    std::get<3>(wide) = to_input_dtype(std::get<3>(wide), dout);
+    std::get<4>(wide) = to_input_dtype(std::get<4>(wide), *z);
+    return wide;
+  }
   check_limits(detail::rms_norm_name(centered, norm_before_gate), s);
   Tensor dx = empty_on(dout, {s.batch, s.rows, s.channels}, dout.scalar_type());
   const bool own = has_own_gradient(residual, dout);

@@ -26,7 +26,7 @@ RmsNormSizes check_norm(const char* fn, const Tensor& x, const Tensor& weight, c
   if (z) {
     Arg gate{fn, "z", *z};
     gate.on_device_of(x, "x").has_shape("like x", {s.batch, s.rows, s.channels});
-    gate.has_dtype(x.scalar_type(), "like x");
+    gate.is_data_dtype_beside(x, "x");
   }
   return s;
 }

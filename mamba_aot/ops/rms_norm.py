@@ -108,7 +108,8 @@ def rmsnorm_fn(
         x: Rows, [..., channels], float32, float16 or bfloat16 (float64 too on a CPU).
         weight: Scale of every channel, [channels], any floating dtype.
         bias: Added to every row, [channels], any floating dtype.
-        z: The gate, shape and dtype of `x`; no gate when absent.
+        z: The gate, shape of `x`, in one of its dtypes (float64 only if `x` is; when the two differ, a GPU
+            takes float32 copies of them); no gate when absent.
         eps: Added to the mean square.
         group_size: Channels that are normalized together, a divisor of their number; all of them when absent.
         norm_before_gate: Whether the gate multiplies the result of the norm, and not what goes into it.

@@ -276,6 +276,7 @@ def make_norm_inputs(
     dtype: torch.dtype = torch.float32,
     weight_dtype: torch.dtype | None = None,
     residual_dtype: torch.dtype | None = None,
+    z_dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     seed: int = 0,
     layout: str = "channel",
@@ -304,7 +305,7 @@ def make_norm_inputs(
     if residual:
         inputs["residual"] = sequence(dtype if residual_dtype is None else residual_dtype)
     if z:
-        inputs["z"] = sequence(dtype)
+        inputs["z"] = sequence(z_dtype or dtype)
     return inputs | options
 
 

@@ -255,7 +255,13 @@ _ADDED_OPTIONS = {
     "prenorm": BOTH,
     "residual_in_fp32": BOTH,
 }
-_GATED_OPTIONS = {**_NORM_OPTIONS, "z": BOTH, "norm_before_gate": BOTH, "groups": (1, 2, 5)}
+_GATED_OPTIONS = {
+    **_NORM_OPTIONS,
+    "z": BOTH,
+    "z_dtype": OTHER_DTYPES,
+    "norm_before_gate": BOTH,
+    "groups": (1, 2, 5),
+}
 _GATED_SIZES = {"batch": (1, 2, 3), "rows": (1, 2, 5, 9, 33), "group_size": (1, 3, 16, 24, 64, 100, 130)}
 
 OPS: dict[str, Op] = {

@@ -286,10 +286,12 @@ def test_opcheck(centered: bool, layout: str, device: str) -> None:
     make = make_norm_inputs
     added = make(**WIDE, **BRAIN, layout=layout, device=device)
     gated = make(**LAST, layout=layout, device=device)
+    mixed = make(**LAST, **BRAIN, z_dtype=torch.float32, layout=layout, device=device)
     ops = torch.ops.mamba_aot
     for x, weight, bias, residual, z, size, before, keep in (
         (added["x"], added["weight"], added["bias"], added["residual"], None, 0, None, True),
         (gated["x"], gated["weight"], None, None, gated["z"], 8, False, False),
+        (mixed["x"], mixed["weight"], None, None, mixed["z"], 8, True, False),
     ):
         options = (1e-6, size, centered, before)
         tensors = [x, weight, bias, residual, z]
@@ -345,7 +347,7 @@ SENTENCES: dict[str, tuple[str, dict[str, Any], str]] = {
         "residual must be float32",
     ),
     "z shape": ("layernorm_fn", {"z": torch.zeros(24)}, "z must have the shape of x, [2, 63, 24], got [24]"),
-    "z dtype": ("rmsnorm_fn", {"z": torch.zeros(2, 63, 24).half()}, "z must be float32 like x, got float16"),
+    "z dtype": ("rmsnorm_fn", {"z": torch.zeros(2, 63, 24).int()}, "z must be float32, float16, bfloat16"),
     "group size": ("rmsnorm_fn", {"group_size": 7}, "group_size must divide the 24 channels of x, got 7"),
     "no group size": ("layernorm_fn", {"group_size": 0}, "group_size must be at least 1 or None, got 0"),
     "x1": ("rms_norm_fn", {"x1": torch.zeros(1)}, "x1 must be None, a second branch is not supported"),
