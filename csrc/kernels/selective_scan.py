@@ -318,8 +318,10 @@ _AXES = dict(
 
 def _no_need(values: dict) -> bool:
     """Row-wise loads are worth their images where memory counts: for real states without the options of the
-    general kernels.
+    general kernels. Complex scans in fp32 always take those.
     """
+    if values["COMPLEX"] and values["T"] == "f32" and not values["GENERAL"]:
+        return True
     return not _plain(values) and values["LAYOUT"] == "seq"
 
 

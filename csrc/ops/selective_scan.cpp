@@ -120,6 +120,8 @@ struct Operands {
   OptionalTensor D, bias, gate, runs;
   int64_t padded_length;
   int32_t flags;
+  // Complex scans in fp32 run too seldom to be worth images without options.
+  bool complex_float32;
 
   // `which` of `runs` the kernel walks by: 0, the starts, or 1, the ends.
   Operands(const SelectiveScanSizes& s, const SelectiveScanInputs& in, const OptionalTensor& runs_in,
@@ -133,7 +135,8 @@ struct Operands {
         flags(format_flag(in.u) | (delta_softplus ? kSoftplus : 0) | (in.D ? kHasD : 0) | (in.z ? kHasZ : 0) |
               (in.delta_bias ? kHasBias : 0) | (in.decay_gate ? kHasGate : 0) | (zoh ? kZoh : 0) |
               (s.constant_B ? kConstantB : 0) | (s.constant_C ? kConstantC : 0) |
-              (s.heads != s.channels ? kPerHead : 0)) {
+              (s.heads != s.channels ? kPerHead : 0)),
+        complex_float32(s.complex && in.u.scalar_type() == ScalarType::Float) {
     if (in.decay_gate) gate = pack_rows(*in.decay_gate, false, padded_length);
     if (runs_in) {
       flags |= kByIndex;
@@ -147,7 +150,8 @@ struct Operands {
 
   // Whether it takes the kernels that can do all of this.
   bool general() const {
-    return (flags & (kHasGate | kZoh | kConstantB | kConstantC | kByIndex | kByEnds | kPerHead)) != 0;
+    constexpr int32_t kOptions = kHasGate | kZoh | kConstantB | kConstantC | kByIndex | kByEnds | kPerHead;
+    return complex_float32 || (flags & kOptions) != 0;
   }
 };
 
