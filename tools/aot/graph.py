@@ -167,7 +167,8 @@ def _kernel_edges(
     in_order = sorted(stems)
     generated = [f"build/generated/{stem}.gen.{kind}" for kind in ("cpp", "h") for stem in in_order]
     kernels = [f"csrc/kernels/{stem}.py" for stem in in_order]
-    ninja.build(generated, "launchers", kernels, variables={"archs": f"'{listed}'"})
+    if stems:
+        ninja.build(generated, "launchers", kernels, variables={"archs": f"'{listed}'"})
     for stem, kernel in ((stem, f"csrc/kernels/{stem}.py") for stem in stems):
         sources.append((f"build/generated/{stem}.gen.cpp", []))
         if not archs:
