@@ -1,19 +1,24 @@
 """The command `mamba-aot bench`, and the parts that its figures rest on."""
 
+import dataclasses
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
-from mamba_aot.benchmark import cases, correctness, floors, runner, shapes
+from mamba_aot.benchmark import cases, command, correctness, floors, runner, shapes, suites
 from mamba_aot.benchmark.shapes import Work, make_work
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
+BENCH = runner.Bench(CPU, floors.Chip(1e10), {}, [], lambda _line: None)
 SMALL = {
     "selective_scan": "B2 D24 L20 N4",
     "causal_conv1d": "B2 D24 L20",
@@ -54,6 +59,33 @@ def test_a_run_prints_machine_rows_and_how_to_get_them_and_writes_them(tmp_path:
     assert len(record["machine"]["library_sha256"]) == 64
 
 
+def test_suites_have_a_record_each_and_failures_are_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, wrong = (
+        make_work("rms_norm", SMALL["rms_norm"]),
+        make_work("causal_conv1d", SMALL["causal_conv1d"]),
+    )
+    monkeypatch.setitem(suites.SUITES, "kernels", lambda: [wrong, right])
+    monkeypatch.setitem(suites.SUITES, "cpu", lambda: [right])
+    conv = cases.op_of(wrong)
+    broken = cases.Op(lambda **inputs: 2 * conv.function(**inputs), conv.reference, conv.axes)
+    monkeypatch.setitem(cases._TABLE, "causal_conv1d", broken)
+    request = command.make_request(
+        [], ["kernels", "all"], "", "bfloat16", "seq", False, "one_thread", tmp_path, "cpu"
+    )
+    out = io.StringIO()
+    assert not command.run(request, CPU, Console(file=out))
+    assert "FAILED causal_conv1d B2 D24 L20 W4 bfloat16: AssertionError" in out.getvalue()
+    assert out.getvalue().rstrip().endswith("--suite kernels --suite all --compare one_thread --device cpu")
+    kernels, cpu = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("kernels", "cpu"))
+    assert [failure["op"] for failure in kernels["failures"]] == ["causal_conv1d"]
+    assert [row["op"] for row in kernels["rows"]] == ["rms_norm"] * 2
+    assert not cpu["failures"]
+    assert all(row["peers_ms"]["one_thread"] > 0 and row["floor_ms"] > 0 for row in cpu["rows"])
+    assert cpu["machine"]["exponentials"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -64,7 +96,9 @@ def test_a_run_prints_machine_rows_and_how_to_get_them_and_writes_them(tmp_path:
         (["--op", "rms_norm", "--layout", "channel"], "--layout is for"),
         (["--op", "rms_norm", "--complex"], "--complex is for --op selective_scan"),
         (["--compare", "numpy"], "--compare must name some of mamba_ssm,"),
-        (["--suite", "all"], "--suite must be one of kernels, models"),
+        (["--suite", "everything"], "--suite must be one of kernels, models, sweep, cpu, all"),
+        (["--suite", "all", "--json", "/tmp/no-folder"], "--json must be a directory for the records of 3"),
+        (["--compare", "one_thread"], "--compare one_thread is for --device cpu"),
         (["--suite", "kernels", "--op", "rms_norm"], "--suite has its own ops"),
         (["--json", "/no/such/folder/file"], "--json must be a file in a directory that exists"),
         (["--device", "tpu"], '--device must be "cpu" or "cuda"'),
@@ -102,8 +136,11 @@ def test_a_wrong_op_is_not_timed(op: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(
         cases._TABLE, op, cases.Op(wrong, right.reference, right.axes, right.letter, right.written)
     )
-    with pytest.raises(AssertionError, match=f"{op} .*: error against float64"):
-        runner.run([make_work(op, SMALL[op])], CPU, [], lambda _line: None)
+    said: list[str] = []
+    rows, failures = runner.run(dataclasses.replace(BENCH, say=said.append), [make_work(op, SMALL[op])])
+    assert not rows
+    assert re.search(f"FAILED {op} .*: error against float64", said[0])
+    assert failures[0].values()["failed"] in said[0]
 
 
 @pytest.mark.parametrize(
@@ -136,8 +173,20 @@ def test_bytes_of_a_convolution_by_hand() -> None:
     assert found["backward"] == floors.Cost(3 * sequence + 2 * weights, 2 * 24 * 20)
 
 
+def test_floor_of_a_block_by_hand() -> None:
+    """Where memory and exponentials are free, its 4 products count, three times with the backward."""
+    work = make_work("block", "B2 L16 M32")
+    chip = floors.Chip(1e30, 1e30, 1e12)
+    operations = 2 * 32 * (32 * 128 + 64 * (2 + 32) + 2 * 64 + 64 * 32)
+    assert floors.block_ms(work, chip, backward=False) == pytest.approx(operations / 1e9)
+    assert floors.block_ms(work, chip, backward=True) == pytest.approx(3 * operations / 1e9)
+    assert floors.block_ms(work, floors.Chip(1e30), backward=False) is None
+    prompt = make_work("prefill", "B1 L32 layers3 M32")
+    assert floors.prefill_ms(prompt, chip) == pytest.approx(3 * operations / 1e9)
+
+
 def test_suites_hold_what_is_recorded() -> None:
-    kernels, models = shapes.suite("kernels"), shapes.suite("models")
+    kernels, models = suites.suite("kernels"), suites.suite("models")
     scan = Work("selective_scan", (("B", 1), ("D", 1536), ("L", 65536), ("N", 16)))
     assert scan in kernels
     assert len(set(kernels)) == len(kernels)
@@ -148,6 +197,7 @@ def test_suites_hold_what_is_recorded() -> None:
 def test_models_run_on_the_cpu() -> None:
     works = [make_work("block", "B2 L16 M32"), *(make_work(op, "B2 layers2 M32") for op in ("decode",))]
     works.append(make_work("prefill", "B1 L16 layers2 M32"))
-    _facts, rows = runner.run(works, CPU, [], lambda _line: None)
+    rows, failures = runner.run(BENCH, works)
+    assert not failures
     assert [row.direction for row in rows] == ["forward", "forward + backward", "step", "step"]
     assert all(row.ms > 0 and 0 < row.error < 0.05 for row in rows)

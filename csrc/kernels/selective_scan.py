@@ -45,6 +45,7 @@ from _scan_operands import (
 from _scan_packing import BY_INDEX, load_used, own_steps, run_from, steps_of, store_own
 from _selective_scan_adjoint import selective_scan_adjoint_kernel
 from _selective_scan_backward import selective_scan_bwd_kernel
+from _selective_scan_pack import selective_scan_pack_kernel
 from _selective_scan_plain import selective_scan_plain_fwd_kernel
 from _selective_scan_sums import selective_scan_sums_kernel
 from triton.experimental import gluon
@@ -422,6 +423,21 @@ KERNELS = [
         axes=dict(T=["f32", "half"], LAYOUT=["seq", "strided"]),
         aligned=lambda values: [*_aligned(values, _ADJOINT), "C", "padded_length"],
         configs=[Config("plain", SEGMENTS=4, STEPS=16, CHANNELS=8, num_warps=1)],
+    ),
+    Kernel(
+        selective_scan_pack_kernel,
+        args={
+            **dict(B="*u8", C="*u8", out="*f32"),
+            **dict.fromkeys(("L", "N", "groups", "parts", "rows", "blocks", "flags"), "i32"),
+            "padded_length": "i64",
+            **{
+                f"{name}_{dim}": "i64"
+                for name in ("B", "C")
+                for dim in ("batch", "group", "state", "time", "part")
+            },
+        },
+        aligned=lambda _: ["out", "padded_length"],
+        configs=[Config("only", ROWS=16, STEPS=64, num_warps=4)],
     ),
     Kernel(
         selective_scan_sums_kernel,

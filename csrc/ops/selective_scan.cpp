@@ -6,6 +6,7 @@
 
 #include "generated/selective_scan.gen.h"
 #include "ops/launch_arguments.h"
+#include "ops/selective_scan_pack.h"
 #include "ops/selective_scan_passes.h"
 #include "ops/selective_scan_states.h"
 #include "ops/selective_scan_sums.h"
@@ -35,8 +36,6 @@ enum Flag : int32_t {
   kSpans = 8192,
 };
 
-// Rows of B, C and the gate are padded to whole tiles, so that kernels load them without a mask.
-constexpr int64_t kRowMultiple = 128;
 // Partial sums of the backward may take this much memory, or as much as u does where that is more.
 constexpr int64_t kPartialBytes = int64_t{32} << 20;
 // A launch adds up at most this many chunks in one fp32 number; more would cost digits.
@@ -47,31 +46,6 @@ constexpr int64_t kProgramsAtOnce = 1024;
 constexpr int64_t kFewStates = 4;
 // Each program goes through the adjoints of all spans behind its own.
 constexpr int64_t kMostSpans = 16;
-
-int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
-
-// B, C ([batch, groups, state, length(, 2)]) or a gate ([batch, state, length]) as fp32 rows along time.
-Tensor pack_rows(const Tensor& x, bool complex, int64_t padded_length) {
-  Tensor rows = complex ? torch::stable::transpose(x, 3, 4) : x;
-  const int64_t last = rows.dim() - 1, length = rows.size(last);
-  std::array<int64_t, 5> sizes{};
-  for (int64_t i = 0; i < last; ++i) sizes[i] = rows.size(i);
-  sizes[last] = padded_length;
-  const torch::headeronly::IntHeaderOnlyArrayRef shape{sizes.data(), static_cast<size_t>(rows.dim())};
-  Tensor packed = length == padded_length ? torch::stable::new_empty(x, shape, ScalarType::Float)
-                                          : torch::stable::new_zeros(x, shape, ScalarType::Float);
-  Tensor inside = torch::stable::narrow(packed, last, 0, length);
-  torch::stable::copy_(inside, rows);
-  return packed;
-}
-
-// The same for B or C; constants ([channels, state(, 2)]) stay as they are.
-Tensor pack_weight(const Tensor& x, const SelectiveScanSizes& s, bool constant) {
-  if (!constant) return pack_rows(x, s.complex, round_up(s.length, kRowMultiple));
-  Tensor packed = torch::stable::new_empty(x, x.sizes(), ScalarType::Float);
-  torch::stable::copy_(packed, x);
-  return packed;
-}
 
 // The other way, for a gradient: drop the padding, give it the input's layout and dtype.
 Tensor unpack_rows(Tensor packed, const Tensor& input, bool complex) {
@@ -116,9 +90,10 @@ int64_t chunks_in_a_span(int64_t chunks_a_launch, int64_t programs, bool plain) 
 
 // What both directions hand to their kernel besides their own tensors.
 struct Operands {
-  Tensor A, B, C;
-  OptionalTensor D, bias, gate, runs;
+  Tensor A;
   int64_t padded_length;
+  PackedWeights weights;
+  OptionalTensor D, bias, gate, runs;
   int32_t flags;
   // Complex scans in fp32 run too seldom to be worth images without options.
   bool complex_float32;
@@ -127,11 +102,10 @@ struct Operands {
   Operands(const SelectiveScanSizes& s, const SelectiveScanInputs& in, const OptionalTensor& runs_in,
            const OptionalTensor& cu_seqlens, int64_t which, bool delta_softplus, bool zoh)
       : A(to_state_dtype(in.A, ScalarType::Float)),
-        B(pack_weight(in.B, s, s.constant_B)),
-        C(pack_weight(in.C, s, s.constant_C)),
+        padded_length(round_up(s.length, kRowMultiple)),
+        weights(in.B, in.C, s, padded_length),
         D(to_state_dtype(in.D, ScalarType::Float)),
         bias(to_state_dtype(in.delta_bias, ScalarType::Float)),
-        padded_length(round_up(s.length, kRowMultiple)),
         flags(format_flag(in.u) | (delta_softplus ? kSoftplus : 0) | (in.D ? kHasD : 0) | (in.z ? kHasZ : 0) |
               (in.delta_bias ? kHasBias : 0) | (in.decay_gate ? kHasGate : 0) | (zoh ? kZoh : 0) |
               (s.constant_B ? kConstantB : 0) | (s.constant_C ? kConstantC : 0) |
@@ -163,8 +137,8 @@ void put_common(Args& args, const SelectiveScanSizes& s, const SelectiveScanInpu
   args.delta = pointer(in.delta);
   args.z = pointer(in.z);
   args.A = pointer(with.A);
-  args.B = pointer(with.B);
-  args.C = pointer(with.C);
+  args.B = with.weights.B();
+  args.C = with.weights.C();
   args.D_skip = pointer(with.D);
   args.delta_bias = pointer(with.bias);
   args.D = static_cast<int32_t>(s.channels);

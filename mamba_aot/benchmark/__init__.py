@@ -1,6 +1,7 @@
 """`mamba-aot bench`: times ops, blocks and models on the device at hand, after checking what they compute.
 
-shapes       what can be timed, and the suites
+shapes       what can be timed
+suites       what is recorded
 cases        arguments and reference of every op
 correctness  what a result is held to before it is timed
 floors       the least time that bytes and exponentials leave

@@ -4,73 +4,102 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
-from mamba_aot.benchmark import shapes
+from mamba_aot.benchmark import runner, shapes, suites
 from mamba_aot.benchmark.peers import require_peers
-from mamba_aot.benchmark.runner import run as run_works
 from mamba_aot.benchmark.shapes import Work
-from mamba_aot.benchmark.table import make_table
+from mamba_aot.benchmark.table import Failure, Row, make_table
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to time, what to compare it with, where to write, and the options that say so."""
+    """What to time, under the name of its record; what to compare it with, where to write, the options."""
 
-    works: list[Work]
+    works: dict[str, list[Work]]
     compare: list[str]
-    json_file: Path | None
+    json_path: Path | None
     options: list[str]
+
+    def record_file(self, name: str) -> Path | None:
+        """Where a record goes: into the file that was given, or into a file of its name in that directory."""
+        if self.json_path is None or not self.json_path.is_dir():
+            return self.json_path
+        return self.json_path / f"{name}.json"
 
 
 def make_request(
     ops: list[str],
-    suite: str | None,
+    asked_suites: list[str],
     shape: str,
     dtype: str,
     layout: str,
     is_complex: bool,
     compare: str,
-    json_file: Path | None,
+    json_path: Path | None,
+    device_type: str,
 ) -> Request:
     """Reads the options; raises ValueError for those that say nothing that can be run."""
     peers = [name.strip() for name in compare.split(",") if name.strip()]
-    require_peers(peers)
-    if json_file is not None and not json_file.parent.is_dir():
-        raise ValueError(f"bench: --json must be a file in a directory that exists, got {json_file}")
-    chosen = [*(("--op", op) for op in ops), ("--shape", shape)]
-    chosen += [("--dtype", dtype), ("--layout", layout), ("--compare", ",".join(peers))]
-    options = [word for option, value in chosen if value for word in (option, value)]
-    options += ["--complex"] if is_complex else []
-    if suite is None:
+    require_peers(peers, device_type)
+    if json_path is not None and not json_path.parent.is_dir():
+        raise ValueError(f"bench: --json must be a file in a directory that exists, got {json_path}")
+    if not asked_suites:
         works = [shapes.make_work(op, shape, dtype, layout, is_complex) for op in ops or ["selective_scan"]]
-        return Request(works, peers, json_file, options)
+        chosen = [*(("--op", op) for op in ops), ("--shape", shape)]
+        chosen += [("--dtype", dtype), ("--layout", layout), ("--compare", ",".join(peers))]
+        options = [word for option, value in chosen if value for word in (option, value)]
+        return Request({"ops": works}, peers, json_path, options + ["--complex"] * is_complex)
     if ops or shape or is_complex or dtype != "bfloat16" or layout != "seq":
         raise ValueError(
             "bench: --suite has its own ops, shapes, dtypes and layouts; leave those options out"
         )
-    options = ["--suite", suite] + (["--compare", ",".join(peers)] if peers else [])
-    return Request(shapes.suite(suite), peers, json_file, options)
+    names = suites.names_of(asked_suites, device_type)
+    if len(names) > 1 and json_path is not None and not json_path.is_dir():
+        raise ValueError(
+            f"bench: --json must be a directory for the records of {len(names)} suites, got {json_path}"
+        )
+    options = [word for name in asked_suites for word in ("--suite", name)]
+    options += ["--compare", ",".join(peers)] if peers else []
+    return Request({name: suites.suite(name) for name in names}, peers, json_path, options)
 
 
-def run(request: Request, device: torch.device, console: Console) -> None:
-    """Prints the machine, the table and how to get them again; writes the record.
+def run(request: Request, device: torch.device, console: Console) -> bool:
+    """Prints the machine, the tables and how to get them again; writes each record once it is there.
 
-    Raises:
-        AssertionError: A result is wrong.
+    Returns:
+        Whether every piece of work has figures; of the others there is a line that says why not.
     """
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
-    facts, rows = run_works(request.works, device, request.compare, say)
-    # The table is not cut in a narrow terminal, or where there is none: its lines wrap.
+    # Tables are not cut in a narrow terminal, or where there is none: their lines wrap.
     console.width = max(console.width, 180)
-    console.print(make_table(rows), highlight=False)
     command = shlex.join(["mamba-aot", "bench", *request.options, "--device", device.type])
-    if request.json_file is not None:
-        record = {"command": command, "machine": facts, "rows": [row.values() for row in rows]}
-        request.json_file.write_text(json.dumps(record, indent=1) + "\n")
+    bench = runner.prepare(device, request.compare, say)
+    complete = True
+    for name, works in request.works.items():
+        rows, failures = runner.run(bench, works)
+        console.print(make_table(rows), highlight=False)
+        complete = complete and not failures
+        file = request.record_file(name)
+        if file is not None:
+            file.write_text(json.dumps(_record(command, bench.facts, rows, failures), indent=1) + "\n")
     say(f"reproduce: {command}")
+    return complete
+
+
+def _record(
+    command: str, machine: dict[str, Any], rows: list[Row], failures: list[Failure]
+) -> dict[str, Any]:
+    values = [row.values() for row in rows]
+    return {
+        "command": command,
+        "machine": machine,
+        "rows": values,
+        "failures": [f.values() for f in failures],
+    }

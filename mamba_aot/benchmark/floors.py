@@ -2,7 +2,6 @@
 their unit.
 """
 
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mamba_aot.benchmark.shapes import Work
+from mamba_aot.benchmark.timing import Call, time_replays
 
 # Exponentials that a streaming multiprocessor's special-function unit makes in a clock.
 _EXPONENTIALS_A_CLOCK = 16
@@ -18,10 +18,17 @@ _EXPONENTIALS_A_CLOCK = 16
 
 @dataclass(frozen=True)
 class Chip:
-    """Speeds of a device: bytes and exponentials a second, the latter None where it isn't known."""
+    """Speeds of a device a second, None where one isn't known.
+
+    Args:
+        bandwidth: Bytes that a copy reads and writes.
+        exponentials: Of float32.
+        operations: Multiplications and additions of a large product of bfloat16 matrices.
+    """
 
     bandwidth: float
-    exponentials: float | None
+    exponentials: float | None = None
+    operations: float | None = None
 
 
 @dataclass(frozen=True)
@@ -30,38 +37,41 @@ class Cost:
 
     bytes: int
     exponentials: int = 0
+    operations: int = 0
 
     def floor_ms(self, chip: Chip) -> float:
         seconds = self.bytes / chip.bandwidth
         if chip.exponentials is not None:
             seconds = max(seconds, self.exponentials / chip.exponentials)
+        if chip.operations is not None:
+            seconds = max(seconds, self.operations / chip.operations)
         return seconds * 1e3
 
 
 def measure_chip(device: torch.device, clock_mhz: float | None) -> Chip:
-    """Times a copy far larger than any cache; `clock_mhz` is the chip's highest clock, if known."""
+    """Times a copy far larger than any cache, and what else floors need.
+
+    On a GPU exponentials are counted, at `clock_mhz`, its highest clock, if that is known.
+    """
     if device.type == "cpu":
-        source = torch.ones(2**26)
-        target = torch.zeros_like(source)
-        times = []
-        for _ in range(5):
-            begin = time.perf_counter()
-            target.copy_(source)
-            times.append(time.perf_counter() - begin)
-        return Chip(2 * source.nbytes / sorted(times)[2], None)
-    source = torch.ones(2**28, device=device)
-    target = torch.zeros_like(source)
-    times = []
-    for _ in range(7):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        target.copy_(source)
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
+        source, target = torch.ones(2**26), torch.zeros(2**26)
+        copied = _median_s(lambda: target.copy_(source), device)
+        # Small enough for the cache, large enough for all threads.
+        values, results = torch.linspace(-8, 0, 2**16), torch.zeros(2**16)
+        made = _median_s(lambda: [torch.exp(values, out=results) for _ in range(50)], device) / 50
+        return Chip(2 * source.nbytes / copied, len(values) / made)
+    source, target = torch.ones(2**28, device=device), torch.zeros(2**28, device=device)
+    copied = _median_s(lambda: target.copy_(source), device)
+    size = 8192
+    matrix = source[: size * size].view(size, size).bfloat16()
+    multiplied = _median_s(lambda: matrix @ matrix, device)
     units = torch.cuda.get_device_properties(device).multi_processor_count
     rate = units * _EXPONENTIALS_A_CLOCK * clock_mhz * 1e6 if clock_mhz else None
-    return Chip(2 * source.nbytes / sorted(times)[3], rate)
+    return Chip(2 * source.nbytes / copied, rate, 2 * size**3 / multiplied)
+
+
+def _median_s(call: Call, device: torch.device) -> float:
+    return time_replays(call, device, calls=4) / 1e3
 
 
 def costs(work: Work, inputs: Mapping[str, Any], outputs: Iterable[Tensor], written: str) -> dict[str, Cost]:
@@ -85,3 +95,40 @@ def elements(work: Work) -> int:
     """Elements of the op's result."""
     d = work.dims
     return d["B"] * d["D"] * d.get("L", 1)
+
+
+def block_ms(work: Work, chip: Chip, *, backward: bool) -> float | None:
+    """The floor of a published block: its products, convolution and scan one after the other.
+
+    None where the speed of products isn't known: on a CPU, and in float32.
+    """
+    if chip.operations is None or work.dtype == "float32":
+        return None
+    d = work.dims
+    return sum(cost.floor_ms(chip) for cost in _layer_costs(d["B"] * d["L"], d["M"], backward=backward))
+
+
+def prefill_ms(work: Work, chip: Chip) -> float | None:
+    """The floor of reading a prompt: that of its layers."""
+    if chip.operations is None or work.dtype == "float32":
+        return None
+    d = work.dims
+    layer = sum(cost.floor_ms(chip) for cost in _layer_costs(d["B"] * d["L"], d["M"], backward=False))
+    return d["layers"] * layer
+
+
+def _layer_costs(tokens: int, width: int, *, backward: bool) -> list[Cost]:
+    """Of each kernel that a block needs, in sixteen bits: expansion 2, 16 states, rank width / 16."""
+    inner, state, rank, item = 2 * width, 16, -(-width // 16), 2
+    passes = 3 if backward else 1
+    costs = []
+    for rows, columns in ((width, 2 * inner), (inner, rank + 2 * state), (rank, inner), (inner, width)):
+        moved = item * (tokens * (rows + columns) + rows * columns)
+        costs.append(Cost(passes * moved, operations=passes * 2 * tokens * rows * columns))
+    element = tokens * inner
+    # The convolution reads x and writes one; the scan reads x, delta and z, and writes one.
+    costs += [Cost(2 * item * element, element), Cost(4 * item * element, (state + 2) * element)]
+    if backward:
+        # Beside what the forward read, the gradients of results; written are those of arguments.
+        costs += [Cost(3 * item * element, element), Cost(7 * item * element, (state + 2) * element)]
+    return costs

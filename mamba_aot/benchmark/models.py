@@ -24,10 +24,10 @@ _CHECKED_STEPS, _CHECKED_LAYERS, _CHECKED_VOCABULARY = 32, 2, 512
 
 
 class Prepared(NamedTuple):
-    """Something to time: its call, a graph if it decodes on a GPU, and the bytes that it must read."""
+    """Something to time: its call, a graph if it decodes on a GPU, and what its weights take."""
 
     call: Call
-    least_bytes: int | None
+    weight_bytes: int
 
 
 def check_block(work: Work, device: torch.device) -> float:
@@ -93,7 +93,7 @@ def prepared_model(work: Work, device: torch.device) -> Iterator[Prepared]:
         if work.op == "prefill":
             ids = torch.zeros(dims["B"], dims["L"], dtype=torch.int64, device=device)
             state = model.allocate_state(dims["B"])
-            yield Prepared(lambda: model(ids, state, last_only=True), None)
+            yield Prepared(lambda: model(ids, state, last_only=True), weights)
             return
         prompts = [torch.zeros(1, dtype=torch.int64, device=device)] * dims["B"]
         with model.fixed_decays():

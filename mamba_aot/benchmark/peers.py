@@ -9,7 +9,9 @@ import torch
 from mamba_aot.benchmark import cases
 from mamba_aot.benchmark.shapes import Work
 
-PEERS = ("mamba_ssm", "causal_conv1d", "eager", "compile")
+PEERS = ("mamba_ssm", "causal_conv1d", "eager", "compile", "one_thread")
+# Ours with one thread, for its speed-up by more; it has calls of its own.
+ONE_THREAD = "one_thread"
 
 # Package, op: module, function and the arguments that it takes, in its order.
 _PUBLISHED = {
@@ -43,16 +45,20 @@ _PUBLISHED = {
 _LOOPS = ("selective_scan", "linear_recurrence")
 
 
-def require_peers(names: Sequence[str]) -> None:
+def require_peers(names: Sequence[str], device_type: str) -> None:
     """Raises ValueError for a peer that there is not."""
     for name in names:
         if name not in PEERS:
             raise ValueError(f'bench: --compare must name some of {", ".join(PEERS)}, got "{name}"')
+        if name == ONE_THREAD and device_type != "cpu":
+            raise ValueError(f"bench: --compare {ONE_THREAD} is for --device cpu, got --device {device_type}")
 
 
 def peer(name: str, work: Work) -> Callable[..., Any] | str:
     """A function with the op's arguments, or why there is none."""
     reference = cases.op_of(work).reference
+    if name == ONE_THREAD:
+        return cases.op_of(work).function
     if name == "eager":
         return reference
     if name == "compile":

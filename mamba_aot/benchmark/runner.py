@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from mamba_aot.benchmark import cases, correctness, floors, machine, models, peers, timing
 from mamba_aot.benchmark.shapes import MODELS, Work
-from mamba_aot.benchmark.table import Row, floor_of
+from mamba_aot.benchmark.table import Failure, Row
 
 Say = Callable[[str], None]
 # A call finds its arguments in memory, not in the cache, when the calls between touch this much of it.
@@ -18,37 +19,64 @@ _CACHES = 3
 _MOST_COPIES = 1024
 
 
-def run(
-    works: Sequence[Work], device: torch.device, compare: Sequence[str], say: Say
-) -> tuple[dict[str, Any], list[Row]]:
-    """Checks and times every work in turn.
+# What a piece of work may end in without ending the others: wrong results, refusals, memory, a faulty kernel.
+_FAILURES = (AssertionError, RuntimeError, ValueError, TypeError, NotImplementedError)
 
-    Returns:
-        What it was measured on, for JSON, and the rows.
 
-    Raises:
-        AssertionError: A result is wrong; nothing of it was timed.
+@dataclass(frozen=True)
+class Bench:
+    """What every row is measured on and beside.
+
+    Args:
+        device: Where it runs.
+        chip: How fast that is at best.
+        facts: The same and more for JSON.
+        compare: Names of `peers.PEERS`.
+        say: Takes the lines that are no rows.
     """
+
+    device: torch.device
+    chip: floors.Chip
+    facts: dict[str, Any]
+    compare: Sequence[str]
+    say: Say
+
+
+def prepare(device: torch.device, compare: Sequence[str], say: Say) -> Bench:
+    """Measures the device and says what it is."""
     facts = machine.collect(device)
     chip = floors.measure_chip(device, facts.get("max_clock_mhz"))
-    facts |= {"copy_bytes_per_s": chip.bandwidth, "exponentials_per_s": chip.exponentials}
+    facts |= asdict(chip)
     say(machine.line(facts, chip.bandwidth))
+    return Bench(device, chip, facts, compare, say)
+
+
+def run(bench: Bench, works: Sequence[Work]) -> tuple[list[Row], list[Failure]]:
+    """Checks and times every work in turn; one whose results are wrong is a failure, and not timed."""
     rows: list[Row] = []
+    failures: list[Failure] = []
     for work in works:
-        one = _run_model if work.op in MODELS else _run_op
-        if device.type == "cpu":
-            rows += one(work, device, chip, compare, say)
-            continue
-        # A stream of its own: graphs are captured on it, and a backward runs where its forward ran.
-        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream()):
-            rows += one(work, device, chip, compare, say)
-        torch.cuda.empty_cache()
-    return facts, rows
+        try:
+            rows += _run_one(bench, work)
+        except _FAILURES as error:
+            failures.append(Failure(work, f"{type(error).__name__}: {error}"))
+            bench.say(failures[-1].line())
+    return rows, failures
 
 
-def _run_op(
-    work: Work, device: torch.device, chip: floors.Chip, compare: Sequence[str], say: Say
-) -> list[Row]:
+def _run_one(bench: Bench, work: Work) -> list[Row]:
+    one = _run_block if work.op == "block" else _run_model if work.op in MODELS else _run_op
+    if bench.device.type == "cpu":
+        return one(bench, work)
+    # A stream of its own: graphs are captured on it, and a backward runs where its forward ran.
+    with torch.cuda.device(bench.device), torch.cuda.stream(torch.cuda.Stream()):
+        rows = one(bench, work)
+    torch.cuda.empty_cache()
+    return rows
+
+
+def _run_op(bench: Bench, work: Work) -> list[Row]:
+    device, say = bench.device, bench.say
     errors = correctness.check(work, device)
     op = cases.op_of(work)
     with torch.no_grad():
@@ -56,7 +84,7 @@ def _run_op(
         outputs = _outputs(op.function(**inputs))
     cost = floors.costs(work, inputs, outputs, op.written)
     contenders: dict[str, Callable[..., Any]] = {"mamba_aot": op.function}
-    for name in compare:
+    for name in bench.compare:
         found = peers.peer(name, work)
         if isinstance(found, str):
             say(found)
@@ -76,7 +104,7 @@ def _run_op(
                 error,
                 floors.elements(work),
                 cost[direction],
-                floor_of(cost[direction], chip),
+                cost[direction].floor_ms(bench.chip),
                 peers_ms=times,
             )
         )
@@ -101,7 +129,7 @@ def _calls_that_run(
                 raise
             say(f"{name}: {direction} not timed, it fails here: {str(error).splitlines()[0]}")
             continue
-        calls[name] = made
+        calls[name] = [timing.on_one_thread(call) for call in made] if name == peers.ONE_THREAD else made
     return calls
 
 
@@ -141,35 +169,36 @@ def _outputs(result: Any) -> tuple[Tensor, ...]:
     return tuple(result) if isinstance(result, tuple | list) else (result,)
 
 
-def _run_model(
-    work: Work, device: torch.device, chip: floors.Chip, compare: Sequence[str], say: Say
-) -> list[Row]:
-    if work.op == "block":
-        return _run_block(work, device, compare, say)
-    for name in compare:
-        say(f"{name}: not timed for {work.op}")
-    error = models.check_model(work, device)
-    with models.prepared_model(work, device) as prepared:
+def _run_model(bench: Bench, work: Work) -> list[Row]:
+    for name in bench.compare:
+        bench.say(f"{name}: not timed for {work.op}")
+    error = models.check_model(work, bench.device)
+    with models.prepared_model(work, bench.device) as prepared:
         # Reading a prompt is long enough for one call a round.
-        ms = timing.time_replays(prepared.call, device, calls=1 if work.op == "prefill" else 20)
+        ms = timing.time_replays(prepared.call, bench.device, calls=1 if work.op == "prefill" else 20)
+        # A step reads every weight once; a prompt's tokens share them and are bound by arithmetic.
+        cost = floors.Cost(prepared.weight_bytes)
     dims = work.dims
-    cost = floors.Cost(prepared.least_bytes) if prepared.least_bytes else None
     elements = dims["B"] * dims.get("L", 1)
-    return [Row(work, "step", ms, error, elements, cost, floor_of(cost, chip))]
+    if work.op == "decode":
+        return [Row(work, "step", ms, error, elements, cost, cost.floor_ms(bench.chip))]
+    floor_ms = floors.prefill_ms(work, bench.chip)
+    return [Row(work, "step", ms, error, elements, floor_ms=floor_ms)]
 
 
-def _run_block(work: Work, device: torch.device, compare: Sequence[str], say: Say) -> list[Row]:
+def _run_block(bench: Bench, work: Work) -> list[Row]:
+    device = bench.device
     error = models.check_block(work, device)
     ours = models.block_calls(work, device)
     contenders = {"mamba_aot": ours}
-    for name in compare:
+    for name in bench.compare:
         if name != "mamba_ssm":
-            say(f"{name}: not timed for block")
+            bench.say(f"{name}: not timed for block")
             continue
         try:
             from mamba_ssm import Mamba  # pyright: ignore[reportMissingImports]
         except ImportError as reason:
-            say(f"{name}: not timed, it can't be imported ({reason})")
+            bench.say(f"{name}: not timed, it can't be imported ({reason})")
             continue
         contenders[name] = models.block_calls(work, device, make=Mamba)
     rows = []
@@ -177,7 +206,9 @@ def _run_block(work: Work, device: torch.device, compare: Sequence[str], say: Sa
         times = timing.time_interleaved(
             {name: [calls[direction]] for name, calls in contenders.items()}, device
         )
-        rows.append(Row(work, direction, times.pop("mamba_aot"), error, _entries(work), peers_ms=times))
+        floor_ms = floors.block_ms(work, bench.chip, backward=direction != "forward")
+        ms = times.pop("mamba_aot")
+        rows.append(Row(work, direction, ms, error, _entries(work), floor_ms=floor_ms, peers_ms=times))
     if device.type == "cuda":
         rows[-1].peak_mib = models.peak_mib(ours["forward + backward"], device)
         rows[0].host_us = timing.host_us(ours["forward"], calls=20)

@@ -1,4 +1,4 @@
-"""What can be timed: one piece of work, how it is written, and the suites."""
+"""What can be timed: one piece of work, and how it is written."""
 
 import re
 from dataclasses import dataclass
@@ -77,37 +77,6 @@ def make_work(
     if dims.get("W", 1) > 64:
         raise ValueError(f"bench: the width W must be at most 64, got {dims['W']}")
     return Work(op, tuple(dims.items()), dtype, layout, is_complex)
-
-
-def suite(name: str) -> list[Work]:
-    """The works of "kernels" or "models", whose records `benchmarks/results` keeps.
-
-    Raises:
-        ValueError: There is no such suite.
-    """
-    _require("--suite", name, ("kernels", "models"))
-    return _kernels() if name == "kernels" else _models()
-
-
-def _kernels() -> list[Work]:
-    works = []
-    for shape in ("B8 D1024 L2048", "B8 D5120 L2048", "B1 D2048 L2048"):
-        for op in ("selective_scan", "causal_conv1d"):
-            works += [make_work(op, shape, layout=layout) for layout in LAYOUTS]
-    works.append(make_work("selective_scan", "B1 D1536 L65536"))
-    works.append(make_work("selective_scan", is_complex=True))
-    works += [make_work("selective_scan", f"N{state}") for state in (8, 32, 64, 128)]
-    works += [make_work("selective_scan", dtype=dtype) for dtype in ("float16", "float32")]
-    for shape in ("B64 D5120", "B1 D1536"):
-        works += [make_work(op, shape) for op in ("state_update", "causal_conv1d_update")]
-    return [*works, make_work("linear_recurrence", dtype="float32"), make_work("rms_norm")]
-
-
-def _models() -> list[Work]:
-    works = [make_work("block", shape) for shape in ("B8 L2048 M512", "B8 L2048 M768", "B4 L2048 M2560")]
-    for size in ("layers24 M768", "layers48 M2048", "layers64 M2560"):
-        works += [make_work("decode", f"B{batch} {size}") for batch in (1, 64)]
-    return works + [make_work("prefill", size) for size in ("layers24 M768", "layers64 M2560")]
 
 
 def _require(option: str, value: str, known: tuple[str, ...]) -> None:

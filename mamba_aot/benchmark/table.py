@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from mamba_aot.benchmark.floors import Chip, Cost
+from mamba_aot.benchmark.floors import Cost
 from mamba_aot.benchmark.shapes import Work
 
 
@@ -27,12 +27,8 @@ class Row:
     def values(self) -> dict[str, Any]:
         """The row for JSON."""
         return {
-            "op": self.work.op,
+            **_described(self.work),
             "direction": self.direction,
-            "shape": self.work.dims,
-            "dtype": self.work.dtype,
-            "layout": self.work.layout,
-            "complex": self.work.is_complex,
             "ms": self.ms,
             "ps_per_element": self.ms * 1e9 / self.elements,
             "least": asdict(self.cost) if self.cost else None,
@@ -44,8 +40,33 @@ class Row:
         }
 
 
-def floor_of(cost: Cost | None, chip: Chip) -> float | None:
-    return cost.floor_ms(chip) if cost else None
+@dataclass(frozen=True)
+class Failure:
+    """A piece of work that has no figures, and why."""
+
+    work: Work
+    reason: str
+
+    def line(self) -> str:
+        return f"FAILED {self.work.op} {self.work.label} {_how(self.work)}: {self.reason}"
+
+    def values(self) -> dict[str, Any]:
+        """The failure for JSON."""
+        return {**_described(self.work), "failed": self.reason}
+
+
+def _described(work: Work) -> dict[str, Any]:
+    return {
+        "op": work.op,
+        "shape": work.dims,
+        "dtype": work.dtype,
+        "layout": work.layout,
+        "complex": work.is_complex,
+    }
+
+
+def _how(work: Work) -> str:
+    return work.dtype + (" channel-last" if work.layout == "channel" else "")
 
 
 def make_table(rows: list[Row]) -> Table:
@@ -70,11 +91,10 @@ def make_table(rows: list[Row]) -> Table:
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         work = row.work
-        how = f"{work.label} {work.dtype}" + (" channel-last" if work.layout == "channel" else "")
         name = work.op if row.direction == "step" else f"{work.op} {row.direction}"
         table.add_row(
             name,
-            how,
+            f"{work.label} {_how(work)}",
             f"{row.ms:.4f}",
             f"{row.ms * 1e9 / row.elements:.3g}",
             "" if row.cost is None else f"{row.cost.bytes / row.ms / 1e6:.0f}",

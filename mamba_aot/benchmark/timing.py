@@ -48,6 +48,20 @@ def host_us(call: Call, calls: int = 100) -> float:
     return spent / calls * 1e6
 
 
+def on_one_thread(call: Call) -> Call:
+    """The call with one thread of torch's."""
+
+    def limited() -> None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            call()
+        finally:
+            torch.set_num_threads(threads)
+
+    return limited
+
+
 def _prepare(calls: Sequence[Call], device: torch.device) -> Callable[[], float]:
     if device.type == "cpu":
         calls[0]()

@@ -45,6 +45,20 @@ def forward_only(op: Any, *args: Any) -> Any:
         return op(*args)
 
 
+def untracked(op: Any, *args: Any) -> Any:
+    """Calls an op that has no autograd rule, so that autograd does not look for one.
+
+    Where gradients are on, a guard of the dispatcher takes the host a third of the time of `no_grad`.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        with torch.no_grad():
+            return op(*args)
+    if not torch.is_grad_enabled():
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
 def needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
     """Whether autograd will follow what is computed from these tensors."""
     if torch.is_grad_enabled():

@@ -11,6 +11,7 @@ from mamba_aot.ops._boundary import (
     needs_gradient,
     raises_value_errors,
     require_tensors,
+    untracked,
 )
 
 
@@ -85,7 +86,7 @@ def causal_conv1d_fn(
     sequences = None
     if seq_idx is not None or cu_seqlens is not None:
         sequences = _sequences(x, weight, seq_idx, cu_seqlens, initial_states, validate)
-    op = torch.ops.mamba_aot.causal_conv1d_fwd
+    op = torch.ops.mamba_aot.causal_conv1d_fwd.default
     tensors = (x, weight, bias, initial_states, sequences)
     out = op(*tensors, silu) if needs_gradient(tensors) else forward_only(op, *tensors, silu)
     if not return_final_states and final_states_out is None:
@@ -146,11 +147,8 @@ def causal_conv1d_update(
         weight=weight,
     )
     silu = is_silu("causal_conv1d_update", activation)
-    # As a decorator, no_grad would cost the host more than everything else here.
-    with torch.no_grad():
-        out = torch.ops.mamba_aot.causal_conv1d_update(
-            x, conv_state, weight, bias, cache_seqlens, conv_state_indices, silu
-        )
+    op = torch.ops.mamba_aot.causal_conv1d_update.default
+    out = untracked(op, x, conv_state, weight, bias, cache_seqlens, conv_state_indices, silu)
     torch.autograd.graph.increment_version(conv_state)
     return out
 

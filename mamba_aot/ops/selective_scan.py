@@ -138,7 +138,7 @@ def selective_scan_fn(
     # (Dynamo of torch 2.11 takes is_exporting() for true whenever it traces.)
     exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
     followed = needs_gradient(inputs)
-    op = torch.ops.mamba_aot.selective_scan_fwd
+    op = torch.ops.mamba_aot.selective_scan_fwd.default
     arguments = (*inputs, delta_softplus, zoh, followed and not exporting)
     out, last_state, _ = op(*arguments) if followed else forward_only(op, *arguments)
     if not return_last_state:
@@ -177,13 +177,15 @@ def _op_weight(name: str, weight: Tensor, is_complex: bool, u: Tensor) -> Tensor
 
 def _per_channel(bias: Tensor | None, delta: Tensor, u: Tensor) -> Tensor | None:
     """delta_bias as the op takes it: [D]. What does not fit, it refuses."""
-    heads = delta.shape[1] if delta.dim() == 3 else 0
-    if bias is None or u.dim() != 3 or bias.shape != (heads,) or heads == 0 or u.shape[1] % heads != 0:
+    if bias is None or delta.dim() != 3 or u.dim() != 3:
         return bias
-    if heads == u.shape[1] or not bias.is_floating_point():
+    heads, channels = delta.shape[1], u.shape[1]
+    if heads in (0, channels) or bias.shape != (heads,) or channels % heads != 0:
+        return bias
+    if not bias.is_floating_point():
         return bias
     # Wide, so that the gradient of a head is not a sum of rounded ones.
-    return bias[:, None].to(state_dtype(u)).expand(-1, u.shape[1] // heads).flatten()
+    return bias[:, None].to(state_dtype(u)).expand(-1, channels // heads).flatten()
 
 
 def _without(weight: Tensor, padding: Tensor) -> Tensor:

@@ -5,7 +5,14 @@ function of the state, which autograd can follow.
 import torch
 from torch import Tensor
 
-from mamba_aot.ops._boundary import as_pairs, is_zoh, raises_value_errors, require_tensors, state_dtype
+from mamba_aot.ops._boundary import (
+    as_pairs,
+    is_zoh,
+    raises_value_errors,
+    require_tensors,
+    state_dtype,
+    untracked,
+)
 from mamba_aot.ops.selective_scan import selective_scan_fn
 
 
@@ -120,43 +127,40 @@ def selective_state_update(
         _require_slots("state_batch_indices", state_batch_indices, state.shape[0], pad_slot_id)
         _require_slots("dst_state_batch_indices", dst_state_batch_indices, state.shape[0], pad_slot_id)
 
-    # As a decorator, no_grad would cost the host a good part of a call.
-    with torch.no_grad():
-        results = [state] if intermediate_states is None else [state, intermediate_states]
-        # Not as_pairs: the op writes into these themselves, so a copy of one would lose what is new.
-        written = [torch.view_as_real(t) for t in results] if is_complex else results
-        # torch.compile rebuilds a written view from its base, which fails for a real view of a complex input.
-        by_copy = is_complex and torch.compiler.is_compiling()
-        if by_copy:
-            written = [pairs.clone() for pairs in written]
-        fresh = torch.ops.mamba_aot.state_update(
-            written[0],
-            x,
-            dt,
-            as_pairs(A) if is_complex else A,
-            B,
-            C,
-            D,
-            z,
-            dt_bias,
-            decay_gate,
-            state_batch_indices,
-            dst_state_batch_indices,
-            accepted_steps,
-            out,
-            None if intermediate_states is None else written[1],
-            pad_slot_id,
-            dt_softplus,
-            zoh,
-            not disable_state_update,
-            is_complex,
-        )
-        if not disable_state_update:
-            torch.autograd.graph.increment_version(state)
-        for tensor in (out, intermediate_states):
-            if tensor is not None:
-                torch.autograd.graph.increment_version(tensor)
-        if by_copy:
+    results = [state] if intermediate_states is None else [state, intermediate_states]
+    # torch.compile rebuilds a written view from its base, which fails for a real view of a complex input.
+    by_copy = is_complex and torch.compiler.is_compiling()
+    written = [_written(t, by_copy) for t in results] if is_complex else results
+    fresh = untracked(
+        torch.ops.mamba_aot.state_update.default,
+        written[0],
+        x,
+        dt,
+        as_pairs(A) if is_complex else A,
+        B,
+        C,
+        D,
+        z,
+        dt_bias,
+        decay_gate,
+        state_batch_indices,
+        dst_state_batch_indices,
+        accepted_steps,
+        out,
+        None if intermediate_states is None else written[1],
+        pad_slot_id,
+        dt_softplus,
+        zoh,
+        not disable_state_update,
+        is_complex,
+    )
+    if not disable_state_update:
+        torch.autograd.graph.increment_version(state)
+    for tensor in (out, intermediate_states):
+        if tensor is not None:
+            torch.autograd.graph.increment_version(tensor)
+    if by_copy:
+        with torch.no_grad():
             for tensor, pairs in zip(results, written, strict=True):
                 tensor.copy_(torch.view_as_complex(pairs))
     return fresh if out is None else out
@@ -286,6 +290,14 @@ def _require_shape(
 ) -> None:
     if tensor is not None and tensor.shape != shape:
         raise ValueError(f"{name}: {argument} must be [{dims}] = {list(shape)}, got {list(tensor.shape)}")
+
+
+@torch.no_grad()
+def _written(state: Tensor, by_copy: bool) -> Tensor:
+    """A complex state as pairs that the op writes into: a view of it, or with `by_copy` a copy."""
+    # Not as_pairs: a copy of a lazy conjugate would lose what is new.
+    pairs = torch.view_as_real(state)
+    return pairs.clone() if by_copy else pairs
 
 
 def _require_slots(argument: str, indices: Tensor | None, slots: int, pad_slot_id: int) -> None:
