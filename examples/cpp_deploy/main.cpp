@@ -2,6 +2,7 @@
 //
 //     printf 'The statement' | mamba_continue libmamba_aot.so model.pt2 100
 #include <ATen/ATen.h>
+#include <c10/core/StreamGuard.h>
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
@@ -9,14 +10,14 @@
 #include <cstdint>
 #include <cstdlib>
 #include <fstream>
-#include <functional>
 #include <iostream>
 #include <iterator>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "step_graph.h"
+#include "replayed.h"
 
 using Loader = torch::inductor::AOTIModelPackageLoader;
 
@@ -74,21 +75,25 @@ void run(const std::string& library, const std::string& package, int64_t count) 
                              " bytes of prompt and continuation; export it with a larger --max-length");
   }
   const at::Device device(facts.at("device"));
+  void* stream = nullptr;
+  std::optional<c10::StreamGuard> guard;
   if (device.is_cuda()) {
     // A missing driver, or image for this GPU, is said before anything else is tried.
     std::string message(4096, '\0');
     if (preload(0, message.data(), message.size()) != 0) throw std::runtime_error(message.c_str());
+    // The default stream can't be captured.
+    guard.emplace(c10::impl::VirtualGuardImpl(at::kCUDA).getNewStream(at::Device(at::kCUDA, 0)));
+    stream = guard->current_stream().native_handle();
   }
   Loader prefill(package, "prefill");
   Loader step(package, "step", /*run_single_threaded=*/true);
 
-  // Logits and state come out of the prompt; a step takes a token and the state, and moves the state on.
+  // Logits and state come out of the prompt; a step takes a token and the state, and moves both on.
   std::vector<at::Tensor> inputs = prefill.run({ids_of(prompt).to(device)});
   inputs[0] = inputs[0].argmax(-1);
-  std::function<at::Tensor()> advance = [&] { return step.run(inputs)[0]; };
-  if (inputs[0].is_cuda() && count > 1) advance = StepGraph(step, inputs);
+  Replayed advance([&] { inputs[0].copy_(step.run(inputs)[0].argmax(-1)); }, stream);
   for (int64_t i = 0; i < count; ++i) {
-    if (i > 0) inputs[0].copy_(advance().argmax(-1));
+    if (i > 0) advance();
     std::cout.put(static_cast<char>(inputs[0].item<int64_t>())).flush();
   }
 }
