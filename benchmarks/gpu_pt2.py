@@ -163,7 +163,7 @@ def cpp_rows(program: Path | None, package: Path | None) -> dict[str, float]:
         if package is None:
             package = Path(folder, "model.pt2")
             write_package(make_model(), package, batch=1)
-        command = [str(program), str(_native.library_path()), str(package), str(FIRST + 3 * TOKENS)]
+        command = [str(program.resolve()), str(_native.library_path()), str(package), str(FIRST + 3 * TOKENS)]
         libraries = str(Path(torch.__file__).parent / "lib")
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
         with subprocess.Popen(command, env={**os.environ, "LD_LIBRARY_PATH": libraries}, **pipes) as process:

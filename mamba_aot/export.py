@@ -15,11 +15,14 @@ bounds the tokens of a sequence.
 import dataclasses
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 from torch.export import Dim, ExportedProgram
 
 from mamba_aot._real_graph import make_real
@@ -155,19 +158,33 @@ def write_package(
     options = {
         "aot_inductor.package": True,
         "aot_inductor.metadata": metadata,
-        # The checks of inputs would refuse sizes of 1, which the programs take.
-        "aot_inductor.check_lowerbound": False,
         # What follows from the weights alone, such as A, is computed when the package is loaded.
         "aot_inductor.use_runtime_constant_folding": True,
     }
     files = {}
     for name, program in export_programs(model, max_length, batch).items():
         assert program.example_inputs is not None, "torch.export keeps the inputs it was given"
-        files[name] = aot_compile(program.module(), *program.example_inputs, options=options)
+        with _own_ranges(program):
+            files[name] = aot_compile(program.module(), *program.example_inputs, options=options)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".mamba-aot-") as folder:
         partial = Path(folder) / "partial.pt2"
         package_aoti(str(partial), files)
         partial.replace(out)
+
+
+@contextmanager
+def _own_ranges(program: ExportedProgram) -> Iterator[None]:
+    """Within it Inductor takes for the ranges of free sizes, which its checks of inputs name, the program's.
+
+    While a program is traced they count as 2 at least, and what Inductor decides for the example inputs would
+    narrow them further.
+    """
+    mode = detect_fake_mode([node.meta.get("val") for node in program.graph.nodes])
+    assert mode is not None, "torch.export traces with fake tensors"
+    assert mode.shape_env is not None
+    mode.shape_env.var_to_range.update(program.range_constraints)
+    with mode.shape_env.suppress_guards():
+        yield
 
 
 def require_batch(batch: int | None) -> None:

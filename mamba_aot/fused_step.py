@@ -28,8 +28,8 @@ def fused_step(
     None where its modules have to be called: off the GPU, for many rows, for sizes and dtypes that the
     kernels are not made for, and where a projection is anything but a plain linear layer.
     """
-    # What is traced must hold for any number of rows, unless it is exported for a certain one.
-    if torch.compiler.is_compiling() and not (torch.compiler.is_exporting() and type(x.shape[0]) is int):
+    # What Dynamo traces must hold for any number of rows; what is exported, unless it is for a certain one.
+    if torch.compiler.is_dynamo_compiling() or type(x.shape[0]) is not int:
         return None
     if not (_on_gpu(x) and x.numel() <= MOST_ROWS_TIMES_WIDTH and x.dtype in (torch.float16, torch.bfloat16)):
         return None

@@ -4,6 +4,7 @@
 
 #include <dlfcn.h>
 
+#include <cstdint>
 #include <functional>
 #include <stdexcept>
 #include <string>
@@ -16,15 +17,14 @@ class Replayed {
   Replayed(std::function<void()> work, void* stream) : work_(std::move(work)), stream_(stream) {}
 
   void operator()() {
-    if (stream_ != nullptr && called_ && graph_ == nullptr) {
+    // The first call loads kernels and lets libraries set themselves up, which a capture does not allow.
+    if (stream_ != nullptr && calls_++ == 1) {
       void* graph = nullptr;
       call("cuStreamBeginCapture_v2", stream_, 2);  // 2: torch's allocator may do what it likes meanwhile
       work_();
       call("cuStreamEndCapture", stream_, &graph);
       call("cuGraphInstantiateWithFlags", &graph_, graph, 0ull);
     }
-    // The first call loads kernels and lets libraries set themselves up, which a capture does not allow.
-    called_ = true;
     if (graph_ == nullptr) return work_();
     call("cuGraphLaunch", graph_, stream_);
   }
@@ -33,17 +33,15 @@ class Replayed {
   template <class... Arguments>
   void call(const char* name, Arguments... arguments) {
     static void* const driver = dlopen("libcuda.so.1", RTLD_NOW);
-    void* const function = driver == nullptr ? nullptr : dlsym(driver, name);
-    const int status =
-        function == nullptr ? -1 : reinterpret_cast<int (*)(Arguments...)>(function)(arguments...);
-    if (status != 0) {
-      throw std::runtime_error(std::string("making a CUDA graph: ") + name + " failed with error " +
-                               std::to_string(status) + "; update NVIDIA's driver");
-    }
+    const auto function = reinterpret_cast<int (*)(Arguments...)>(driver ? dlsym(driver, name) : nullptr);
+    const int status = function == nullptr ? -1 : function(arguments...);
+    if (status == 0) return;
+    throw std::runtime_error(std::string("making a CUDA graph: ") + name + " failed with error " +
+                             std::to_string(status) + "; update NVIDIA's driver");
   }
 
   std::function<void()> work_;
   void* stream_;
   void* graph_ = nullptr;  // lives as long as the process
-  bool called_ = false;
+  int64_t calls_ = 0;
 };
