@@ -3,28 +3,32 @@
 python benchmarks/gpu_pt2.py --out benchmarks/results/h200/pt2.json
 
 Cold start is that of a fresh process, beyond torch's import and its own first forward and backward.
-Decoding is greedy, batch 1, of a model of the shape of mamba-130m over bytes, in milliseconds a token.
+Decoding is greedy, batch 1, bfloat16, of a model of the shape of mamba-130m over bytes, in milliseconds a
+token; the prompt is not counted. The record is written again after each part, and a part that is named by
+`--parts` leaves what a file holds of others.
 """
 
 import argparse
 import json
-import platform
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mamba_aot import Block, MambaLM, MambaLMConfig, SSMConfig, _native
+from mamba_aot.benchmark import machine
 from mamba_aot.export import write_package
 
 ROOT = Path(__file__).parent.parent
-PROMPT, TOKENS = b"The statement", 512
+PROMPT, FIRST, TOKENS = b"The statement", 200, 2048
 PUBLISHED = {"A_real": True, "discretization": "euler", "decay_gate": False}
 
 COLD_START = """
@@ -83,95 +87,111 @@ def block_rows() -> list[dict]:
     return rows
 
 
-def greedy(step: Callable[[Tensor], Tensor], first: Tensor) -> float:
-    """Milliseconds a token of a loop that reads every token, as a program that prints it does."""
-    ids = first
-    for _ in range(20):
-        ids = step(ids).argmax(-1)
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    for _ in range(TOKENS):
-        ids = step(ids).argmax(-1)
-        ids.item()
-    return (time.perf_counter() - begin) * 1e3 / TOKENS
+def make_model() -> MambaLM:
+    torch.manual_seed(0)
+    config = MambaLMConfig(24, 256, SSMConfig(d_model=768), layers="m", tie_embeddings=False)
+    return MambaLM(config, device="cuda", dtype=torch.bfloat16).eval()
 
 
-@torch.inference_mode()
-def decode_rows(model: MambaLM) -> dict[str, float]:
-    """Milliseconds a token of decoding in Python."""
-    first = torch.zeros(1, dtype=torch.int64, device="cuda")
-    state = model.allocate_state(1)
-    rows = {"python eager": greedy(lambda ids: model.step(ids, state), first)}
+def pace(tokens: Iterator[Any], count: int = TOKENS, repeats: int = 3) -> float:
+    """Milliseconds a token, the median of `repeats` runs of `count` tokens after the first FIRST."""
+    times = []
+    for _ in range(FIRST):
+        next(tokens)
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(count):
+            next(tokens)
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - begin) * 1e3 / count)
+    return sorted(times)[repeats // 2]
 
-    given, logits = first.clone(), torch.empty(1, 256, device="cuda")
-    logits.copy_(model.step(given, state))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        logits.copy_(model.step(given, state))
 
-    def replay(ids: Tensor) -> Tensor:
-        given.copy_(ids)
-        graph.replay()
-        return logits
+def decode_rows() -> dict[str, float]:
+    """Decoding with `MambaLM.stream`; its graph is also what `MambaLM.generate` runs."""
+    model, prompt = make_model(), torch.tensor([list(PROMPT)], device="cuda")
 
-    return rows | {"python CUDA graph": greedy(replay, first)}
+    def tokens(**options: Any) -> Iterator[Any]:
+        return model.stream(prompt, FIRST + 3 * TOKENS, temperature=0, **options)
+
+    return {
+        "python eager": pace(tokens(cuda_graph=False), count=200),
+        "python CUDA graph": pace(tokens()),
+        "python CUDA graph, every token read": pace(token.ids.item() for token in tokens()),
+    }
 
 
 @torch.no_grad()
-def compiled_decode(model: MambaLM) -> float:
+def compiled_decode() -> dict[str, float]:
+    model = make_model()
     state = model.allocate_state(1)
     for layer in state:
         torch._dynamo.mark_static_address(layer.conv)
         torch._dynamo.mark_static_address(layer.ssm)
     step = torch.compile(model.step, fullgraph=True, mode="reduce-overhead")
-    time_per_token = greedy(lambda ids: step(ids, state), torch.zeros(1, dtype=torch.int64, device="cuda"))
+
+    def tokens() -> Iterator[Any]:
+        ids = torch.zeros(1, dtype=torch.int64, device="cuda")
+        while True:
+            ids = step(ids, state).argmax(-1)
+            yield ids.item()
+
+    time_per_token = pace(tokens())
     skips = torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
     if skips:
         raise RuntimeError(f"reduce-overhead skipped CUDA graphs {skips} times")
-    return time_per_token
+    return {"python reduce-overhead, every token read": time_per_token}
 
 
-def cpp_decode(model: MambaLM) -> float:
-    """Milliseconds a token of examples/cpp_deploy: the difference of two runs, without loading."""
-    libraries = Path(torch.__file__).parent / "lib"
-    include = Path(torch.__file__).parent / "include"
+def build_program(program: Path) -> None:
+    """Compiles examples/cpp_deploy as docs/deploy.md says."""
+    torch_root = Path(torch.__file__).parent
+    include, libraries = torch_root / "include", torch_root / "lib"
+    links = ["-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-ltorch_cuda", "-lc10", "-ldl"]
+    command = ["g++", "-std=c++20", "-O2", f"-I{include}", f"-I{include}/torch/csrc/api/include"]
+    command += [str(ROOT / "examples/cpp_deploy/main.cpp"), "-o", str(program), f"-L{libraries}"]
+    subprocess.run([*command, f"-Wl,-rpath,{libraries}", *links], check=True)
+
+
+def cpp_rows(program: Path | None, package: Path | None) -> dict[str, float]:
+    """The text of examples/cpp_deploy, timed as it arrives."""
     with tempfile.TemporaryDirectory() as folder:
-        program, package = f"{folder}/mamba_continue", f"{folder}/model.pt2"
-        write_package(model, package)
-        links = ["-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-ltorch_cuda", "-lc10", "-ldl"]
-        command = ["g++", "-std=c++20", "-O2", f"-I{include}", f"-I{include}/torch/csrc/api/include"]
-        command += [str(ROOT / "examples/cpp_deploy/main.cpp"), "-o", program, f"-L{libraries}"]
-        subprocess.run([*command, f"-Wl,-rpath,{libraries}", *links], check=True)
-
-        def seconds(count: int) -> float:
-            begin = time.perf_counter()
-            arguments = [program, str(_native.library_path()), package, str(count)]
-            subprocess.run(arguments, input=PROMPT, capture_output=True, check=True)
-            return time.perf_counter() - begin
-
-        seconds(1)
-        short, long = (sorted(seconds(count) for _ in range(3))[1] for count in (20, 20 + TOKENS))
-    return (long - short) * 1e3 / TOKENS
+        if program is None:
+            program = Path(folder, "mamba_continue")
+            build_program(program)
+        if package is None:
+            package = Path(folder, "model.pt2")
+            write_package(make_model(), package, batch=1)
+        command = [str(program.resolve()), str(_native.library_path()), str(package), str(FIRST + 3 * TOKENS)]
+        libraries = str(Path(torch.__file__).parent / "lib")
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
+        with subprocess.Popen(command, env={**os.environ, "LD_LIBRARY_PATH": libraries}, **pipes) as process:
+            process.stdin.write(PROMPT)
+            process.stdin.close()
+            return {"C++, every token read": pace(iter(partial(process.stdout.read, 1), b""))}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    out = parser.parse_args().out
-    torch.manual_seed(0)
-    model = MambaLM(MambaLMConfig(n_layer=24, ssm=SSMConfig(d_model=768, **PUBLISHED)), device="cuda").eval()
-    decode = {**decode_rows(model), "python reduce-overhead": compiled_decode(model)}
-    decode["C++"] = cpp_decode(model)
-    record = {
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "library": _native.build_info(),
-        "cold_start_s": cold_start(),
-        "blocks": block_rows(),
-        "decode_ms_per_token": decode,
+    parser.add_argument("--program", type=Path, help="examples/cpp_deploy, if it is built already")
+    parser.add_argument("--package", type=Path, help="its model, if it is exported already")
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "cold": lambda: {"cold_start_s": cold_start()},
+        "decode": lambda: {"decode_ms_per_token": decode_rows()},
+        "cpp": lambda: {"decode_ms_per_token": cpp_rows(arguments.program, arguments.package)},
+        "compiled": lambda: {"decode_ms_per_token": compiled_decode()},
+        "blocks": lambda: {"blocks": block_rows()},
     }
-    out.write_text(json.dumps(record, indent=2) + "\n")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
+    arguments = parser.parse_args()
+    record = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    record["machine"] = machine.collect(torch.device("cuda"))
+    for name in arguments.parts:
+        for key, found in parts[name]().items():
+            record[key] = {**record.get(key, {}), **found} if isinstance(found, dict) else found
+        arguments.out.write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))
 
 

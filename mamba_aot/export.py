@@ -8,17 +8,21 @@ one file. Both call the ops of `libmamba_aot.so`, which whoever runs them loads 
     step(ids [B], [state...])   -> logits of the next token [B, vocab_size]; moves the state on in place
 
 ids are int64. The state is up to three tensors for every layer, in the order of the layers; complex ones are
-real pairs, [..., 2]. Batch and length are free; with attention `max_length` bounds the tokens of a sequence.
+real pairs, [..., 2]. Batch and length are free, the batch unless it is given; with attention `max_length`
+bounds the tokens of a sequence.
 """
 
 import dataclasses
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 from torch.export import Dim, ExportedProgram
 
 from mamba_aot._real_graph import make_real
@@ -86,31 +90,38 @@ class Step(nn.Module):
         return self.model.step(ids, self.layout.state_of(state))
 
 
-def export_programs(model: MambaLM, max_length: int | None = None) -> dict[str, ExportedProgram]:
-    """Exports `model` as the programs "prefill" and "step", for any batch and length, on its own device.
+def export_programs(
+    model: MambaLM, max_length: int | None = None, batch: int | None = None
+) -> dict[str, ExportedProgram]:
+    """Exports `model` as the programs "prefill" and "step", for any length, on its own device.
 
     A model with attention needs `max_length`, the most tokens that a sequence will have, prompt included.
+    Without `batch` both are for any number of sequences. For a small one that is given, the step of a
+    published block is the fused one that decoding in Python uses.
 
     Raises:
-        ValueError: `max_length` is missing, or less than 2.
+        ValueError: `max_length` is missing, or less than 2; `batch` is less than 1.
     """
+    require_batch(batch)
     layout = StateLayout(model, max_length)
     device = model.embedding.weight.device
-    batch, length = Dim("batch", min=1), Dim("length", min=1, max=max_length)
+    rows = {0: Dim("batch", min=1)} if batch is None else {}
     with torch.no_grad():
         # Sizes that differ from each other and from every small constant of the code.
-        ids = torch.zeros(
-            5, 37 if max_length is None else min(37, max_length), dtype=torch.int64, device=device
-        )
-        state = layout.zeros(5, device)
+        examples = 5 if batch is None else batch
+        length = 37 if max_length is None else min(37, max_length)
+        ids = torch.zeros(examples, length, dtype=torch.int64, device=device)
+        state = layout.zeros(examples, device)
         programs = {
             "prefill": torch.export.export(
-                Prefill(model, layout).eval(), (ids,), dynamic_shapes={"ids": {0: batch, 1: length}}
+                Prefill(model, layout).eval(),
+                (ids,),
+                dynamic_shapes={"ids": {**rows, 1: Dim("length", min=1, max=max_length)}},
             ),
             "step": torch.export.export(
                 Step(model, layout).eval(),
-                (ids[:, 0].clone(), state),
-                dynamic_shapes={"ids": {0: batch}, "state": [{0: batch} for _ in state]},
+                (torch.zeros(examples, dtype=torch.int64, device=device), state),
+                dynamic_shapes={"ids": rows, "state": [rows for _ in state]},
             ),
         }
     for program in programs.values():
@@ -118,13 +129,19 @@ def export_programs(model: MambaLM, max_length: int | None = None) -> dict[str, 
     return programs
 
 
-def write_package(model: MambaLM, out: str | os.PathLike[str], max_length: int | None = None) -> None:
+def write_package(
+    model: MambaLM,
+    out: str | os.PathLike[str],
+    max_length: int | None = None,
+    batch: int | None = None,
+) -> None:
     """Compiles both programs for the device of `model` into the file `out`; needs a C++ compiler.
 
-    The file appears whole or not at all. `max_length` as in `export_programs`.
+    The file appears whole or not at all. `max_length` and `batch` as in `export_programs`.
 
     Raises:
-        ValueError: `out` does not end in .pt2, its directory is not there, or `max_length` is missing.
+        ValueError: `out` does not end in .pt2, its directory is not there, `max_length` is missing, or
+            `batch` is less than 1.
     """
     from torch._inductor import aot_compile
     from torch._inductor.package.package import package_aoti
@@ -135,22 +152,45 @@ def write_package(model: MambaLM, out: str | os.PathLike[str], max_length: int |
         "vocab_size": str(model.config.vocab_size),
         "device": model.embedding.weight.device.type,
     }
-    if max_length is not None:
-        metadata["max_length"] = str(max_length)
+    for name, value in (("max_length", max_length), ("batch", batch)):
+        if value is not None:
+            metadata[name] = str(value)
     options = {
         "aot_inductor.package": True,
         "aot_inductor.metadata": metadata,
-        # The checks of inputs would refuse sizes of 1, which the programs take.
-        "aot_inductor.check_lowerbound": False,
+        # What follows from the weights alone, such as A, is computed when the package is loaded.
+        "aot_inductor.use_runtime_constant_folding": True,
     }
     files = {}
-    for name, program in export_programs(model, max_length).items():
+    for name, program in export_programs(model, max_length, batch).items():
         assert program.example_inputs is not None, "torch.export keeps the inputs it was given"
-        files[name] = aot_compile(program.module(), *program.example_inputs, options=options)
+        with _own_ranges(program):
+            files[name] = aot_compile(program.module(), *program.example_inputs, options=options)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".mamba-aot-") as folder:
         partial = Path(folder) / "partial.pt2"
         package_aoti(str(partial), files)
         partial.replace(out)
+
+
+@contextmanager
+def _own_ranges(program: ExportedProgram) -> Iterator[None]:
+    """Within it Inductor takes for the ranges of free sizes, which its checks of inputs name, the program's.
+
+    While a program is traced they count as 2 at least, and what Inductor decides for the example inputs would
+    narrow them further.
+    """
+    mode = detect_fake_mode([node.meta.get("val") for node in program.graph.nodes])
+    assert mode is not None, "torch.export traces with fake tensors"
+    assert mode.shape_env is not None
+    mode.shape_env.var_to_range.update(program.range_constraints)
+    with mode.shape_env.suppress_guards():
+        yield
+
+
+def require_batch(batch: int | None) -> None:
+    """Raises ValueError unless a program can be for so many sequences."""
+    if batch is not None and batch < 1:
+        raise ValueError(f"export: the batch must be at least 1, got {batch}")
 
 
 def require_device(name: str) -> torch.device:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from mamba_aot.layers import CausalConv1d
 from mamba_aot.mamba1 import Mamba1
@@ -27,10 +28,10 @@ def fused_step(
     None where its modules have to be called: off the GPU, for many rows, for sizes and dtypes that the
     kernels are not made for, and where a projection is anything but a plain linear layer.
     """
-    # A program that is being traced must hold for any number of rows.
-    if torch.compiler.is_compiling():
+    # What Dynamo traces must hold for any number of rows; what is exported, unless it is for a certain one.
+    if torch.compiler.is_dynamo_compiling() or type(x.shape[0]) is not int:
         return None
-    if not (x.is_cuda and x.numel() <= MOST_ROWS_TIMES_WIDTH and x.dtype in (torch.float16, torch.bfloat16)):
+    if not (_on_gpu(x) and x.numel() <= MOST_ROWS_TIMES_WIDTH and x.dtype in (torch.float16, torch.bfloat16)):
         return None
     if not (type(mixer) is Mamba1 and type(norm) is RMSNorm and isinstance(state, MambaState)):
         return None
@@ -54,6 +55,10 @@ def fused_step(
         eps=norm.eps,
         residual_in_fp32=in_fp32,
     )
+
+
+def _on_gpu(x: Tensor) -> bool:
+    return x.is_cuda
 
 
 def _fits(norm: RMSNorm, mixer: Mamba1, x: Tensor, state: MambaState) -> bool:
@@ -83,7 +88,8 @@ def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a call of it does what its weight says: no subclass, no hooks, no weight of a special type."""
     return (
         type(module) is kind
-        and type(module.weight) is nn.Parameter
+        # While torch.export traces, plain parameters are fake tensors.
+        and type(module.weight) in (nn.Parameter, FakeTensor)
         and not (module._forward_hooks or module._forward_pre_hooks)
     )
 

@@ -2,21 +2,19 @@
 //
 //     printf 'The statement' | mamba_continue libmamba_aot.so model.pt2 100
 #include <ATen/ATen.h>
+#include <c10/core/StreamGuard.h>
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
-#include <charconv>
 #include <cstdint>
 #include <cstdlib>
 #include <fstream>
-#include <functional>
 #include <iostream>
-#include <iterator>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "step_graph.h"
+#include "replayed.h"
 
 using Loader = torch::inductor::AOTIModelPackageLoader;
 
@@ -29,34 +27,22 @@ using Preload = int32_t (*)(int32_t device, char* message, uint64_t size);
 Preload load_ops(const std::string& path) {
   void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   void* const preload = library == nullptr ? nullptr : dlsym(library, "mamba_aot_preload");
-  if (preload == nullptr) {
-    throw std::runtime_error("the op library must be a libmamba_aot.so, but " + path +
-                             " cannot be loaded: " + dlerror() + "; `mamba-aot info` prints where it is");
-  }
-  return reinterpret_cast<Preload>(preload);
+  if (preload != nullptr) return reinterpret_cast<Preload>(preload);
+  throw std::runtime_error("the op library must be a libmamba_aot.so, but " + path +
+                           " cannot be loaded: " + dlerror() + "; `mamba-aot info` prints where it is");
 }
 
 int64_t read_count(const std::string& text) {
-  int64_t count = -1;
-  const char* const end = text.data() + text.size();
-  if (std::from_chars(text.data(), end, count).ptr != end || count < 0) {
-    throw std::runtime_error("COUNT must be a number of bytes of at least 0, got " + text);
-  }
-  return count;
+  const bool digits = !text.empty() && text.size() < 10 && text.find_first_not_of("0123456789") == text.npos;
+  if (!digits) throw std::runtime_error("COUNT must be a number of bytes of at least 0, got " + text);
+  return std::stoll(text);
 }
 
-std::string read_prompt() {
-  std::string prompt{std::istreambuf_iterator<char>(std::cin), {}};
-  if (prompt.empty()) throw std::runtime_error("standard input must hold a prompt of at least one byte");
-  return prompt;
-}
-
-at::Tensor ids_of(const std::string& prompt) {
-  at::Tensor ids = at::empty({1, static_cast<int64_t>(prompt.size())}, at::kLong);
-  for (std::size_t i = 0; i < prompt.size(); ++i) {
-    ids.data_ptr<int64_t>()[i] = static_cast<unsigned char>(prompt[i]);
-  }
-  return ids;
+std::vector<int64_t> read_prompt() {
+  std::vector<int64_t> bytes;
+  for (char byte; std::cin.get(byte);) bytes.push_back(static_cast<unsigned char>(byte));
+  if (bytes.empty()) throw std::runtime_error("standard input must hold a prompt of at least one byte");
+  return bytes;
 }
 
 void run(const std::string& library, const std::string& package, int64_t count) {
@@ -66,7 +52,7 @@ void run(const std::string& library, const std::string& package, int64_t count) 
   if (facts.count("vocab_size") == 0 || facts.at("vocab_size") != "256") {
     throw std::runtime_error(package + " must hold a model whose tokens are bytes (vocab_size 256)");
   }
-  const std::string prompt = read_prompt();
+  const std::vector<int64_t> prompt = read_prompt();
   // A model with attention has a place for so many tokens; the last byte printed is not read again.
   if (facts.count("max_length") != 0 &&
       static_cast<int64_t>(prompt.size()) + count - 1 > std::stoll(facts.at("max_length"))) {
@@ -74,21 +60,25 @@ void run(const std::string& library, const std::string& package, int64_t count) 
                              " bytes of prompt and continuation; export it with a larger --max-length");
   }
   const at::Device device(facts.at("device"));
+  void* stream = nullptr;
+  c10::OptionalStreamGuard guard;
   if (device.is_cuda()) {
     // A missing driver, or image for this GPU, is said before anything else is tried.
     std::string message(4096, '\0');
     if (preload(0, message.data(), message.size()) != 0) throw std::runtime_error(message.c_str());
+    // The default stream can't be captured.
+    guard.reset_stream(c10::impl::VirtualGuardImpl(at::kCUDA).getNewStream(at::Device(at::kCUDA, 0)));
+    stream = guard.current_stream()->native_handle();
   }
   Loader prefill(package, "prefill");
   Loader step(package, "step", /*run_single_threaded=*/true);
 
-  // Logits and state come out of the prompt; a step takes a token and the state, and moves the state on.
-  std::vector<at::Tensor> inputs = prefill.run({ids_of(prompt).to(device)});
+  // Logits and state come out of the prompt; a step takes a token and the state, and moves both on.
+  std::vector<at::Tensor> inputs = prefill.run({at::tensor(prompt).unsqueeze(0).to(device)});
   inputs[0] = inputs[0].argmax(-1);
-  std::function<at::Tensor()> advance = [&] { return step.run(inputs)[0]; };
-  if (inputs[0].is_cuda() && count > 1) advance = StepGraph(step, inputs);
+  Replayed advance([&] { inputs[0].copy_(step.run(inputs)[0].argmax(-1)); }, stream);
   for (int64_t i = 0; i < count; ++i) {
-    if (i > 0) inputs[0].copy_(advance().argmax(-1));
+    if (i > 0) advance();
     std::cout.put(static_cast<char>(inputs[0].item<int64_t>())).flush();
   }
 }
