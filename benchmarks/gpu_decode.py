@@ -1,7 +1,7 @@
 """Times decoding and prefill of published sizes, random weights: python benchmarks/gpu_decode.py --out DIR.
 
 Decoding: a CUDA graph of one greedy step, its draw included, replayed; prefill: one call with the head on the
-last token only. Medians; bfloat16.
+last token only. Medians; bfloat16. And the memory of a small model early and late in a long stream.
 """
 
 import argparse
@@ -49,6 +49,21 @@ def prefill_ms(model: MambaLM, length: int) -> float:
     return median_ms(lambda: model(ids, model.allocate_state(1), last_only=True))
 
 
+@torch.inference_mode()
+def memory_of_a_stream(tokens: int) -> dict[str, int]:
+    """Bytes allocated and reserved after 100 tokens and after all of them."""
+    config = MambaLMConfig(2, 256, SSMConfig(d_model=256), layers="m")
+    model = MambaLM(config, device="cuda", dtype=torch.bfloat16).eval()
+    prompt = torch.zeros(16, dtype=torch.int64, device="cuda")
+    row = {"tokens": tokens}
+    for token in model.stream(prompt, tokens, seed=0):
+        if token.index in (100, tokens - 1):
+            when = "early" if token.index == 100 else "late"
+            row[f"allocated_{when}"] = torch.cuda.memory_allocated()
+            row[f"reserved_{when}"] = torch.cuda.memory_reserved()
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
@@ -76,6 +91,8 @@ def main() -> None:
             print(row)
         del model
         torch.cuda.empty_cache()
+    record["stream"] = memory_of_a_stream(100_000)
+    print(record["stream"])
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "decode.json").write_text(json.dumps(record, indent=2) + "\n")
 

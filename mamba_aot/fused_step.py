@@ -10,9 +10,11 @@ from mamba_aot.modules import MambaState
 from mamba_aot.norms import LayerNorm, RMSNorm
 from mamba_aot.ops.mamba1_step import mamba1_step
 
-# Each row of a batch reads the weights again. Those of a narrow layer come from the cache; beyond this many
-# rows times d_model one product for all rows is faster.
+# On a GPU each row of a batch reads the weights again. Those of a narrow layer come from the cache; beyond
+# this many rows times d_model one product for all rows is faster.
 MOST_ROWS_TIMES_WIDTH = 4 * 768
+# On a CPU the kernels' own products are for this many rows.
+MOST_ROWS_ON_CPU = 8
 
 
 def fused_step(
@@ -25,13 +27,16 @@ def fused_step(
 ) -> tuple[Tensor, Tensor] | None:
     """The step of a layer in fused kernels: [batch, d_model] twice, as `Layer.step` gives it.
 
-    None where its modules have to be called: off the GPU, for many rows, for sizes and dtypes that the
-    kernels are not made for, and where a projection is anything but a plain linear layer.
+    None where its modules have to be called: for many rows, for sizes and dtypes that the kernels are not
+    made for, and where a projection is anything but a plain linear layer.
     """
     # What Dynamo traces must hold for any number of rows; what is exported, unless it is for a certain one.
     if torch.compiler.is_dynamo_compiling() or type(x.shape[0]) is not int:
         return None
-    if not (_on_gpu(x) and x.numel() <= MOST_ROWS_TIMES_WIDTH and x.dtype in (torch.float16, torch.bfloat16)):
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        return None
+    few_on_gpu = _on_gpu(x) and x.numel() <= MOST_ROWS_TIMES_WIDTH
+    if not (few_on_gpu or (x.is_cpu and x.shape[0] <= MOST_ROWS_ON_CPU)):
         return None
     if not (type(mixer) is Mamba1 and type(norm) is RMSNorm and isinstance(state, MambaState)):
         return None

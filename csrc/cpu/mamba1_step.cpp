@@ -3,15 +3,41 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "cpu/dispatch.h"
 #include "ops/causal_conv1d.h"
 #include "ops/rms_norm.h"
 #include "ops/state_update.h"
 
 namespace mamba_aot::cpu {
+
+MAMBA_AOT_PER_ISA(void, few_rows_product,
+                  (DType dtype, const void* matrix, const void* x, int64_t x_row, int64_t batch, int64_t rows,
+                   int64_t width, int64_t begin, int64_t end, void* out))
+
 namespace {
 
+// Of more rows than these, torch's product is the faster one.
+constexpr int64_t kFewRows = 8;
+// Numbers of a weight that are worth waking a thread.
+constexpr int64_t kGrain = int64_t{1} << 18;
+
+// x [batch, width], contiguous but for the length of its rows, times weight [rows, width]. Torch multiplies
+// single rows in half precision far slower than it can read the weight.
 Tensor project(const Tensor& x, const Tensor& weight) {
-  return torch::stable::matmul(x, torch::stable::transpose(weight, 0, 1));
+  const DType dtype = view_dtype(weight.scalar_type());
+  const int64_t batch = x.size(0), rows = weight.size(0), width = weight.size(1);
+  if (batch > kFewRows || (dtype != DType::f16 && dtype != DType::bf16)) {
+    return torch::stable::matmul(x, torch::stable::transpose(weight, 0, 1));
+  }
+  Tensor out = empty_on(x, {batch, rows}, x.scalar_type());
+  const void *from = x.data_ptr(), *matrix = weight.data_ptr();
+  void* to = out.data_ptr();
+  const int64_t x_row = x.stride(0), grain = kGrain / width + 1;
+  const auto kernel = pick_few_rows_product(false);
+  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+    kernel(dtype, matrix, from, x_row, batch, rows, width, begin, end, to);
+  });
+  return out;
 }
 
 Tensor columns(Tensor& rows, int64_t begin, int64_t count) {

@@ -20,6 +20,8 @@ HAS_INDICES = gl.constexpr(8)
 HAS_SEEN = gl.constexpr(16)
 HAS_SEQUENCES = gl.constexpr(32)
 GRADIENT = gl.constexpr(64)
+# Taps and bias of an update have the dtype of x, not fp32.
+NARROW_FILTER = gl.constexpr(128)
 # Start of the sequence that a step of padding belongs to: later than any step.
 PADDING = gl.constexpr(2147483647)
 

@@ -9,7 +9,7 @@ import triton.language as tl
 from _causal_conv1d_filter import causal_conv1d_filter_kernel
 from _causal_conv1d_narrow import causal_conv1d_bwd_kernel, causal_conv1d_fwd_kernel
 from _causal_conv1d_packed import causal_conv1d_packed_bwd_kernel, causal_conv1d_packed_fwd_kernel
-from _causal_conv1d_steps import HAS_BIAS, HAS_INDICES, HAS_SEEN, PADDING, SILU, silu
+from _causal_conv1d_steps import HAS_BIAS, HAS_INDICES, HAS_SEEN, NARROW_FILTER, PADDING, SILU, silu
 from _causal_conv1d_wide import causal_conv1d_wide_bwd_kernel, causal_conv1d_wide_kernel
 from _half_blocks import load_wide, store_narrow
 
@@ -72,6 +72,15 @@ def causal_conv1d_sequences_kernel(
 
 
 @triton.jit
+def load_either(pointer, at, mask, x, flags):
+    """Load fp32, or with NARROW_FILTER what has the dtype of x, as fp32: of two loads one is masked out."""
+    narrow = (flags & NARROW_FILTER) != 0
+    like_x = pointer.to(tl.pointer_type(x.dtype.element_ty), bitcast=True)
+    wide = tl.load(pointer.to(tl.pointer_type(tl.float32), bitcast=True) + at, mask & (not narrow), 0.0)
+    return wide + load_wide(like_x + at, mask & narrow, flags)
+
+
+@triton.jit
 def causal_conv1d_update_kernel(
     x,
     conv_state,
@@ -120,17 +129,19 @@ def causal_conv1d_update_kernel(
     out += (batch * D + d) * L
 
     for t in range(L):
-        y = tl.zeros([CHANNELS], tl.float32)
-        if (flags & HAS_BIAS) != 0:
-            y += tl.load(bias + d, mask=kept, other=0.0)
-        for k in range(width):
-            past = t - (width - 1 - k)
-            w = tl.load(weight + d * width + k, mask=kept, other=0.0)
-            new = load_wide(x + past * x_time, kept & (past >= 0), flags)
-            at = state_length + past
-            # No remainder: of two 31-bit numbers, the sum may need 32.
-            at = tl.where(at < state_length - oldest, at + oldest, at - (state_length - oldest))
-            y += w * (new + load_wide(conv_state + at * state_time, kept & (past < 0), flags))
+        y = load_either(bias, d, kept & ((flags & HAS_BIAS) != 0), x, flags)
+        for first in range(0, width, 4):
+            # Four taps at a time, so that their loads do not wait for each other.
+            for of_four in tl.static_range(4):
+                k = first + of_four
+                here = kept & (k < width)
+                past = t - (width - 1 - k)
+                w = load_either(weight, d * width + k, here, x, flags)
+                new = load_wide(x + past * x_time, here & (past >= 0), flags)
+                at = state_length + past
+                # No remainder: of two 31-bit numbers, the sum may need 32.
+                at = tl.where(at < state_length - oldest, at + oldest, at - (state_length - oldest))
+                y += w * (new + load_wide(conv_state + at * state_time, here & (past < 0), flags))
         if (flags & SILU) != 0:
             y = silu(y)
         store_narrow(out + t, y, valid, flags)
@@ -141,11 +152,19 @@ def causal_conv1d_update_kernel(
                 tl.store(conv_state + at * state_time, tl.load(x + t * x_time, mask=kept, other=0), mask=kept)
             at = tl.where(at + 1 >= state_length, 0, at + 1)
     else:
-        for j in range(state_length):
-            late = j + L - state_length
-            old = tl.load(conv_state + (j + L) * state_time, mask=kept & (late < 0), other=0)
-            new = tl.load(x + late * x_time, mask=kept & (late >= 0), other=0)
-            tl.store(conv_state + j * state_time, tl.where(late < 0, old, new), mask=kept)
+        for first in range(0, state_length, 4):
+            # Four steps are read before any of them is overwritten: the next ones lie behind all four.
+            moved = ()
+            for of_four in tl.static_range(4):
+                j = first + of_four
+                late = j + L - state_length
+                here = kept & (j < state_length)
+                old = tl.load(conv_state + (j + L) * state_time, mask=here & (late < 0), other=0)
+                new = tl.load(x + late * x_time, mask=here & (late >= 0), other=0)
+                moved += (tl.where(late < 0, old, new),)
+            for of_four in tl.static_range(4):
+                j = first + of_four
+                tl.store(conv_state + j * state_time, moved[of_four], mask=kept & (j < state_length))
 
 
 _STRIDED = ("batch", "channel", "time")
@@ -291,7 +310,7 @@ KERNELS = [
     Kernel(
         causal_conv1d_update_kernel,
         args={
-            **dict(x="*T", conv_state="*T", out="*T", weight="*f32", bias="*f32"),
+            **dict(x="*T", conv_state="*T", out="*T", weight="*u8", bias="*u8"),
             **dict(seen="*i32", indices="*i32"),
             **dict(D="i32", L="i32", width="i32", slots="i32", state_length="i32", flags="i32"),
             **dict(state_slot="i64", state_channel="i64", state_time="i64"),

@@ -1,137 +1,196 @@
 """mamba1_step: a layer's token in four launches, matrix-vector products with the work around them fused in.
 
 mamba1_step_in: residual + x, RMSNorm, in_proj, convolution, SiLU
-mamba1_step_project: x_proj, and later out_proj
+mamba1_step_project: x_proj, and later out_proj, whose weights are asked for while x_proj is at work
 mamba1_step_state: dt_proj, softplus, state update, gate
 
-Weights are read once a batch row, 16 bytes a thread and load, the next tile on its way while one is
-multiplied. Every sum is in fp32 and has one order. What goes from one kernel to the next is fp32.
+Weights are read once a batch row. Every sum is in fp32 and has one order. What goes from one kernel to the
+next is fp32.
 """
 
-import triton
-import triton.language as tl
-from _half_blocks import FLOAT16, load_wide, store_narrow
-from _norm_rows import load_as, sigmoid, store_as
+from _arithmetic import exp, sigmoid, softplus
+from _half import FLOAT16, narrowed, widened
+from _matrix_vector import even_and_odd, load_tile, load_wide_pairs, matrix_vector, multiply_add, tile_layout
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
 
 from tools.aot.spec import Config, Kernel
 
-# Bits of `flags`, the same as in csrc/ops/mamba1_step.cpp; the dtypes there lie as in _norm_rows.py.
-# The product is stored in fp32.
-WIDE_OUT = tl.constexpr(1)
-HAS_RESIDUAL = tl.constexpr(2)
-HAS_BIAS = tl.constexpr(4)
+# Bits of `flags`, the same as in csrc/ops/mamba1_step.cpp.
+HAS_RESIDUAL = gl.constexpr(2)
+HAS_BIAS = gl.constexpr(4)
+WIDE_OUT = gl.constexpr(8)
+# From these bits on: the dtypes of residual and sum, two bits each (0 fp32, 1 fp16, 2 bf16).
+RESIDUAL_TYPE = gl.constexpr(16)
+SUM_TYPE = gl.constexpr(18)
 
 
-@triton.jit
-def softplus(x):
-    """log(1 + e^x), without loss of digits where e^x is small: log(1 + e) = e log(1 + e) / ((1 + e) - 1)."""
-    e = tl.exp(-tl.abs(x))
-    u = 1.0 + e
-    log1p = tl.where(u == 1.0, e, tl.log(u) * (e / (u - 1.0)))
-    return tl.maximum(x, 0.0) + log1p
-
-
-@triton.jit
+@gluon.jit
 def mamba1_step_in_kernel(
     x,
     residual,
     norm_weight,
-    weight,
+    in_proj,
     conv_state,
     conv_weight,
     conv_bias,
     sum_out,
-    out,
+    xz,
     eps,
     width,
     inner,
     taps,
     kept,
-    conv_row,
     flags,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ROWS: gl.constexpr,
 ):
-    """out[:inner] = silu(conv(u)), out[inner:] = z, where u, z = in_proj(norm(x + residual))."""
+    """xz[:inner] = silu(conv(u)), xz[inner:] = z, where u, z = in_proj(norm(x + residual))."""
+    E: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     blocks = 2 * inner // ROWS
-    block = tl.program_id(0) % blocks
-    batch = (tl.program_id(0) // blocks).to(tl.int64)
-    row = block * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, BLOCK)
-    at_row = row.to(tl.int64)[:, None] * width
-    at_token = batch * width
-    product = tl.zeros([ROWS, BLOCK], tl.float32)
-    square = tl.zeros([BLOCK], tl.float32)
-    tile = load_next(weight, at_row, column, width)
-    for begin in range(0, width, BLOCK):
-        k = begin + column
-        inside = k < width
-        following = load_next(weight, at_row, k + BLOCK, width)
-        total = load_wide(x + at_token + k, inside, flags)
-        if (flags & HAS_RESIDUAL) != 0:
-            total += load_as(residual, at_token + k, inside, flags, 2)
-        if block == 0:
-            store_as(sum_out, at_token + k, total, inside, flags, 3)
-        square += total * total
-        # The row's 1 / rms is one factor of all sums: it is known at their end.
-        product += as_wide(tile, flags) * (total * load_wide(norm_weight + k, inside, flags))[None, :]
-        tile = following
-    u = tl.sum(product, 1) * tl.rsqrt(tl.sum(square, 0) / width + eps)
-    if block * ROWS < inner:
-        # Lag t reads the step t before this one. What is kept moves by one step.
-        last = conv_state + batch * conv_row + row * kept + kept - 1
-        tap = conv_weight + row * taps + taps - 1
-        always = row >= 0
-        new = as_wide(narrow(u, flags), flags)
-        y = new * load_wide(tap, always, flags)
-        old_1 = tl.load(last, always & (taps > 1), 0)
-        old_2 = tl.load(last - 1, always & (taps > 2), 0)
-        old_3 = tl.load(last - 2, always & (taps > 3), 0)
-        y += as_wide(old_1, flags) * load_wide(tap - 1, always & (taps > 1), flags)
-        y += as_wide(old_2, flags) * load_wide(tap - 2, always & (taps > 2), flags)
-        y += as_wide(old_3, flags) * load_wide(tap - 3, always & (taps > 3), flags)
-        if (flags & HAS_BIAS) != 0:
-            y += load_wide(conv_bias + row, always, flags)
-        # Several threads hold the same channel, and one of them stores it: not before all have read.
-        tl.debug_barrier()
-        tl.store(last, narrow(u, flags), always & (kept > 0))
-        tl.store(last - 1, old_1, always & (kept > 1))
-        tl.store(last - 2, old_2, always & (kept > 2))
-        tl.store(last - 3, old_3, always & (kept > 3))
-        u = y * sigmoid(y)
-    tl.store(out + batch * 2 * inner + row, u)
+    block = gl.program_id(0) % blocks
+    batch = (gl.program_id(0) // blocks).to(gl.int64)
+    first = block * ROWS
+    row = first + gl.arange(0, ROWS, E)
+    conv_state += batch * inner * kept
+    lagged, weights, bias = load_convolution(
+        conv_state, conv_weight, conv_bias, row, inner, taps, kept, flags
+    )
+    u = normed_matrix_vector(
+        x, residual, batch * width, norm_weight, in_proj, block, blocks, sum_out, eps, width, flags, ROWS
+    )
+    u = gl.convert_layout(u, E)
+    if first < inner:
+        u = convolved(u, conv_state, row, kept, lagged, weights, bias, flags)
+    gl.store(xz + batch * 2 * inner + row, u)
 
 
-@triton.jit
-def mamba1_step_project_kernel(
-    x, weight, out, wide_out, rows, width, x_row, flags, ROWS: tl.constexpr, BLOCK: tl.constexpr
+@gluon.jit
+def load_convolution(conv_state, conv_weight, conv_bias, row, inner, taps, kept, flags):
+    """Of some channels, as stored: what they were one, two and three steps ago, taps by lag, bias."""
+    here = row < inner
+    last = conv_state + row * kept + kept - 1
+    tap = conv_weight + row * taps + taps - 1
+    lagged = (
+        gl.load(last, here & (taps > 1), 0),
+        gl.load(last - 1, here & (taps > 2), 0),
+        gl.load(last - 2, here & (taps > 3), 0),
+    )
+    weights = (
+        gl.load(tap, here, 0),
+        gl.load(tap - 1, here & (taps > 1), 0),
+        gl.load(tap - 2, here & (taps > 2), 0),
+        gl.load(tap - 3, here & (taps > 3), 0),
+    )
+    return lagged, weights, gl.load(conv_bias + row, here & ((flags & HAS_BIAS) != 0), 0)
+
+
+@gluon.jit
+def convolved(u, conv_state, row, kept, lagged, weights, bias, flags):
+    """silu(conv(u)) of some channels; what is kept moves by one step."""
+    new = narrowed(u, conv_state.dtype.element_ty, flags)
+    y = widened(new, flags) * widened(weights[0], flags) + widened(bias, flags)
+    for lag in gl.static_range(3):
+        y += widened(lagged[lag], flags) * widened(weights[lag + 1], flags)
+    last = conv_state + row * kept + kept - 1
+    # Several threads hold the same channel, and one of them stores it: not before all have read.
+    gl.barrier()
+    gl.store(last, new, kept > 0)
+    for lag in gl.static_range(3):
+        gl.store(last - (lag + 1), lagged[lag], kept > lag + 1)
+    return y * sigmoid(y)
+
+
+@gluon.jit
+def normed_matrix_vector(
+    x,
+    residual,
+    at_token,
+    norm_weight,
+    matrix,
+    block,
+    blocks,
+    sum_out,
+    eps,
+    width,
+    flags,
+    ROWS: gl.constexpr,
 ):
-    """weight x, [rows, width] times fp32 [width]: into `wide_out` if it is there, else into `out`."""
-    blocks = tl.cdiv(rows, ROWS)
-    block = tl.program_id(0) % blocks
-    batch = (tl.program_id(0) // blocks).to(tl.int64)
-    row = block * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, BLOCK)
-    # Rows behind the last one read the last one again.
-    at_row = tl.minimum(row, rows - 1).to(tl.int64)[:, None] * width
-    product = tl.zeros([ROWS, BLOCK], tl.float32)
-    tile = load_next(weight, at_row, column, width)
-    for begin in range(0, width, BLOCK):
-        k = begin + column
-        following = load_next(weight, at_row, k + BLOCK, width)
-        product += as_wide(tile, flags) * tl.load(x + batch * x_row + k, k < width, 0.0)[None, :]
+    """matrix_vector of norm(x + residual); the blocks share the work of storing the sum."""
+    WARPS: gl.constexpr = gl.num_warps()
+    STEP: gl.constexpr = 128 * WARPS
+    TILE: gl.constexpr = tile_layout(ROWS, WARPS)
+    half = width // 2
+    float16 = (flags & FLOAT16) != 0
+    matrix += (block * ROWS).to(gl.int64) * half
+    k = gl.arange(0, STEP, gl.SliceLayout(0, TILE))
+    at_row = (gl.arange(0, ROWS, gl.SliceLayout(1, TILE)) * half)[:, None]
+    # Without a residual, neither is true.
+    code = (flags >> RESIDUAL_TYPE) & 3
+    is_wide = gl.where(((flags & HAS_RESIDUAL) != 0) & (code == 0), -1, 0)
+    wide_residual = residual.to(gl.pointer_type(gl.float32), bitcast=True)
+    sums = gl.zeros([ROWS, STEP], gl.float32, TILE)
+    square = gl.zeros([STEP], gl.float32, gl.SliceLayout(0, TILE))
+    tile = load_tile(matrix, at_row, k, half)
+    for begin in range(0, half, STEP):
+        here = begin + k
+        inside = here < half
+        following = load_tile(matrix, at_row, here + STEP, half)
+        pairs = gl.load(x + at_token // 2 + here, inside, 0)
+        scales = gl.load(norm_weight + here, inside, 0)
+        narrow_residual = gl.load(residual + at_token // 2 + here, inside & (code > 0), 0)
+        added_even, added_odd = load_wide_pairs(wide_residual + at_token, begin, half & is_wide, ROWS)
+        if code > 0:
+            added_even, added_odd = even_and_odd(narrow_residual, code == 1)
+        even, odd = even_and_odd(pairs, float16)
+        scale_even, scale_odd = even_and_odd(scales, float16)
+        even += added_even
+        odd += added_odd
+        if begin // STEP % blocks == block:
+            store_as(sum_out, at_token + 2 * here, even, inside, (flags >> SUM_TYPE) & 3)
+            store_as(sum_out, at_token + 2 * here + 1, odd, inside, (flags >> SUM_TYPE) & 3)
+        square += even * even + odd * odd
+        # The row's 1 / rms is one factor of all sums: it is known at their end.
+        sums = multiply_add(tile, even * scale_even, odd * scale_odd, sums, flags)
         tile = following
-    y = tl.sum(product, 1)
-    if (flags & WIDE_OUT) != 0:
-        tl.store(wide_out + batch * rows + row, y, row < rows)
+    return gl.sum(sums, 1) * gl.rsqrt(gl.sum(square, 0) / width + eps)
+
+
+@gluon.jit
+def store_as(pointer, at, value, mask, code):
+    if code == 0:
+        gl.store(pointer.to(gl.pointer_type(gl.float32), bitcast=True) + at, value, mask)
+    elif code == 1:
+        half = value.to(gl.float16)
+        gl.store(pointer.to(gl.pointer_type(gl.float16), bitcast=True) + at, half, mask)
     else:
-        store_narrow(out + batch * rows + row, y, row < rows, flags)
+        brain = value.to(gl.bfloat16)
+        gl.store(pointer.to(gl.pointer_type(gl.bfloat16), bitcast=True) + at, brain, mask)
 
 
-@triton.jit
+@gluon.jit
+def mamba1_step_project_kernel(
+    x, matrix, ahead, out, wide_out, rows, width, x_row, ahead_bytes, flags, ROWS: gl.constexpr
+):
+    """Matrix [rows, width] times fp32 [width] for each batch row, into `wide_out` or, narrowed, into `out`;
+    meanwhile `ahead_bytes` at `ahead` come into L2.
+    """
+    E: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    blocks = rows // ROWS
+    first = gl.program_id(0) % blocks * ROWS
+    batch = (gl.program_id(0) // blocks).to(gl.int64)
+    prefetch_share(ahead, ahead_bytes, gl.program_id(0), gl.num_programs(0))
+    y = gl.convert_layout(matrix_vector(matrix, first, x + batch * x_row, width, flags, ROWS), E)
+    at = batch * rows + first + gl.arange(0, ROWS, E)
+    if (flags & WIDE_OUT) != 0:
+        gl.store(wide_out + at, y)
+    else:
+        gl.store(out + at, narrowed(y, out.dtype.element_ty, flags))
+
+
+@gluon.jit
 def mamba1_step_state_kernel(
     low,
-    weight,
+    dt_proj,
     dt_bias,
     A,
     D_skip,
@@ -140,107 +199,117 @@ def mamba1_step_state_kernel(
     out,
     inner,
     rank,
-    N,
-    state_row,
     flags,
-    CHANNELS: tl.constexpr,
-    STATES: tl.constexpr,
-    BLOCK: tl.constexpr,
+    CHANNELS: gl.constexpr,
 ):
-    """low = dt_proj's input, B, C in one row; xz = x and z in one row; A and D in fp32."""
+    """low = dt_proj's input, B, C in one row; xz = x and z in one row; 16 states."""
+    N: gl.constexpr = 16
+    WARPS: gl.constexpr = gl.num_warps()
+    LANES: gl.constexpr = 8
+    STEP: gl.constexpr = 4 * LANES
+    # Eight lanes share a channel: two states each, or eight columns of dt_proj.
+    X: gl.constexpr = gl.BlockedLayout([1, 2], [4, LANES], [WARPS, 1], [1, 0])
+    K: gl.constexpr = gl.BlockedLayout([1, 4], [4, LANES], [WARPS, 1], [1, 0])
+    S: gl.constexpr = gl.BlockedLayout([1, 4, 2], [4, LANES, 1], [WARPS, 1, 1], [2, 1, 0])
+    OF_PAIR: gl.constexpr = gl.SliceLayout(0, S)
+    ROW: gl.constexpr = gl.SliceLayout(1, X)
     blocks = inner // CHANNELS
-    block = tl.program_id(0) % blocks
-    batch = (tl.program_id(0) // blocks).to(tl.int64)
-    channel = block * CHANNELS + tl.arange(0, CHANNELS)
-    column = tl.arange(0, BLOCK)
-    n = tl.arange(0, STATES)
-    inside = (channel[:, None] >= 0) & (n < N)[None, :]
+    block = gl.program_id(0) % blocks
+    batch = (gl.program_id(0) // blocks).to(gl.int64)
+    first = block * CHANNELS
+    channel = first + gl.arange(0, CHANNELS, ROW)
+    n = gl.arange(0, N, gl.SliceLayout(0, X))
     at = channel[:, None] * N + n[None, :]
     low += batch * (rank + 2 * N)
     xz += batch * 2 * inner
-    state += batch * state_row
+    state += batch * inner * N
+    half = rank // 2
+    k = gl.arange(0, STEP, gl.SliceLayout(0, K))
+    at_row = ((first + gl.arange(0, CHANNELS, gl.SliceLayout(1, K))) * half)[:, None]
     # All that comes from memory is asked for before the first sum.
-    h = tl.load(state + at, inside, 0.0)
-    rates = tl.load(A + at, inside, 0.0)
-    B = tl.load(low + rank + n, n < N, 0.0)
-    C = tl.load(low + rank + N + n, n < N, 0.0)
-    x = tl.load(xz + channel)
-    z = tl.load(xz + inner + channel)
-    skip = tl.load(D_skip + channel)
-    bias = load_wide(dt_bias + channel, channel >= 0, flags)
-    product = tl.zeros([CHANNELS, BLOCK], tl.float32)
-    for begin in range(0, rank, BLOCK):
-        k = begin + column
-        tile = load_next(weight, channel[:, None] * rank, k, rank)
-        product += as_wide(tile, flags) * tl.load(low + k, k < rank, 0.0)[None, :]
-    delta = softplus(tl.sum(product, 1) + bias)
-    h = tl.exp(delta[:, None] * rates) * h + (delta * x)[:, None] * B[None, :]
-    tl.store(state + at, h, inside)
-    y = tl.sum(h * C[None, :], 1) + skip * x
-    tl.store(out + batch * inner + channel, y * z * sigmoid(z))
+    tile = load_tile(dt_proj, at_row, k, half)
+    h = gl.load(state + at)
+    rates = gl.load(A + at)
+    B = gl.load(low + rank + n)
+    C = gl.load(low + rank + N + n)
+    x = gl.load(xz + channel)
+    z = gl.load(xz + inner + channel)
+    skip = gl.load(D_skip + channel)
+    bias = widened(gl.load(dt_bias + channel), flags)
+    sums = gl.zeros([CHANNELS, STEP], gl.float32, K)
+    for begin in range(0, half, STEP):
+        following = load_tile(dt_proj, at_row, begin + STEP + k, half)
+        pair = begin + gl.arange(0, STEP, gl.SliceLayout(1, OF_PAIR))
+        of_pair = (2 * pair)[:, None] + gl.arange(0, 2, gl.SliceLayout(0, OF_PAIR))[None, :]
+        even, odd = gl.split(gl.load(low + of_pair, (pair < half)[:, None], 0.0))
+        even = gl.convert_layout(even, gl.SliceLayout(0, K), assert_trivial=True)
+        odd = gl.convert_layout(odd, gl.SliceLayout(0, K), assert_trivial=True)
+        sums = multiply_add(tile, even, odd, sums, flags)
+        tile = following
+    delta = softplus(gl.convert_layout(gl.sum(sums, 1), ROW) + bias)
+    h = exp(delta[:, None] * rates) * h + (delta * x)[:, None] * B[None, :]
+    gl.store(state + at, h)
+    y = gl.sum(h * C[None, :], 1) + skip * x
+    gl.store(out + batch * inner + channel, y * z * sigmoid(z))
 
 
-@triton.jit
-def load_next(weight, at_row, k, width):
-    """A tile of a matrix as it is stored, zero behind its last column."""
-    mask = (at_row >= 0) & (k < width)[None, :]
-    return tl.load(weight + at_row + k[None, :], mask, 0)
+@gluon.jit
+def prefetch_share(pointer, size, program, programs):
+    """Brings a program's share of `size` bytes into L2: memory would have little to do meanwhile."""
+    SECTOR: gl.constexpr = 32
+    THREADS: gl.constexpr = 32 * gl.num_warps()
+    sectors = size // SECTOR
+    share = gl.cdiv(sectors, programs)
+    thread = gl.arange(0, THREADS, gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
+    for begin in range(0, share, THREADS):
+        # Behind the end of a share others' sectors are asked for, behind the last one the last again.
+        at = gl.minimum(program * share + begin + thread, sectors - 1).to(gl.int64) * SECTOR
+        gl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
+            "=r,l",
+            [(pointer + at).to(gl.int64, bitcast=True)],
+            dtype=gl.int32,
+            is_pure=False,
+            pack=1,
+        )
 
 
-@triton.jit
-def as_wide(bits, flags):
-    """int16 that stands for either sixteen-bit format, as fp32."""
-    half = bits.to(tl.float16, bitcast=True).to(tl.float32)
-    brain = (bits.to(tl.int32) << 16).to(tl.float32, bitcast=True)
-    return tl.where((flags & FLOAT16) != 0, half, brain)
-
-
-@triton.jit
-def narrow(value, flags):
-    """The other way."""
-    half = value.to(tl.float16).to(tl.int16, bitcast=True)
-    brain = value.to(tl.bfloat16).to(tl.int16, bitcast=True)
-    return tl.where((flags & FLOAT16) != 0, half, brain)
-
-
-_ALIGNED = ("weight", "x", "width", "out")
+_PAIRS = dict.fromkeys(("x", "norm_weight", "in_proj"), "*i32")
+_HALVES = dict.fromkeys(("conv_state", "conv_weight", "conv_bias"), "*half")
 
 KERNELS = [
     Kernel(
         mamba1_step_in_kernel,
         args={
-            **dict.fromkeys(
-                ("x", "norm_weight", "weight", "conv_state", "conv_weight", "conv_bias"), "*half"
-            ),
-            **dict(residual="*u8", sum_out="*u8", out="*f32", eps="f32"),
+            **_PAIRS,
+            **_HALVES,
+            **dict(residual="*i32", sum_out="*i32", xz="*f32", eps="f32"),
             **dict.fromkeys(("width", "inner", "taps", "kept", "flags"), "i32"),
-            **dict(conv_row="i64"),
         },
-        aligned=lambda _: [*_ALIGNED, "residual", "sum_out", "norm_weight", "inner"],
-        configs=[Config("only", ROWS=4, BLOCK=512, num_warps=4)],
+        aligned=lambda _: [*_PAIRS, "residual", "sum_out", "xz", "width", "inner"],
+        configs=[Config("only", ROWS=4, num_warps=2)],
     ),
     Kernel(
         mamba1_step_project_kernel,
         args={
-            **dict(x="*f32", weight="*half", out="*half", wide_out="*f32"),
-            **dict(rows="i32", width="i32", x_row="i64", flags="i32"),
+            **dict(x="*f32", matrix="*i32", ahead="*u8", out="*half", wide_out="*f32"),
+            **dict(rows="i32", width="i32", x_row="i64", ahead_bytes="i32", flags="i32"),
         },
-        aligned=lambda _: [*_ALIGNED, "wide_out", "x_row"],
+        aligned=lambda _: ["x", "matrix", "ahead", "out", "wide_out", "rows", "width", "x_row"],
         shape=["rows"],
         configs=[
-            Config("few", when="rows <= 256", ROWS=1, BLOCK=1024, num_warps=4),
-            Config("many", ROWS=4, BLOCK=1024, num_warps=4),
+            Config("few", when="rows <= 1024", ROWS=2, num_warps=8),
+            Config("many", ROWS=4, num_warps=4),
         ],
     ),
     Kernel(
         mamba1_step_state_kernel,
         args={
             **dict.fromkeys(("low", "A", "D_skip", "xz", "state", "out"), "*f32"),
-            **dict(weight="*half", dt_bias="*half"),
-            **dict.fromkeys(("inner", "rank", "N", "flags"), "i32"),
-            **dict(state_row="i64"),
+            **dict(dt_proj="*i32", dt_bias="*half"),
+            **dict.fromkeys(("inner", "rank", "flags"), "i32"),
         },
-        aligned=lambda _: ["weight", "A", "state", "xz", "low", "out", "inner", "rank", "N", "state_row"],
-        configs=[Config("only", CHANNELS=16, STATES=16, BLOCK=64, num_warps=4)],
+        aligned=lambda _: ["dt_proj", "A", "state", "xz", "low", "out", "inner", "rank"],
+        configs=[Config("only", CHANNELS=16, num_warps=4)],
     ),
 ]

@@ -26,7 +26,8 @@ enum Flag : int32_t {
   kHasIndices = 8,
   kHasSeen = 16,
   kHasSequences = 32,
-  kGradient = 64
+  kGradient = 64,
+  kNarrowFilter = 128
 };
 
 // Filters up to this width have kernels of their own; wider ones loop over their taps.
@@ -336,8 +337,12 @@ Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, Optional
   Tensor out = s.single ? empty_on(x, {s.batch, s.channels}, x.scalar_type())
                         : empty_on(x, {s.batch, s.channels, s.length}, x.scalar_type());
   if (s.empty()) return out;
-  const Tensor filter = to_state_dtype(weight, ScalarType::Float);
-  const OptionalTensor offset = to_state_dtype(bias, ScalarType::Float);
+  // A step is too short for a conversion: what has the dtype of x is read as it is.
+  const bool narrow =
+      weight.scalar_type() == x.scalar_type() && (!bias || bias->scalar_type() == x.scalar_type());
+  const ScalarType read = narrow ? x.scalar_type() : ScalarType::Float;
+  const Tensor filter = to_state_dtype(weight, read);
+  const OptionalTensor offset = to_state_dtype(bias, read);
   const CausalConv1dUpdate::Key key{storage_of(x)};
   const auto& config = CausalConv1dUpdate::pick(key, {});
   CausalConv1dUpdate::Args args{};
@@ -362,7 +367,8 @@ Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, Optional
   args.seen_batch = cache_seqlens ? cache_seqlens->stride(0) : 0;
   args.indices_batch = conv_state_indices ? conv_state_indices->stride(0) : 0;
   args.flags = format_flag(x) | (silu ? kSilu : 0) | (bias ? kHasBias : 0) |
-               (conv_state_indices ? kHasIndices : 0) | (cache_seqlens ? kHasSeen : 0);
+               (conv_state_indices ? kHasIndices : 0) | (cache_seqlens ? kHasSeen : 0) |
+               (narrow ? kNarrowFilter : 0);
   CausalConv1dUpdate::launch(key, config, x.get_device_index(),
                              s.batch * ceil_div(s.channels, config.CHANNELS), args);
   return out;

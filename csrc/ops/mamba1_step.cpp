@@ -1,8 +1,11 @@
 // mamba1_step on CUDA: check, allocate, four launches. The kernels are csrc/kernels/mamba1_step.py.
 #include "ops/mamba1_step.h"
 
+#include <algorithm>
+
 #include "generated/mamba1_step.gen.h"
 #include "ops/launch_arguments.h"
+#include "runtime/launch.h"
 
 namespace mamba_aot::cuda {
 namespace {
@@ -12,11 +15,8 @@ using generated::Mamba1StepProject;
 using generated::Mamba1StepState;
 
 // Bits of the kernels' `flags`, the same as in csrc/kernels/mamba1_step.py.
-enum Flag : int32_t { kWideOut = 1, kHasResidual = 2, kHasBias = 4 };
-
-// Where the dtypes of residual and sum are in `flags`: as the norms have them, see
-// csrc/kernels/_norm_rows.py.
-constexpr int kResidualType = 8 + 2 * 2, kSumType = 8 + 2 * 3;
+enum Flag : int32_t { kHasResidual = 2, kHasBias = 4, kWideOut = 8 };
+constexpr int kResidualType = 16, kSumType = 18;
 
 int32_t dtype_code(const Tensor& t) {
   return t.scalar_type() == ScalarType::Half ? 1 : t.scalar_type() == ScalarType::BFloat16 ? 2 : 0;
@@ -41,23 +41,28 @@ void check_aligned(const char* name, const Tensor& t) {
         " must begin on a boundary of 16 bytes on CUDA. Pass ", name, ".clone().");
 }
 
-// out = weight x for each row of x, fp32 [batch, x_row]; out is fp32 or of the dtype of weight.
-void project(const Tensor& x, int64_t x_row, const Tensor& weight, const Tensor& out) {
+// out = weight x for each row of x, fp32 [batch, x_row]; out is fp32 or of the dtype of weight. Meanwhile the
+// weight that is needed later comes into L2.
+void project(const Tensor& x, int64_t x_row, const Tensor& weight, const OptionalTensor& later,
+             const Tensor& out) {
   const Mamba1StepProject::Key key{};
   const int64_t rows = weight.size(0);
   const auto& config = Mamba1StepProject::pick(key, {rows});
   const bool wide = out.scalar_type() == ScalarType::Float;
   Mamba1StepProject::Args args{};
   args.x = pointer(x);
-  args.weight = pointer(weight);
+  args.matrix = pointer(weight);
+  args.ahead = pointer(later);
+  // Half of the cache, for what runs meanwhile needs some of it.
+  const int64_t room = later ? runtime::l2_bytes(weight.get_device_index()) / 2 : 0;
+  args.ahead_bytes = later ? static_cast<int32_t>(std::min(2 * later->numel(), room)) : 0;
   args.out = wide ? nullptr : pointer(out);
   args.wide_out = wide ? pointer(out) : nullptr;
   args.rows = static_cast<int32_t>(rows);
   args.width = static_cast<int32_t>(weight.size(1));
   args.x_row = x_row;
   args.flags = format_flag(weight) | (wide ? kWideOut : 0);
-  const int64_t blocks = (rows + config.ROWS - 1) / config.ROWS;
-  Mamba1StepProject::launch(key, config, weight.get_device_index(), x.size(0) * blocks, args);
+  Mamba1StepProject::launch(key, config, weight.get_device_index(), x.size(0) * (rows / config.ROWS), args);
 }
 
 }  // namespace
@@ -88,35 +93,35 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
   Tensor y = empty_on(x, {s.batch, s.inner}, wide);
   const int32_t format = format_flag(x), device = x.get_device_index();
 
+
   const Mamba1StepIn::Key in_key{};
   const auto& in_config = Mamba1StepIn::pick(in_key, {});
   Mamba1StepIn::Args in{};
   in.x = pointer(x);
   in.residual = pointer(residual);
   in.norm_weight = pointer(norm_weight);
-  in.weight = pointer(in_proj);
+  in.in_proj = pointer(in_proj);
   in.conv_state = pointer(conv_state);
   in.conv_weight = pointer(conv_weight);
   in.conv_bias = pointer(conv_bias);
   in.sum_out = pointer(sum);
-  in.out = pointer(xz);
+  in.xz = pointer(xz);
   in.eps = static_cast<float>(eps);
   in.width = static_cast<int32_t>(s.width);
   in.inner = static_cast<int32_t>(s.inner);
   in.taps = static_cast<int32_t>(s.taps);
   in.kept = static_cast<int32_t>(s.kept);
-  in.conv_row = s.inner * s.kept;
   in.flags = format | (conv_bias ? kHasBias : 0) | dtype_code(sum) << kSumType |
              (residual ? kHasResidual | dtype_code(*residual) << kResidualType : 0);
   Mamba1StepIn::launch(in_key, in_config, device, s.batch * (2 * s.inner / in_config.ROWS), in);
 
-  project(xz, 2 * s.inner, x_proj, low);
+  project(xz, 2 * s.inner, x_proj, out_proj, low);
 
   const Mamba1StepState::Key state_key{};
   const auto& state_config = Mamba1StepState::pick(state_key, {});
   Mamba1StepState::Args step{};
   step.low = pointer(low);
-  step.weight = pointer(dt_proj);
+  step.dt_proj = pointer(dt_proj);
   step.dt_bias = pointer(dt_bias);
   step.A = pointer(A);
   step.D_skip = pointer(D);
@@ -125,12 +130,10 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
   step.out = pointer(y);
   step.inner = static_cast<int32_t>(s.inner);
   step.rank = static_cast<int32_t>(s.rank);
-  step.N = static_cast<int32_t>(s.state);
-  step.state_row = s.inner * s.state;
   step.flags = format;
   Mamba1StepState::launch(state_key, state_config, device, s.batch * (s.inner / state_config.CHANNELS), step);
 
-  project(y, s.inner, out_proj, out);
+  project(y, s.inner, out_proj, std::nullopt, out);
   return {out, sum};
 }
 

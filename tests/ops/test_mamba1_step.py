@@ -76,10 +76,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "2 taps": {"taps": 2, "kept": 1},
     "1 tap": {"taps": 1, "kept": 0},
     "large eps": {"eps": 0.5},
+    "more rows than the CPU's own product takes": {"batch": 9},
 }
 # What only the CPU takes.
 MORE: dict[str, dict[str, Any]] = {
     "float32": {"dtype": torch.float32, "residual": torch.float32},
+    "odd sizes, half": {"width": 7, "inner": 45, "rank": 3, "state": 5, "taps": 2, "kept": 1},
     "odd sizes": {"width": 7, "inner": 13, "rank": 3, "state": 5, "taps": 6, "kept": 5},
 }
 
@@ -156,25 +158,24 @@ def test_limits_on_cuda(changed: dict[str, Any], sentence: str) -> None:
         mamba1_step(**make_inputs(**changed, device="cuda"))
 
 
-def make_model(in_fp32: bool = False) -> MambaLM:
+def make_model(device: str, in_fp32: bool = False) -> MambaLM:
     torch.manual_seed(0)
     config = MambaLMConfig(3, 256, SSMConfig(d_model=256), layers="m", residual_in_fp32=in_fp32)
-    return MambaLM(config, device="cuda", dtype=torch.bfloat16).eval()
+    return MambaLM(config, device=device, dtype=torch.bfloat16).eval()
 
 
 def logits_of(model: MambaLM, steps: int = 6, rows: int = 2) -> tuple[Tensor, set[str]]:
     """Of some steps, and the names of the ops of this package that took them."""
-    ids = torch.arange(rows * steps, device="cuda").view(rows, steps) % 256
+    ids = torch.arange(rows * steps, device=model.device).view(rows, steps) % 256
     state = model.allocate_state(rows)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         logits = torch.stack([model.step(column, state) for column in ids.unbind(1)], dim=1)
     return logits, {e.key for e in profile.key_averages() if e.key.startswith("mamba_aot::")}
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("in_fp32", [False, True])
-def test_a_model_steps_as_its_modules_do(in_fp32: bool) -> None:
-    model = make_model(in_fp32)
+def test_a_model_steps_as_its_modules_do(in_fp32: bool, device: str) -> None:
+    model = make_model(device, in_fp32)
     fused, ops = logits_of(model)
     assert ops == {"mamba_aot::mamba1_step", "mamba_aot::rms_norm_fwd"}
     for layer in model.layers:
@@ -186,16 +187,15 @@ def test_a_model_steps_as_its_modules_do(in_fp32: bool) -> None:
     assert_close_to_fp64(fused.cpu(), plain.cpu(), truth, "logits")
 
 
-@pytest.mark.gpu
-def test_a_projection_of_another_kind_is_called() -> None:
+def test_a_projection_of_another_kind_is_called(device: str) -> None:
     class Doubled(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
             return 2 * super().forward(input)
 
-    model, other = make_model(), make_model()
+    model, other = make_model(device), make_model(device)
     for layer in other.layers:
         linear = layer.mixer.out_proj
-        layer.mixer.out_proj = Doubled(512, 256, bias=False, device="cuda", dtype=torch.bfloat16)
+        layer.mixer.out_proj = Doubled(512, 256, bias=False, device=device, dtype=torch.bfloat16)
         layer.mixer.out_proj.weight = linear.weight
     logits, ops = logits_of(other)
     assert "mamba_aot::mamba1_step" not in ops
