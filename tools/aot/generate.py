@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tools.aot import tree
+from tools.aot import tree, tuned
 from tools.aot.check import problems
 from tools.aot.emit import launchers, write_if_changed
 
@@ -21,6 +21,7 @@ def checked_kernels(root: Path, stem: str) -> list:
     found = problems(kernels)
     if found:
         raise tree.TableError("\n".join(f"csrc/kernels/{stem}.py: {problem}" for problem in found))
+    tuned.require(kernels, tuned.load(root))
     return kernels
 
 
@@ -38,11 +39,13 @@ def main() -> int:
     except tree.TableError as error:
         print(error, file=sys.stderr)
         return 1
-    header, source = launchers(arguments.stem, kernels, tree.targets(tree.chosen_archs(arguments.archs)))
+    targets = tree.targets(tree.chosen_archs(arguments.archs))
+    header, source = launchers(arguments.stem, kernels, targets, tuned.load(root))
     write_if_changed(arguments.out / f"{arguments.stem}.gen.h", header.encode())
     write_if_changed(arguments.out / f"{arguments.stem}.gen.cpp", source.encode())
-    templates = [p.relative_to(root) for p in sorted((root / "tools/aot/templates").glob("*.in"))]
-    sources = " ".join(path.as_posix() for path in [*tree.kernel_sources(root), *templates])
+    read = [*(root / "tools/aot/templates").glob("*.in"), *(root / "csrc/kernels/tuned").glob("*.json")]
+    others = sorted(path.relative_to(root) for path in read)
+    sources = " ".join(path.as_posix() for path in [*tree.kernel_sources(root), *others])
     (arguments.out / f"{arguments.stem}.d").write_text(
         f"{arguments.out}/{arguments.stem}.gen.cpp: {sources}\n"
     )
