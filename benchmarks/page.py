@@ -32,6 +32,8 @@ def conditions(record: dict[str, Any]) -> str:
         parts.append(f"driver {facts['driver']}")
     else:
         parts.append(f"{facts['threads']} threads")
+    if facts.get("threads_gain"):
+        parts.append(f"which make exponentials {facts['threads_gain']:.2f} times as fast as one")
     parts += [f"torch {facts['torch']}", f"copies move {facts['bandwidth'] / 1e9:.0f} GB/s"]
     parts.append(f"commit {facts['commit'][:12]}")
     return f"*{', '.join(parts)}; `{record['command']}`.*"
