@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-_API_VERSION = 1
+_API_VERSION = 2
 _OLDEST_TORCH = (2, 10)
 
 
@@ -145,6 +145,20 @@ def image(id: str) -> bytes:
 def build_info() -> dict[str, Any]:
     """What the library was built from: version, architectures, triton, ptxas, torch headers, compiler."""
     return json.loads(library().mamba_aot_build_info())
+
+
+def set_tuned(name: str, value: int | None) -> None:
+    """Sets a tuned number for the rest of the process; None gives the measured values back.
+
+    Raises:
+        KeyError: The library has no number of this name.
+        ValueError: The value is negative.
+    """
+    if value is not None and value < 0:
+        raise ValueError(f"set_tuned: value must be at least 0, got {value}")
+    asked = ctypes.c_int64(-1 if value is None else value)
+    if library().mamba_aot_set_tuned(name.encode(), asked):
+        raise KeyError(f"set_tuned: name must be one of csrc/kernels/tuned, got {name}")
 
 
 def preload(device: torch.device | str | int | None = None) -> None:

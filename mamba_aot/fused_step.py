@@ -35,7 +35,7 @@ def fused_step(
         return None
     if x.dtype not in (torch.float16, torch.bfloat16):
         return None
-    few_on_gpu = _on_gpu(x) and x.numel() <= MOST_ROWS_TIMES_WIDTH
+    few_on_gpu = x.is_cuda and x.numel() <= MOST_ROWS_TIMES_WIDTH
     if not (few_on_gpu or (x.is_cpu and x.shape[0] <= MOST_ROWS_ON_CPU)):
         return None
     if not (type(mixer) is Mamba1 and type(norm) is RMSNorm and isinstance(state, MambaState)):

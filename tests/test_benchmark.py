@@ -173,6 +173,20 @@ def test_bytes_of_a_convolution_by_hand() -> None:
     assert found["backward"] == floors.Cost(3 * sequence + 2 * weights, 2 * 24 * 20)
 
 
+def test_very_long_sequences_are_checked_at_a_shorter_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(correctness, "_CHECKED_STEPS", 16)
+    op = cases.op_of(make_work("causal_conv1d"))
+    lengths = []
+
+    def noted(**inputs):
+        lengths.append(inputs["x"].shape[2])
+        return op.function(**inputs)
+
+    monkeypatch.setitem(cases._TABLE, "causal_conv1d", cases.Op(noted, op.reference, op.axes))
+    correctness.check(make_work("causal_conv1d", "B1 D8 L999999"), CPU)
+    assert set(lengths) == {16}
+
+
 def test_floor_of_a_block_by_hand() -> None:
     """Where memory and exponentials are free, its 4 products count, three times with the backward."""
     work = make_work("block", "B2 L16 M32")

@@ -226,6 +226,7 @@ KERNELS = [
         axes=_AXES,
         skip=_one_half,
         aligned=_aligned("x", "out"),
+        tuned=["THREADS"],
         configs=_configs(dict(RUNS=4, CHANNELS=64, VECTOR=2, STEPS=8)),
     ),
     Kernel(
@@ -240,6 +241,7 @@ KERNELS = [
         axes=_AXES,
         skip=_one_half,
         aligned=_aligned("dout", "x", "dx"),
+        tuned=["THREADS"],
         configs=_configs(dict(RUNS=4, CHANNELS=64, VECTOR=2, STEPS=8)),
     ),
     Kernel(

@@ -303,18 +303,18 @@ def _aligned(*names: str):
 
 # ROWS is the number of lanes that SEGMENTS leave: where rows are few, several warps share a tile's segments.
 _CONFIGS = [
-    Config("complex_few", when="COMPLEX and rows < 16384", SEGMENTS=16, STEPS=8, ROWS=8, num_warps=4),
+    Config("complex_few", when="COMPLEX and rows < FEW", SEGMENTS=16, STEPS=8, ROWS=8, num_warps=4),
     Config("complex", when="COMPLEX", SEGMENTS=8, STEPS=8, ROWS=4, num_warps=1),
     Config(
         "columns_few",
-        when="LAYOUT == 'strided' and rows < 16384",
+        when="LAYOUT == 'strided' and rows < FEW",
         SEGMENTS=16,
         STEPS=16,
         ROWS=8,
         num_warps=4,
     ),
     Config("columns", when="LAYOUT == 'strided'", SEGMENTS=4, STEPS=16, ROWS=8, num_warps=1),
-    Config("few", when="rows < 16384", SEGMENTS=16, STEPS=16, ROWS=2, num_warps=1),
+    Config("few", when="rows < FEW", SEGMENTS=16, STEPS=16, ROWS=2, num_warps=1),
     Config("many", SEGMENTS=8, STEPS=16, ROWS=4, num_warps=1),
 ]
 
@@ -331,6 +331,7 @@ KERNELS = [
         skip=_no_need,
         aligned=_aligned("a", "b", "h"),
         shape=["rows"],
+        tuned=["FEW"],
         configs=_CONFIGS,
     ),
     Kernel(
@@ -346,6 +347,7 @@ KERNELS = [
         skip=_no_need,
         aligned=_aligned("dh", "a", "values", "da", "db"),
         shape=["rows"],
+        tuned=["FEW"],
         configs=_CONFIGS,
     ),
 ]

@@ -385,6 +385,7 @@ KERNELS = [
         axes=_AXES,
         aligned=_aligned(("dout", "dsum", "x", "residual", "z"), "dx", "dresidual", "dz", "planes"),
         shape=["G"],
+        tuned=["PROGRAMS"],
         configs=[
             Config("few", when="G <= 128", LOOP=False, ROWS=4, BLOCK=128, num_warps=4),
             _whole("small", 1024, 4),

@@ -363,9 +363,10 @@ KERNELS = [
         skip=lambda values: _no_need(values) or _plain(values),
         aligned=lambda values: [*_aligned(values, _FORWARD), "B", "C", "gate", "padded_length"],
         shape=["B", "D", "L"],
+        tuned=["FEW"],
         configs=[
             Config("complex", when="COMPLEX", SEGMENTS=4, STEPS=8, CHANNELS=8, num_warps=1),
-            Config("few", when="B * D < 6144", SEGMENTS=8, STEPS=16, CHANNELS=4, num_warps=1),
+            Config("few", when="B * D < FEW", SEGMENTS=8, STEPS=16, CHANNELS=4, num_warps=1),
             Config("many", SEGMENTS=4, STEPS=16, CHANNELS=8, num_warps=1),
         ],
     ),
@@ -381,9 +382,10 @@ KERNELS = [
         axes=dict(T=["f32", "half"], LAYOUT=["seq", "strided"]),
         aligned=lambda values: [*_aligned(values, _FORWARD), "B", "C", "padded_length"],
         shape=["B", "D", "L"],
+        tuned=["FEW"],
         configs=[
             Config(
-                "few", when="B * D < 6144", LANES=8, STATES=16, STEPS=64, CHANNELS=8, num_warps=2, maxnreg=128
+                "few", when="B * D < FEW", LANES=8, STATES=16, STEPS=64, CHANNELS=8, num_warps=2, maxnreg=128
             ),
             Config("many", LANES=4, STATES=16, STEPS=32, CHANNELS=16, num_warps=2, maxnreg=128),
         ],

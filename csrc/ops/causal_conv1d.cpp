@@ -73,12 +73,13 @@ typename Kernel::Key packed_key(const Tensor& x, Order order) {
 }
 
 // How many blocks of steps a thread walks along: many spare work, but a GPU wants some 10^5 threads.
-template <class Config>
-int64_t blocks_walked(const CausalConv1dSizes& s, const Config& config, int64_t most) {
-  constexpr int64_t kThreads = 1 << 16;
+template <class Kernel>
+int64_t blocks_walked(const CausalConv1dSizes& s, const Tensor& x, const typename Kernel::Config& config,
+                      int64_t most) {
+  const int64_t wanted = Kernel::THREADS(x.get_device_index());
   const int64_t threads = s.batch * ceil_div(s.channels, config.VECTOR) * ceil_div(s.length, config.STEPS);
   const int64_t all = ceil_div(s.length, config.RUNS * config.STEPS);
-  return std::max<int64_t>(1, std::min({threads / kThreads, all, most}));
+  return std::max<int64_t>(1, std::min({threads / wanted, all, most}));
 }
 
 // What the kernels over a sequence have in common.
@@ -172,7 +173,7 @@ Tensor narrow_forward(const CausalConv1dSizes& s, const Tensor& x, const Tensor&
   const auto& config = CausalConv1dFwd::pick(key, {});
   CausalConv1dFwd::Args args{};
   fill(args);
-  const int64_t blocks = blocks_walked(s, config, kForwardBlocks);
+  const int64_t blocks = blocks_walked<CausalConv1dFwd>(s, x, config, kForwardBlocks);
   args.blocks = static_cast<int32_t>(blocks);
   launch_forward<CausalConv1dFwd>(s, key, config, args, x, out, blocks * config.RUNS * config.STEPS);
   return out;
@@ -238,7 +239,7 @@ FilterSums narrow_backward(const CausalConv1dSizes& s, const Tensor& dout, const
   const auto& config = CausalConv1dBwd::pick(key, {});
   CausalConv1dBwd::Args args{};
   fill(args);
-  const int64_t blocks = blocks_walked(s, config, kBackwardBlocks);
+  const int64_t blocks = blocks_walked<CausalConv1dBwd>(s, x, config, kBackwardBlocks);
   args.blocks = static_cast<int32_t>(blocks);
   return launch_backward<CausalConv1dBwd>(s, key, config, args, x, dx, dstates, config.W + 1,
                                           blocks * config.RUNS * config.STEPS);

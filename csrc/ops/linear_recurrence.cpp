@@ -79,7 +79,7 @@ LinearRecurrenceOutputs linear_recurrence_fwd(Tensor a, Tensor b, OptionalTensor
   const bool row_wise =
       is_row_wise(h, strides[0]) && is_row_wise(a, strides[1]) && is_row_wise(b, strides[2]);
   const auto key = key_of<LinearRecurrenceFwd>(b, s, row_wise);
-  const auto& config = LinearRecurrenceFwd::pick(key, {s.rows});
+  const auto& config = LinearRecurrenceFwd::pick(key, {s.rows, b.get_device_index()});
   LinearRecurrenceFwd::Args args{};
   args.a = pointer(a);
   args.b = pointer(b);
@@ -119,7 +119,7 @@ LinearRecurrenceOutputs linear_recurrence_bwd(Tensor dh, OptionalTensor dlast_st
                         is_row_wise(a, strides[2]) && is_row_wise(values, strides[3]) &&
                         is_row_wise(dh, strides[4]);
   const auto key = key_of<LinearRecurrenceBwd>(values, s, row_wise);
-  const auto& config = LinearRecurrenceBwd::pick(key, {s.rows});
+  const auto& config = LinearRecurrenceBwd::pick(key, {s.rows, a.get_device_index()});
   LinearRecurrenceBwd::Args args{};
   args.dh = pointer(dh);
   args.a = pointer(a);

@@ -93,7 +93,6 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
   Tensor y = empty_on(x, {s.batch, s.inner}, wide);
   const int32_t format = format_flag(x), device = x.get_device_index();
 
-
   const Mamba1StepIn::Key in_key{};
   const auto& in_config = Mamba1StepIn::pick(in_key, {});
   Mamba1StepIn::Args in{};

@@ -33,8 +33,6 @@ enum Position { kWeight, kBias, kResidual, kSum };
 constexpr int64_t kWholeForward = 8192;
 constexpr int64_t kWholeBackward = 4096;
 
-// The backward has about this many programs: a few for every multiprocessor, each with a plane of sums.
-constexpr int64_t kPrograms = 512;
 // A program adds up at most this many rows in one fp32 number; more would cost digits.
 constexpr int64_t kRowsInOneSum = 256;
 
@@ -191,7 +189,10 @@ RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x
   const bool whole = in.rows && s.group_size <= kWholeBackward && gs.rows && ss.rows;
   const RmsNormBwd::Key key{storage_of(dout), whole ? Layout::rows : Layout::strided};
   const auto& config = RmsNormBwd::pick(key, {s.group_size});
-  const int64_t wanted = std::clamp<int64_t>(ceil_div(s.all_rows() * s.groups, kPrograms), 1, kRowsInOneSum);
+  // About this many programs: a few for every multiprocessor, each with a plane of sums.
+  const int64_t programs_wanted = RmsNormBwd::PROGRAMS(dout.get_device_index());
+  const int64_t wanted =
+      std::clamp<int64_t>(ceil_div(s.all_rows() * s.groups, programs_wanted), 1, kRowsInOneSum);
   const int64_t rows_a_program = ceil_div(wanted, config.ROWS) * config.ROWS;
   const int64_t blocks = ceil_div(s.all_rows(), rows_a_program);
   Tensor planes = empty_on(dout, {blocks, bias ? 2 : 1, s.channels}, ScalarType::Float);

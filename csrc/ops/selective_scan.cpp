@@ -206,7 +206,7 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
   // A program takes some channels of a group, of one row of work.
   const auto launch = [&](auto kernel, const auto& key, auto& args) {
     using Kernel = decltype(kernel);
-    const auto& config = Kernel::pick(key, {s.rows, s.channels, s.length});
+    const auto& config = Kernel::pick(key, {s.rows, s.channels, s.length, u.get_device_index()});
     put_common(args, s, in, with);
     args.out = pointer(out);
     args.initial_state = pointer(state);

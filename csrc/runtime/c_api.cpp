@@ -6,6 +6,7 @@
 
 #include "runtime/driver.h"
 #include "runtime/launch.h"
+#include "runtime/tuned.h"
 #include "runtime/variant.h"
 
 using mamba_aot::runtime::Family;
@@ -14,7 +15,7 @@ using mamba_aot::runtime::ImageSet;
 using mamba_aot::runtime::kFamilies;
 using mamba_aot::runtime::kFamilyCount;
 
-int32_t mamba_aot_api_version(void) { return 1; }
+int32_t mamba_aot_api_version(void) { return 2; }
 
 int32_t mamba_aot_image_count(void) {
   int32_t count = 0;
@@ -53,6 +54,10 @@ int32_t mamba_aot_get_image(int32_t index, mamba_aot_image* image) {
 }
 
 const char* mamba_aot_build_info(void) { return mamba_aot::runtime::kBuildInfo; }
+
+int32_t mamba_aot_set_tuned(const char* name, int64_t value) {
+  return mamba_aot::runtime::TunedNumber::set(name, value) ? 0 : 1;
+}
 
 int32_t mamba_aot_preload(int32_t device, char* message, uint64_t size) {
   try {

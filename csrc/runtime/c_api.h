@@ -40,6 +40,10 @@ MAMBA_AOT_API const char* mamba_aot_build_info(void);
    sentence of at most `size` bytes in `message`. */
 MAMBA_AOT_API int32_t mamba_aot_preload(int32_t device, char* message, uint64_t size);
 
+/* Sets a tuned number, such as "causal_conv1d_fwd.THREADS", for the rest of the process; a negative value
+   gives the measured ones back. 0 on success, 1 when there is no number of this name. For tools.aot tune. */
+MAMBA_AOT_API int32_t mamba_aot_set_tuned(const char* name, int64_t value);
+
 #ifdef __cplusplus
 }
 #endif

@@ -33,6 +33,12 @@ std::mutex& loading() {
   return *mutex;
 }
 
+void require_index(const char* what, int32_t device) {
+  if (device >= 0 && device < kMaxDevices) return;
+  throw std::runtime_error(std::string(what) + ": the device index must lie in [0, " +
+                           std::to_string(kMaxDevices) + "), got " + std::to_string(device));
+}
+
 std::string list_of(const Family& family) {
   std::string text;
   for (int32_t i = 0; i < family.set_count; ++i) {
@@ -94,14 +100,7 @@ const Loaded* load(const Driver& api, Variant& variant, int32_t device) {
   const std::lock_guard<std::mutex> lock(loading());
   if (const Loaded* other = variant.loaded[device].load(std::memory_order_acquire)) return other;
   const Handle context = primary_context(api, device);
-  int ordinal = 0;
-  int major = 0;
-  int minor = 0;
-  Status status = api.device_get(&ordinal, device);
-  if (status == 0) status = api.device_attribute(&major, kComputeCapabilityMajor, ordinal);
-  if (status == 0) status = api.device_attribute(&minor, kComputeCapabilityMinor, ordinal);
-  if (status != 0) fail(api, status, "mamba_aot: reading the compute capability", device);
-  const int32_t arch = 10 * major + minor;
+  const int32_t arch = arch_of(device);
   const std::string where = device_text(api, device, arch);
   const ImageSet* set = choose(*variant.family, arch);
   if (set == nullptr) {
@@ -115,7 +114,11 @@ const Loaded* load(const Driver& api, Variant& variant, int32_t device) {
   const ContextScope scope(api, context, device);
   const Handle kernel = load_kernel(api, image, set->ptx, where);
   if (image.shared_bytes > kSharedBytesWithoutAsking) {
-    status = api.kernel_attribute(kMaxDynamicSharedBytes, image.shared_bytes, kernel, ordinal);
+    int ordinal = 0;
+    Status status = api.device_get(&ordinal, device);
+    if (status == 0) {
+      status = api.kernel_attribute(kMaxDynamicSharedBytes, image.shared_bytes, kernel, ordinal);
+    }
     if (status != 0) {
       fail(api, status,
            std::string(image.id) + ": asking for " + std::to_string(image.shared_bytes) +
@@ -125,7 +128,7 @@ const Loaded* load(const Driver& api, Variant& variant, int32_t device) {
   }
   // Materialises the code now: PTX is compiled here, and no first use falls into a graph capture.
   Handle function = nullptr;
-  status = api.kernel_function(&function, kernel);
+  const Status status = api.kernel_function(&function, kernel);
   if (status != 0) fail(api, status, std::string(image.id) + ": preparing the kernel", device);
   auto* loaded = new Loaded{function, context, static_cast<unsigned>(32 * image.num_warps),
                             static_cast<unsigned>(image.shared_bytes)};
@@ -134,10 +137,7 @@ const Loaded* load(const Driver& api, Variant& variant, int32_t device) {
 }
 
 const Loaded* ready(const Driver& api, Variant& variant, int32_t device) {
-  if (device < 0 || device >= kMaxDevices) {
-    throw std::runtime_error(std::string(variant.name) + ": the device index must lie in [0, " +
-                             std::to_string(kMaxDevices) + "), got " + std::to_string(device));
-  }
+  require_index(variant.name, device);
   const Loaded* loaded = variant.loaded[device].load(std::memory_order_acquire);
   return loaded != nullptr ? loaded : load(api, variant, device);
 }
@@ -166,6 +166,20 @@ void launch(Variant& variant, int32_t device, uint64_t grid_x, void** parameters
     fail(api, status, std::string(variant.name) + ": launching " + std::to_string(grid_x) + " programs",
          device);
   }
+}
+
+int32_t arch_of(int32_t device) {
+  static std::atomic<int32_t> known[kMaxDevices];
+  require_index("mamba_aot", device);
+  if (const int32_t arch = known[device].load(std::memory_order_relaxed)) return arch;
+  const Driver& api = driver();
+  int ordinal = 0, major = 0, minor = 0;
+  Status status = api.device_get(&ordinal, device);
+  if (status == 0) status = api.device_attribute(&major, kComputeCapabilityMajor, ordinal);
+  if (status == 0) status = api.device_attribute(&minor, kComputeCapabilityMinor, ordinal);
+  if (status != 0) fail(api, status, "mamba_aot: reading the compute capability", device);
+  known[device].store(10 * major + minor, std::memory_order_relaxed);
+  return 10 * major + minor;
 }
 
 void preload(Variant& variant, int32_t device) { ready(driver(), variant, device); }

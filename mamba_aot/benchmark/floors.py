@@ -2,6 +2,7 @@
 their unit.
 """
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mamba_aot.benchmark.shapes import Work
-from mamba_aot.benchmark.timing import Call, time_replays
+from mamba_aot.benchmark.timing import Call, on_one_thread, time_replays
 
 # Exponentials that a streaming multiprocessor's special-function unit makes in a clock.
 _EXPONENTIALS_A_CLOCK = 16
@@ -21,14 +22,16 @@ class Chip:
     """Speeds of a device a second, None where one isn't known.
 
     Args:
-        bandwidth: Bytes that a copy reads and writes.
+        bandwidth: Bytes that a copy reads and writes; on a CPU one into new memory.
         exponentials: Of float32.
         operations: Multiplications and additions of a large product of bfloat16 matrices.
+        threads_gain: Of a CPU: how much faster all its threads make exponentials than one does.
     """
 
     bandwidth: float
     exponentials: float | None = None
     operations: float | None = None
+    threads_gain: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,7 @@ def measure_chip(device: torch.device, clock_mhz: float | None) -> Chip:
     On a GPU exponentials are counted, at `clock_mhz`, its highest clock, if that is known.
     """
     if device.type == "cpu":
-        source, target = torch.ones(2**26), torch.zeros(2**26)
-        copied = _median_s(lambda: target.copy_(source), device)
-        # Small enough for the cache, large enough for all threads.
-        values, results = torch.linspace(-8, 0, 2**16), torch.zeros(2**16)
-        made = _median_s(lambda: [torch.exp(values, out=results) for _ in range(50)], device) / 50
-        return Chip(2 * source.nbytes / copied, len(values) / made)
+        return _measure_cpu()
     source, target = torch.ones(2**28, device=device), torch.zeros(2**28, device=device)
     copied = _median_s(lambda: target.copy_(source), device)
     size = 8192
@@ -68,6 +66,31 @@ def measure_chip(device: torch.device, clock_mhz: float | None) -> Chip:
     units = torch.cuda.get_device_properties(device).multi_processor_count
     rate = units * _EXPONENTIALS_A_CLOCK * clock_mhz * 1e6 if clock_mhz else None
     return Chip(2 * source.nbytes / copied, rate, 2 * size**3 / multiplied)
+
+
+def _measure_cpu() -> Chip:
+    """By the fastest of many short rounds: what other programs take is no floor."""
+    source = torch.ones(2**24)
+    # Into new memory, as results are: the system hands that out page by page, which takes longer than the copy.
+    copied = _least_s(source.clone, 10)
+    # In the cache of one core.
+    values, results = torch.linspace(-8, 0, 2**15), torch.zeros(2**15)
+    threads = torch.get_num_threads()
+    alone = _least_s(on_one_thread(lambda: torch.exp(values, out=results)), 200)
+    many = values.repeat(threads)
+    together = _least_s(lambda: torch.exp(many, out=results.resize_(len(many))), 200)
+    gain = threads * alone / together
+    return Chip(2 * source.nbytes / copied, gain * len(values) / alone, threads_gain=gain)
+
+
+def _least_s(call: Call, rounds: int) -> float:
+    call()
+    times = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return min(times)
 
 
 def _median_s(call: Call, device: torch.device) -> float:

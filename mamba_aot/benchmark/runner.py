@@ -133,6 +133,15 @@ def _calls_that_run(
     return calls
 
 
+def timed_calls(
+    function: Callable[..., Any], inputs: dict[str, Any], backward: bool, device: torch.device
+) -> list[timing.Call]:
+    """Calls of one direction, as many as it takes to find the arguments in memory and not in the cache."""
+    touched = sum(value.nbytes for value in inputs.values() if isinstance(value, Tensor))
+    make = _backward_call if backward else _forward_call
+    return [make(function, copy) for copy in _copies(inputs, touched, device)]
+
+
 def _forward_call(function: Callable[..., Any], inputs: dict[str, Any]) -> timing.Call:
     def call() -> None:
         with torch.no_grad():

@@ -1,5 +1,6 @@
 """What can be timed: one piece of work, and how it is written."""
 
+import dataclasses
 import re
 from dataclasses import dataclass
 
@@ -44,6 +45,11 @@ class Work:
     @property
     def dims(self) -> dict[str, int]:
         return dict(self.sizes)
+
+    def no_longer_than(self, steps: int) -> "Work":
+        """The same of at most so many steps."""
+        sizes = tuple((name, min(size, steps) if name == "L" else size) for name, size in self.sizes)
+        return dataclasses.replace(self, sizes=sizes)
 
     @property
     def label(self) -> str:

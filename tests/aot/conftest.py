@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.aot import tree
+from tools.aot import tree, tuned
 from tools.aot.build import build
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -23,6 +23,7 @@ def _make_checkout(folder: Path) -> Path:
         shutil.copytree(tree.ROOT / "csrc" / name, folder / "csrc" / name)
     shutil.copy(FIXTURES / "probe.cpp", folder / "csrc")
     shutil.copy(tree.ROOT / "pyproject.toml", folder)
+    tuned.save(folder, 90, {"reverse.FILLING": 132}, {"device": "none"})
     return folder
 
 

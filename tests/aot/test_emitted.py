@@ -8,12 +8,13 @@ import fake_kernels
 
 from tools.aot import tree
 from tools.aot.emit import directory, launchers
+from tools.aot.spec import Config
 
 TARGETS = tree.targets([80, 90])
 
 
 def emitted() -> tuple[str, str]:
-    return launchers("scan", [fake_kernels.scan()], TARGETS)
+    return launchers("scan", [fake_kernels.scan()], TARGETS, {})
 
 
 def test_the_header_reads_like_the_table():
@@ -47,6 +48,19 @@ def test_the_source_holds_rules_and_table():
         "      &arguments.u, &arguments.out, &arguments.length, &arguments.scale, &kNoScratch, &kNoScratch,",
     ):
         assert line in source.splitlines(), f"{line}\n{source}"
+
+
+def test_a_rule_asks_for_the_number_of_the_device():
+    configs = [Config("few", when="B * D < FEW", TILE=16), Config("many", TILE=8)]
+    kernel = fake_kernels.scan(configs=configs, tuned=["FEW"])
+    header, source = launchers("scan", [kernel], TARGETS, {90: {"scan.FEW": 7}, 80: {"scan.FEW": 5}})
+    assert "  static int64_t FEW(int32_t device);" in header.splitlines()
+    assert "    int32_t device = 0;" in header.splitlines()
+    assert 'runtime::TunedNumber kScanFew("scan.FEW", {{80, 5}, {90, 7}});' in source.splitlines()
+    assert (
+        "  if ((shape.B * shape.D) < FEW(shape.device)) return kScanConfigs[0];  // few"
+        in source.splitlines()
+    )
 
 
 def test_a_compiler_takes_it_without_a_warning(tmp_path: Path):

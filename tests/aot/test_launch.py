@@ -158,6 +158,21 @@ def test_pick_follows_the_rules(checkout: Path, fakes: Path):
 
 
 @pytest.mark.parametrize(
+    ("capability", "expected"), [("90", 132), ("80", 108), ("87", 84), ("103", 148), ("75", 108)]
+)
+def test_a_tuned_number_is_that_of_the_gpu(checkout: Path, fakes: Path, capability: str, expected: int):
+    """Or of the nearest older architecture; until it is set, and again after that."""
+    read = "print('tuned', native.mamba_aot_probe_tuned(1))"
+    setting = "native.mamba_aot_set_tuned(b'{}', ctypes.c_int64({}))"
+    program = f"{read}; {setting.format('reverse.FILLING', 7)}; {read}; "
+    program += f"{setting.format('reverse.FILLING', -1)}; {read}; "
+    program += f"print('unknown', {setting.format('reverse.OTHER', 7)})"
+    lines = run(checkout, fakes, program, FAKE_CAPABILITY=capability)
+    told = [line for line in lines if line.startswith(("tuned", "unknown"))]
+    assert told == [f"tuned {expected}", "tuned 7", f"tuned {expected}", "unknown 1"]
+
+
+@pytest.mark.parametrize(
     ("program", "setting", "sentence"),
     [
         ("axpy()", dict(driver=False), "CUDA ops need NVIDIA's driver, but libcuda.so.1 could not be loaded"),

@@ -1,11 +1,11 @@
-"""`python -m tools.aot list | check | preview <kernel> | build`: the compiler of the variant tables."""
+"""`python -m tools.aot list | check | preview <kernel> | build | tune`: compiles the variant tables."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from tools.aot import tree
+from tools.aot import tree, tuned
 from tools.aot.build import BuildError, build, install
 from tools.aot.emit import launchers
 from tools.aot.generate import checked_kernels
@@ -62,7 +62,7 @@ def _preview(arguments: argparse.Namespace) -> int:
             continue
         for kernel in chosen:
             _describe(kernel)
-        for text in launchers(stem, chosen, tree.targets(tree.chosen_archs(None))):
+        for text in launchers(stem, chosen, tree.targets(tree.chosen_archs(None)), tuned.load(tree.ROOT)):
             print(f"\n{text}", end="")
         return 0
     print(f"tools.aot: no kernel is called {arguments.kernel}; there are {_known()}", file=sys.stderr)
@@ -78,6 +78,14 @@ def _build(arguments: argparse.Namespace) -> int:
     libraries = build(tree.ROOT, tree.chosen_archs(arguments.archs), verbose=arguments.verbose)
     install(libraries, tree.ROOT / "mamba_aot")
     return 0
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    """Times what csrc/kernels/tuned decides about on this GPU and writes the best numbers there."""
+    # Its ops need the built library, which all other commands do without.
+    from tools.aot import tune
+
+    return tune.run(arguments.numbers, write=not arguments.dry_run)
 
 
 def main() -> int:
@@ -96,6 +104,10 @@ def main() -> int:
     )
     make.add_argument("--verbose", action="store_true", help="print every command")
     make.set_defaults(run=_build)
+    choose = commands.add_parser("tune", help=_tune.__doc__)
+    choose.add_argument("numbers", nargs="*", help="such as causal_conv1d_fwd.THREADS; default: all")
+    choose.add_argument("--dry-run", action="store_true", help="write nothing")
+    choose.set_defaults(run=_tune)
     arguments = parser.parse_args()
     try:
         return arguments.run(arguments)

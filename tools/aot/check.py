@@ -14,6 +14,7 @@ from tools.aot.spec import DTYPES, OPTIONS, POINTEES, SCALARS, Kernel, camel
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _CONFIG_NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
+_TUNED_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 # Words of C++ that a Python parameter may well be called.
 _RESERVED = frozenset(keyword.kwlist) | {
     *(
@@ -103,6 +104,9 @@ def _axes(kernel: Kernel) -> Iterator[str]:
                 yield f"axis {axis} would be both a type and a member in C++; write it in capitals"
     for shared in sorted(set(kernel.axes) & set(kernel.shape)):
         yield f"{shared} is an axis and a shape name; rename one"
+    for name in kernel.tuned:
+        if not _TUNED_NAME.fullmatch(name) or name in {*kernel.axes, *kernel.shape}:
+            yield f"tuned {name} must be in capitals, and no axis or shape name; rename it"
 
 
 def _configs(kernel: Kernel) -> Iterator[str]:
@@ -194,7 +198,7 @@ def _arguments(kernel: Kernel) -> Iterator[str]:
 
 
 def _rules(kernel: Kernel) -> Iterator[str]:
-    known = set(kernel.shape) | set(kernel.axes)
+    known = {*kernel.shape, *kernel.axes, *kernel.tuned}
     for config in kernel.configs:
         if config.when is None:
             continue
@@ -202,7 +206,7 @@ def _rules(kernel: Kernel) -> Iterator[str]:
             for name in sorted(rules.names(config.when) - known):
                 yield (
                     f"config {config.name}: the rule {config.when!r} uses {name}, "
-                    "which is neither a shape name nor an axis; "
+                    "which is neither a shape name nor an axis nor tuned; "
                     f"add it to shape, or take one of {', '.join(sorted(known))}"
                 )
             if rules.names(config.when) <= known:

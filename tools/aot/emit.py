@@ -13,6 +13,7 @@ from tools.aot import rules
 from tools.aot.image import Image
 from tools.aot.spec import DEFAULT_OPTIONS, OPTIONS, SCALARS, Kernel, camel
 from tools.aot.tree import Target
+from tools.aot.tuned import Values
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -101,13 +102,41 @@ def _declaration(kernel: Kernel) -> str:
         arguments=_struct("Args", [_argument(kernel, name) for name in kernel.runtime_parameters]),
         enums="".join(f"  {line}\n\n" for line in enums),
         key=_struct("Key", [f"{_axis_type(kernel, axis)} {axis};" for axis in kernel.axes]),
-        shape=_struct("Shape", [f"int64_t {name} = 0;" for name in kernel.shape]),
+        shape=_struct("Shape", [*(f"int64_t {name} = 0;" for name in kernel.shape), *_asked_of(kernel)]),
+        tuned="".join(_tuned_declaration(name) for name in kernel.tuned),
         config=_struct("Config", [f"{kind} {name};" for name, kind in _config_members(kernel).items()]),
     )
 
 
+def _asked_of(kernel: Kernel) -> list[str]:
+    return ["int32_t device = 0;"] if kernel.tuned else []
+
+
+def _tuned_declaration(name: str) -> str:
+    return f"  // Measured: csrc/kernels/tuned.\n  static int64_t {name}(int32_t device);\n\n"
+
+
+def _tuned_definitions(kernel: Kernel, numbers: Values) -> str:
+    """A slot for each tuned number, with its value on every architecture, and the function that reads it."""
+    text = ""
+    for name in kernel.tuned:
+        full = f"{kernel.op}.{name}"
+        listed = ", ".join(f"{{{arch}, {of[full]}}}" for arch, of in sorted(numbers.items()) if full in of)
+        slot = f"k{kernel.struct}{camel(name)}"
+        text += (
+            f"\nnamespace {{\nruntime::TunedNumber {slot}({_quoted(full)}, {{{listed}}});\n}}  // namespace\n"
+        )
+        text += f"\nint64_t {kernel.struct}::{name}(int32_t device) {{ return {slot}.on(device); }}\n"
+    return text
+
+
 def rule_in_cpp(kernel: Kernel, rule: str) -> str:
-    names = {**{n: f"shape.{n}" for n in kernel.shape}, **{axis: f"key.{axis}" for axis in kernel.axes}}
+    tuned = {name: f"{name}(shape.device)" for name in kernel.tuned}
+    names = {
+        **tuned,
+        **{n: f"shape.{n}" for n in kernel.shape},
+        **{axis: f"key.{axis}" for axis in kernel.axes},
+    }
     enums = {a: _axis_type(kernel, a) for a in kernel.axes if kernel.axis_kind(a) in ("dtype", "str")}
     return rules.to_cpp(rule, names, enums)
 
@@ -160,7 +189,7 @@ def _key_text(kernel: Kernel) -> list[str]:
     return lines
 
 
-def _definition(kernel: Kernel, stem: str, first: int) -> str:
+def _definition(kernel: Kernel, stem: str, first: int, numbers: Values) -> str:
     steps = []
     for axis, values in kernel.axes.items():
         listed = ", ".join(_axis_literal(kernel, axis, value) for value in values)
@@ -184,16 +213,19 @@ def _definition(kernel: Kernel, stem: str, first: int) -> str:
         key="key" if "key." in uses else "/*key*/",
         shape="shape" if "shape." in uses else "/*shape*/",
         pick=_indented(pick, 2),
+        tuned=_tuned_definitions(kernel, numbers),
         addresses=_wrapped([f"&arguments.{n}" for n in kernel.runtime_parameters] + ["&kNoScratch"] * 2, 6),
     )
 
 
-def launchers(stem: str, kernels: Sequence[Kernel], targets: Sequence[Target]) -> tuple[str, str]:
-    """The header and the source of the launchers; `targets` are those that images are built for."""
+def launchers(
+    stem: str, kernels: Sequence[Kernel], targets: Sequence[Target], numbers: Values
+) -> tuple[str, str]:
+    """The header and the source of the launchers, for images of `targets`; `numbers` are the tuned ones."""
     header = _fill("stem.h.in", stem=stem, structs="\n".join(map(_declaration, kernels)))
     definitions, first = [], 0
     for kernel in kernels:
-        definitions.append(_definition(kernel, stem, first))
+        definitions.append(_definition(kernel, stem, first, numbers))
         first += len(kernel.variants)
     name = camel(stem)
     sets = [f"{{{t.arch}, {_literal(t.ptx)}, k{name}_{t.name}}}," for t in targets]

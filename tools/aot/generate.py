@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tools.aot import tree
+from tools.aot import tree, tuned
 from tools.aot.check import problems
 from tools.aot.emit import launchers, write_if_changed
 
@@ -21,6 +21,7 @@ def checked_kernels(root: Path, stem: str) -> list:
     found = problems(kernels)
     if found:
         raise tree.TableError("\n".join(f"csrc/kernels/{stem}.py: {problem}" for problem in found))
+    tuned.require(kernels, tuned.load(root))
     return kernels
 
 
@@ -34,10 +35,11 @@ def main() -> int:
     root = Path.cwd()
     stems = tree.stems(root)
     targets = tree.targets(tree.chosen_archs(arguments.archs))
+    numbers = tuned.load(root)
     failed = False
     for stem in stems:
         try:
-            header, source = launchers(stem, checked_kernels(root, stem), targets)
+            header, source = launchers(stem, checked_kernels(root, stem), targets, numbers)
         except tree.TableError as error:
             print(error, file=sys.stderr)
             failed = True
@@ -46,8 +48,9 @@ def main() -> int:
         write_if_changed(arguments.out / f"{stem}.gen.cpp", source.encode())
     if failed:
         return 1
-    templates = [p.relative_to(root) for p in sorted((root / "tools/aot/templates").glob("*.in"))]
-    sources = " ".join(path.as_posix() for path in [*tree.kernel_sources(root), *templates])
+    read = [*(root / "tools/aot/templates").glob("*.in"), *(root / "csrc/kernels/tuned").glob("*.json")]
+    others = sorted(path.relative_to(root) for path in read)
+    sources = " ".join(path.as_posix() for path in [*tree.kernel_sources(root), *others])
     (arguments.out / "launchers.d").write_text(f"{arguments.out}/{stems[0]}.gen.cpp: {sources}\n")
     return 0
 

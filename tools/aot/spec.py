@@ -98,6 +98,7 @@ class Kernel:
             pointers).
         configs: the ways to run it, tried in order.
         shape: the names that the rules of `configs` may use.
+        tuned: names of numbers that rules and C++ may use, whose values lie in `csrc/kernels/tuned`.
     """
 
     function: Any
@@ -107,6 +108,7 @@ class Kernel:
     aligned: Callable[[Mapping[str, Any]], Sequence[str]] = _nothing_aligned
     configs: Sequence[Config] = (Config("only"),)
     shape: Sequence[str] = ()
+    tuned: Sequence[str] = ()
 
     @cached_property
     def op(self) -> str:

@@ -1,0 +1,143 @@
+"""Chooses the numbers of `csrc/kernels/tuned` on the GPU at hand.
+
+Each number is set to each of a few values, and the ops that it decides about are timed at shapes on both
+sides of it. The value is taken whose times lie, in the geometric mean, closest to the best of each shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mamba_aot import _native
+from mamba_aot.benchmark import cases, correctness, machine, timing
+from mamba_aot.benchmark.runner import timed_calls
+from mamba_aot.benchmark.shapes import Work, make_work
+from tools.aot import tree, tuned
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What decides about a number: the values to try, and the works to time, in one direction."""
+
+    values: Sequence[int]
+    works: Sequence[Work]
+    backward: bool = False
+
+
+def _channels(dtype: str) -> list[Work]:
+    sizes = [(1, 512), (1, 2048), (1, 5120), (4, 2048), (8, 1024), (8, 2048)]
+    return [make_work("selective_scan", f"B{batch} D{dim} L2048", dtype) for batch, dim in sizes]
+
+
+def _complex() -> list[Work]:
+    sizes = [(1, 512), (1, 4096), (8, 1024), (8, 2048)]
+    return [make_work("selective_scan", f"B{batch} D{dim} L2048 N4") for batch, dim in sizes]
+
+
+def _rows() -> list[Work]:
+    sizes = [(1, 1024), (4, 1024), (8, 1024), (12, 1024), (16, 1024), (32, 1024)]
+    return [make_work("linear_recurrence", f"B{batch} D{dim} L2048", "float32") for batch, dim in sizes]
+
+
+def _convolutions() -> list[Work]:
+    shapes = ("B1 D2048 L2048", "B8 D1024 L2048", "B8 D5120 L2048")
+    return [
+        make_work("causal_conv1d", shape, layout=layout) for shape in shapes for layout in ("seq", "channel")
+    ]
+
+
+def _norms() -> list[Work]:
+    return [make_work("rms_norm", shape) for shape in ("B1 L2048 D2048", "B8 L2048 D768", "B8 L2048 D2048")]
+
+
+# Of numbers that count rows or channels: values between the shapes, and never and always.
+_FEW = (0, 1024, 3072, 6144, 8192, 12288, 1 << 20)
+_FILLING = tuple(1 << power for power in range(14, 20))
+PROBES = {
+    "selective_scan_fwd.FEW": Probe(_FEW, _complex()),
+    "selective_scan_plain_fwd.FEW": Probe(_FEW, _channels("bfloat16")),
+    "linear_recurrence_fwd.FEW": Probe((0, 2048, 6144, 10240, 16384, 24576, 1 << 20), _rows()),
+    "linear_recurrence_bwd.FEW": Probe((0, 2048, 6144, 10240, 16384, 24576, 1 << 20), _rows(), backward=True),
+    "causal_conv1d_fwd.THREADS": Probe(_FILLING, _convolutions()),
+    "causal_conv1d_bwd.THREADS": Probe(_FILLING, _convolutions(), backward=True),
+    "rms_norm_bwd.PROGRAMS": Probe((128, 256, 512, 1024, 2048, 4096), _norms(), backward=True),
+}
+
+
+def tune(names: Sequence[str]) -> dict[str, int]:
+    """Times, prints and gives the best value of each number.
+
+    Raises:
+        TableError: There is no GPU, or no number of that name.
+        AssertionError: An op is wrong with one of the values.
+    """
+    if not torch.cuda.is_available():
+        raise tree.TableError(f"tune needs a GPU that torch can use, torch {torch.__version__} finds none")
+    for name in names:
+        if name not in PROBES:
+            raise tree.TableError(f"tune: there is no number {name}; there are {', '.join(PROBES)}")
+    device = torch.device("cuda", torch.cuda.current_device())
+    best = {}
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for name in names or PROBES:
+            best[name] = _best(name, PROBES[name], device)
+    return best
+
+
+def _best(name: str, probe: Probe, device: torch.device) -> int:
+    times = {}
+    try:
+        for value in probe.values:
+            _native.set_tuned(name, value)
+            correctness.check(probe.works[0], device)
+            times[value] = [_time(work, probe.backward, device) for work in probe.works]
+    finally:
+        _native.set_tuned(name, None)
+    fastest = [min(column) for column in zip(*times.values(), strict=True)]
+    print(f"{name}: {', '.join(f'{work.label} {work.layout}' for work in probe.works)}")
+    shares = {}
+    for value, row in times.items():
+        ratios = [time / least for time, least in zip(row, fastest, strict=True)]
+        shares[value] = math.prod(ratios) ** (1 / len(ratios))
+        print(
+            f"  {value:>8}  {shares[value]:.3f}  {' '.join(f'{time * 1e3:8.1f}' for time in row)} us",
+            flush=True,
+        )
+    best = min(shares, key=lambda value: shares[value])
+    print(f"  takes {best}")
+    return best
+
+
+def _time(work: Work, backward: bool, device: torch.device) -> float:
+    with torch.no_grad():
+        inputs = cases.enlarge(work, cases.sample(work), device)
+    calls = timed_calls(cases.op_of(work).function, inputs, backward, device)
+    return timing.time_interleaved({"": calls}, device)[""]
+
+
+def measured_on() -> dict[str, str]:
+    """What goes into the file beside the values."""
+    facts = machine.collect(torch.device("cuda", torch.cuda.current_device()))
+    return {key: str(facts[key]) for key in ("device", "driver", "torch", "commit")}
+
+
+def run(names: Sequence[str], write: bool) -> int:
+    """Tunes all numbers or those of `names`, and writes the files unless `write` is false."""
+    best = tune(names)
+    major, minor = torch.cuda.get_device_capability()
+    arch = 10 * major + minor
+    if not write:
+        return 0
+    if arch not in tree.ARCHS:
+        raise tree.TableError(
+            f"tune: nothing is built for sm{arch}; there are {', '.join(map(str, tree.ARCHS))}"
+        )
+    values = {**tuned.load(tree.ROOT).get(arch, {}), **best}
+    for file in tuned.save(tree.ROOT, arch, values, measured_on()):
+        print(f"wrote {file.relative_to(tree.ROOT)}")
+    print("now run: python -m tools.aot build")
+    return 0
