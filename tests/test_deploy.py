@@ -223,7 +223,7 @@ def test_python_runs_the_package_too(deployed: Deployed, monkeypatch: pytest.Mon
     ("ids", "sentence"),
     [
         (torch.zeros(1, 3, dtype=torch.int32), "unmatched dtype"),
-        (torch.zeros(3, dtype=torch.int64), "unmatched stride"),
+        (torch.zeros(3, dtype=torch.int64), "input_handles[0]: "),
         (torch.zeros(1, 0, dtype=torch.int64), "dim value is too small at 1"),
     ],
     ids=["dtype", "dimensions", "length"],
@@ -247,6 +247,11 @@ def test_other_inputs_are_refused(
     assert sentence in str(raised.value) + capfd.readouterr().err
 
 
+class Doubled(torch.nn.Module):
+    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor]:
+        return (2 * ids,)
+
+
 @pytest.mark.parametrize(
     ("ids", "sentence"),
     [
@@ -262,10 +267,9 @@ def test_cpp_refuses_a_program_for_other_inputs(
     from torch._inductor.package.package import package_aoti
 
     metadata = {"vocab_size": "256", "device": "cpu"}
-    program = torch.export.export(torch.nn.Flatten(), (ids,)).module()
-    files = aot_compile(
-        program, ids, options={"aot_inductor.package": True, "aot_inductor.metadata": metadata}
-    )
+    program = torch.export.export(Doubled(), (ids,)).module()
+    options = {"aot_inductor.package": True, "aot_inductor.metadata": metadata}
+    files = aot_compile(program, (ids,), options=options)
     package_aoti(str(deployed.folder / "fixed.pt2"), {"prefill": files, "step": files})
     done = deployed.run(PROMPT, library(), "fixed.pt2", "5")
     assert (done.returncode, done.stdout) == (1, b"")
@@ -334,7 +338,7 @@ def test_a_given_batch_is_the_only_one_and_takes_the_fused_step(monkeypatch: pyt
         torch.testing.assert_close(
             programs["step"].module()(ids[:, 0].contiguous(), state), model.step(ids[:, 0], wanted_state)
         )
-        with pytest.raises((RuntimeError, AssertionError), match="2"):
+        with pytest.raises((RuntimeError, AssertionError), match="== 1"):
             programs["prefill"].module()(ids.repeat(2, 1))
     assert not [
         str(n.target) for n in export_programs(model)["step"].graph.nodes if "mamba1" in str(n.target)
