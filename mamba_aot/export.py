@@ -162,6 +162,8 @@ def write_package(
         "aot_inductor.use_runtime_constant_folding": True,
     }
     files = {}
+    # In this order: Inductor of torch before 2.13 spells out the arguments of an op that it meets first. For
+    # the norm behind the layers of a step they are all of them, in a text that doubles with each.
     for name, program in export_programs(model, max_length, batch).items():
         assert program.example_inputs is not None, "torch.export keeps the inputs it was given"
         with _own_ranges(program):

@@ -19,7 +19,16 @@ import torch
 from torch.export import ExportedProgram
 from typer.testing import CliRunner
 
-from mamba_aot import AttentionConfig, MambaLM, MambaLMConfig, SSMConfig, _native, generate, save_pretrained
+from mamba_aot import (
+    AttentionConfig,
+    MambaLM,
+    MambaLMConfig,
+    SSMConfig,
+    _native,
+    fused_step,
+    generate,
+    save_pretrained,
+)
 from mamba_aot.cli import app
 from mamba_aot.export import export_programs
 
@@ -165,20 +174,38 @@ def test_bad_input_is_a_sentence(
     assert done.stdout == b""
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_package_for_a_gpu_says_that_there_is_none(deployed: Deployed) -> None:
+def run_with_facts(deployed: Deployed, **facts: str) -> subprocess.CompletedProcess[bytes]:
+    """Runs a copy of the package that says other things about itself."""
     with (
         zipfile.ZipFile(deployed.folder / "model.pt2") as package,
-        zipfile.ZipFile(deployed.folder / "cuda.pt2", "w") as other,
+        zipfile.ZipFile(deployed.folder / "other.pt2", "w") as other,
     ):
         for entry in package.infolist():
             data = package.read(entry)
             if entry.filename.endswith("metadata.json"):
-                data = json.dumps({**json.loads(data), "device": "cuda"}).encode()
+                data = json.dumps({**json.loads(data), **facts}).encode()
             other.writestr(entry, data)
-    done = deployed.run(PROMPT, library(), "cuda.pt2", "5")
+    return deployed.run(PROMPT, library(), "other.pt2", "5")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_package_for_a_gpu_says_that_there_is_none(deployed: Deployed) -> None:
+    done = run_with_facts(deployed, device="cuda")
     assert (done.returncode, done.stdout) == (1, b"")
     assert b"mamba_continue: mamba_aot: CUDA ops need NVIDIA's driver, but libcuda.so.1" in done.stderr
+
+
+def test_more_than_the_package_has_room_for_is_a_sentence(deployed: Deployed) -> None:
+    done = run_with_facts(deployed, max_length="16")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"other.pt2 was exported for at most 16 bytes of prompt and continuation" in done.stderr
+    assert run_with_facts(deployed, max_length="17").returncode == 0
+
+
+def test_a_package_for_other_tokens_is_a_sentence(deployed: Deployed) -> None:
+    done = run_with_facts(deployed, vocab_size="50280")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"other.pt2 must hold a model whose tokens are bytes (vocab_size 256)" in done.stderr
 
 
 def test_python_runs_the_package_too(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,9 +223,10 @@ def test_python_runs_the_package_too(deployed: Deployed, monkeypatch: pytest.Mon
     ("ids", "sentence"),
     [
         (torch.zeros(1, 3, dtype=torch.int32), "unmatched dtype"),
-        (torch.zeros(3, dtype=torch.int64), "unmatched stride"),
+        (torch.zeros(3, dtype=torch.int64), "input_handles[0]: "),
+        (torch.zeros(1, 0, dtype=torch.int64), "dim value is too small at 1"),
     ],
-    ids=["dtype", "dimensions"],
+    ids=["dtype", "dimensions", "length"],
 )
 def test_other_inputs_are_refused(
     deployed: Deployed,
@@ -217,6 +245,35 @@ def test_other_inputs_are_refused(
         prefill(ids)
     # Some versions of torch raise the reason, others print it.
     assert sentence in str(raised.value) + capfd.readouterr().err
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor]:
+        return (2 * ids,)
+
+
+@pytest.mark.parametrize(
+    ("ids", "sentence"),
+    [
+        (torch.zeros(1, 13, dtype=torch.int32), b"unmatched dtype"),
+        (torch.zeros(1, 5, dtype=torch.int64), b"unmatched dim value at 1, expected: 5, but got: 13"),
+    ],
+    ids=["dtype", "length"],
+)
+def test_cpp_refuses_a_program_for_other_inputs(
+    deployed: Deployed, ids: torch.Tensor, sentence: bytes
+) -> None:
+    from torch._inductor import aot_compile
+    from torch._inductor.package.package import package_aoti
+
+    metadata = {"vocab_size": "256", "device": "cpu"}
+    program = torch.export.export(Doubled(), (ids,)).module()
+    options = {"aot_inductor.package": True, "aot_inductor.metadata": metadata}
+    files = aot_compile(program, (ids,), options=options)
+    package_aoti(str(deployed.folder / "fixed.pt2"), {"prefill": files, "step": files})
+    done = deployed.run(PROMPT, library(), "fixed.pt2", "5")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert sentence in done.stderr
 
 
 def test_the_page_compiles_a_step(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,6 +319,32 @@ def test_programs_compute_what_the_model_does(exported: Any, batch: int, length:
     torch.testing.assert_close(following, wanted[:, -1], rtol=1e-4, atol=1e-4)
 
 
+def test_a_given_batch_is_the_only_one_and_takes_the_fused_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its op runs on a CPU, too, where it is not the faster one.
+    monkeypatch.setattr(fused_step, "_on_gpu", lambda x: True)
+    torch.manual_seed(0)
+    config = MambaLMConfig(2, 256, SSMConfig(d_model=256), layers="m", tie_embeddings=False)
+    model = MambaLM(config, dtype=torch.bfloat16).eval()
+    programs = export_programs(model, batch=1)
+    ops = [str(node.target) for node in programs["step"].graph.nodes]
+    assert ops.count("mamba_aot.mamba1_step.default") == 2
+    assert "mamba_aot.state_update.default" not in ops
+    ids = torch.tensor([list(PROMPT)])
+    with torch.no_grad():
+        wanted_state = model.allocate_state(1)
+        wanted = model(ids, wanted_state, last_only=True)
+        logits, *state = programs["prefill"].module()(ids)
+        torch.testing.assert_close(logits, wanted)
+        torch.testing.assert_close(
+            programs["step"].module()(ids[:, 0].contiguous(), state), model.step(ids[:, 0], wanted_state)
+        )
+        with pytest.raises((RuntimeError, AssertionError), match="== 1"):
+            programs["prefill"].module()(ids.repeat(2, 1))
+    assert not [
+        str(n.target) for n in export_programs(model)["step"].graph.nodes if "mamba1" in str(n.target)
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -270,6 +353,7 @@ def test_programs_compute_what_the_model_does(exported: Any, batch: int, length:
         (["--model", "{}/model", "--out", "{}/none/model.pt2"], "a file in a directory that exists"),
         (["--model", "{}/model", "--device", "tpu"], 'export: --device must be "cpu" or "cuda", got "tpu"'),
         (["--model", "{}/model", "--max-length", "1"], "export: the max length must be at least 2, got 1"),
+        (["--model", "{}/model", "--batch", "0"], "export: the batch must be at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_exported_is_a_sentence(tmp_path: Path, arguments: list[str], sentence: str) -> None:

@@ -33,7 +33,7 @@ Preload load_ops(const std::string& path) {
 }
 
 int64_t read_count(const std::string& text) {
-  const bool digits = !text.empty() && text.size() < 10 && text.find_first_not_of("0123456789") == text.npos;
+  const bool digits = !text.empty() && text.size() < 19 && text.find_first_not_of("0123456789") == text.npos;
   if (!digits) throw std::runtime_error("COUNT must be a number of bytes of at least 0, got " + text);
   return std::stoll(text);
 }
