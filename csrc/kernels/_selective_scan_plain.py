@@ -3,35 +3,59 @@
 A program owns a block of channels of one batch entry and walks over time in tiles. LANES threads share a
 channel, each with every LANES-th of its states, so no step is computed twice and few channels still fill a
 chip. What all of them need once (delta after its bias and softplus, delta u, rows of B and C) lies in shared
-memory, four steps of a row at a time; so do their shares of y, which are added up once a tile.
+memory, RUN steps of a row at a time; so do their shares of y, which are added up once a tile.
 """
 
-from _arithmetic import LOG2E, anew, exp2_fast, sigmoid, softplus
-from _half import narrowed, widened
-from _recurrence import pick, scan_from
+from _arithmetic import LOG2E, anew, exp2_fast, reciprocal, softplus
+from _half import narrowed_pairs, widened_pairs
+from _recurrence import pick
+from _registers import reverse
 from _scan_operands import CHUNK, HAS_BIAS, HAS_D, HAS_STATE, HAS_Z, SAVE_CHUNKS, SOFTPLUS
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
-# Steps that a thread takes at a time: 16 bytes of shared memory.
-RUN = gl.constexpr(4)
+
+@gluon.jit
+def follow(a_left, b_left, a_right, b_right):
+    """Two steps of h -> a h + b as one; from step to step it is one fused multiply-add, as written."""
+    return a_left * a_right, gl.fma(a_right, b_left, b_right)
 
 
 @gluon.jit
-def fetch_rows(slots, x, offsets, start, fetched):
-    async_copy.async_copy_global_to_shared(slots, x + (offsets + start), fetched)
+def fetch_rows(B_slots, C_slots, B, C, weights, state, begin_state, start, N, L, padded_length):
+    """Ask for B and C of a block of states in a tile, or for nothing past the end."""
+    at = weights + (begin_state * padded_length + start)
+    any_row = (state < N - begin_state) & (start < L)
+    async_copy.async_copy_global_to_shared(B_slots, B + at, any_row)
+    async_copy.async_copy_global_to_shared(C_slots, C + at, any_row)
+    async_copy.commit_group()
 
 
 @gluon.jit
-def places(start, run, step, channel, time_stride, channel_stride, LAYOUT: gl.constexpr):
-    """Offsets of a tile [steps of a run, channels, runs]; made where they are used, for kept ones would fill
-    the registers that the recurrence is short of.
-    """
-    begin = (start + anew(run) * RUN).to(gl.int64) * time_stride
-    row = anew(channel).to(gl.int64) * channel_stride
-    along = step.to(gl.int64) if LAYOUT == "seq" else anew(step).to(gl.int64) * time_stride
-    return begin[None, None, :] + row[None, :, None] + along[:, None, None]
+def following(begin_state, start, N, STATES: gl.constexpr, STEPS: gl.constexpr):
+    """The block of states, and its tile, that comes next."""
+    more = begin_state + STATES < N
+    return gl.where(more, begin_state + STATES, 0), gl.where(more, start, start + STEPS)
+
+
+@gluon.jit
+def scalars_of(dt_slots, dtx_slots, s: gl.constexpr, LAYOUT: gl.constexpr):
+    """delta and delta u of a run."""
+    dt = dt_slots.slice(s, 1, 2).load(LAYOUT)
+    dtx = dtx_slots.slice(s, 1, 2).load(LAYOUT)
+    return gl.expand_dims(dt, 0), gl.expand_dims(dtx, 0)
+
+
+@gluon.jit
+def rows_of(B_slots, C_slots, s: gl.constexpr, ROWS: gl.constexpr, RUNS: gl.constexpr, LAYOUT: gl.constexpr):
+    """B and C of a run, by turns, for each of a thread's states."""
+    rows = ()
+    for j in gl.static_range(ROWS):
+        b = B_slots.slice(j * RUNS + s, 1, 2).load(LAYOUT)
+        c = C_slots.slice(j * RUNS + s, 1, 2).load(LAYOUT)
+        rows += (gl.expand_dims(b, 2), gl.expand_dims(c, 2))
+    return rows
 
 
 @gluon.jit
@@ -70,8 +94,10 @@ def selective_scan_plain_fwd_kernel(
     LAYOUT: gl.constexpr,
     LANES: gl.constexpr,
     STATES: gl.constexpr,
+    RUN: gl.constexpr,
     STEPS: gl.constexpr,
     CHANNELS: gl.constexpr,
+    PREFETCH: gl.constexpr,
 ):
     WARPS: gl.constexpr = gl.num_warps()
     RUNS: gl.constexpr = STEPS // RUN
@@ -90,21 +116,26 @@ def selective_scan_plain_fwd_kernel(
         [LANES, RUN, 1, 1], [1, 1, ACROSS, 32 // ACROSS], [1, 1, WIDE, WARPS // WIDE], [1, 0, 2, 3]
     )
     TILE: gl.constexpr = gl.SliceLayout(0, SHARES)
-    # [lanes, steps of a run, rows of runs]: copies of B and C.
-    WEIGHTS: gl.constexpr = gl.BlockedLayout([1, RUN, 1], [LANES, 1, 32 // LANES], [1, 1, WARPS], [1, 0, 2])
+    # [lanes, steps of a run, rows of runs]: copies of B and C, 16 bytes each; neighbours write neighbouring
+    # banks, and read the whole of 32 bytes.
+    QUADS: gl.constexpr = RUN // 4
+    WEIGHTS: gl.constexpr = gl.BlockedLayout(
+        [1, 4, 1], [LANES, QUADS, 32 // (LANES * QUADS)], [1, 1, WARPS], [1, 0, 2]
+    )
     if LAYOUT == "seq":
         u_time = 1
         delta_time = 1
         z_time = 1
         out_time = 1
 
-    SCALARS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0, 1, 2])
+    # Sixteen bytes at a time, eight threads at once: runs of 32 bytes would meet in the same banks.
+    SCALARS: gl.constexpr = gl.SwizzledSharedLayout(4, 4, QUADS, [0, 1, 2])
     dt_slots = gl.allocate_shared_memory(gl.float32, [RUN, CHANNELS, RUNS], SCALARS)
     dtx_slots = gl.allocate_shared_memory(gl.float32, [RUN, CHANNELS, RUNS], SCALARS)
     y_slots = gl.allocate_shared_memory(
-        gl.float32, [LANES, RUN, CHANNELS, RUNS], gl.SwizzledSharedLayout(1, 1, 1, [1, 2, 0, 3])
+        gl.float32, [LANES, RUN, CHANNELS, RUNS], gl.SwizzledSharedLayout(4, 4, QUADS, [1, 2, 0, 3])
     )
-    ROW: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0, 2])
+    ROW: gl.constexpr = gl.SwizzledSharedLayout(4, 4, QUADS, [1, 0, 2])
     B_slots = gl.allocate_shared_memory(gl.float32, [2, LANES, RUN, ROWS * RUNS], ROW)
     C_slots = gl.allocate_shared_memory(gl.float32, [2, LANES, RUN, ROWS * RUNS], ROW)
 
@@ -114,19 +145,21 @@ def selective_scan_plain_fwd_kernel(
     group = block // blocks_per_group
     first_in_group = (block % blocks_per_group) * CHANNELS
 
-    # Of the tile: which channels and steps.
+    # Of the tile: which channels and steps. Rows are whole runs where their length is a multiple of 16.
     CHANNEL: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, TILE))
     in_group = first_in_group + gl.arange(0, CHANNELS, CHANNEL)
     channel = group * (D // groups) + in_group
     valid = in_group < D // groups
-    step = gl.arange(0, RUN, gl.SliceLayout(1, gl.SliceLayout(2, TILE)))
-    run = gl.arange(0, RUNS, gl.SliceLayout(0, gl.SliceLayout(1, TILE)))
-    time = run[None, None, :] * RUN + step[:, None, None]
+    step = gl.arange(0, RUN, gl.SliceLayout(1, gl.SliceLayout(2, TILE)))[:, None, None]
+    run_start = (gl.arange(0, RUNS, gl.SliceLayout(0, gl.SliceLayout(1, TILE))) * RUN)[None, None, :]
+    time = run_start if LAYOUT == "seq" else run_start + step
     valid_tile = valid[None, :, None]
-    u += batch * u_batch
-    delta += batch * delta_batch
-    z += batch * z_batch
-    out += batch * out_batch
+    row = channel.to(gl.int64)[None, :, None]
+    begin = run_start.to(gl.int64)
+    u_at = u + (batch * u_batch + row * u_channel + begin * u_time)
+    delta_at = delta + (batch * delta_batch + row * delta_channel + begin * delta_time)
+    z_at = z + (batch * z_batch + row * z_channel + begin * z_time)
+    out_at = out + (batch * out_batch + row * out_channel + begin * out_time)
     D_value = gl.load(D_skip + channel, valid & ((flags & HAS_D) != 0), 0.0)[None, :, None]
     bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, :, None]
 
@@ -141,39 +174,55 @@ def selective_scan_plain_fwd_kernel(
     x_step = gl.arange(0, RUN, X_STEP)[None, :, None, None]
     first = x_step == 0
     last = x_step == RUN - 1
+    nothing = gl.full([LANES, RUN, CHANNELS, 1], 0.0, gl.float32, X)
     saved_rows = gl.cdiv(L, CHUNK)
 
     # Of the copies.
-    row = gl.arange(0, ROWS * RUNS, gl.SliceLayout(0, gl.SliceLayout(1, WEIGHTS)))[None, None, :]
+    of_row = gl.arange(0, ROWS * RUNS, gl.SliceLayout(0, gl.SliceLayout(1, WEIGHTS)))[None, None, :]
     of_step = gl.arange(0, RUN, gl.SliceLayout(0, gl.SliceLayout(2, WEIGHTS)))[None, :, None]
     of_state = gl.arange(0, LANES, gl.SliceLayout(1, gl.SliceLayout(2, WEIGHTS)))[:, None, None]
-    state = row // RUNS * LANES + of_state
+    state = of_row // RUNS * LANES + of_state
     input_row = (batch * groups + group) * N
-    weights = (input_row + state).to(gl.int64) * padded_length + (row % RUNS * RUN + of_step)
+    weights = (input_row + state).to(gl.int64) * padded_length + (of_row % RUNS * RUN + of_step)
 
     blocks = gl.cdiv(N, STATES)
-    fetch_rows(B_slots.index(0), B, weights, 0, state < N)
-    fetch_rows(C_slots.index(0), C, weights, 0, state < N)
-    async_copy.commit_group()
     stage = 0
+    ahead_state, ahead_start = following(0, 0, N, STATES, STEPS)
+    fetch_rows(B_slots.index(0), C_slots.index(0), B, C, weights, state, 0, 0, N, L, padded_length)
+    fetch_rows(
+        B_slots.index(1),
+        C_slots.index(1),
+        B,
+        C,
+        weights,
+        state,
+        ahead_state,
+        ahead_start,
+        N,
+        L,
+        padded_length,
+    )
     used = (time < L) & valid_tile
-    next_x = gl.load(u + places(0, run, step, channel, u_time, u_channel, LAYOUT), used, 0.0)
-    next_dt = gl.load(delta + places(0, run, step, channel, delta_time, delta_channel, LAYOUT), used, 0.0)
-    h = ()
+    next_x = gl.load(u_at + step * u_time, used, 0.0)
+    next_dt = gl.load(delta_at + step * delta_time, used, 0.0)
+    # Of each state's tile only the last step goes into the next run.
+    states = ()
+    rates = ()
     for _ in gl.static_range(ROWS):
-        h += (gl.full([LANES, CHANNELS, 1], 0.0, gl.float32, STATES_OF_X),)
+        states += (nothing,)
+        rates += (gl.full([LANES, CHANNELS, 1], 0.0, gl.float32, STATES_OF_X),)
 
     for start in range(0, L, STEPS):
-        raw_x = next_x
-        x = widened(raw_x, flags)
-        dt = widened(next_dt, flags) + bias
-        used = (start + time < L) & valid_tile
-        upcoming = (start + STEPS + time < L) & valid_tile
-        ahead = start + STEPS
-        next_x = gl.load(u + places(ahead, run, step, channel, u_time, u_channel, LAYOUT), upcoming, 0.0)
-        next_dt = gl.load(
-            delta + places(ahead, run, step, channel, delta_time, delta_channel, LAYOUT), upcoming, 0.0
-        )
+        used = (time < L - start) & valid_tile
+        upcoming = (time < L - start - STEPS) & valid_tile
+        x = widened_pairs(next_x, flags)
+        dt = widened_pairs(next_dt, flags) + bias
+        u_at += STEPS * u_time
+        delta_at += STEPS * delta_time
+        next_x = gl.load(u_at + step * u_time, upcoming, 0.0)
+        next_dt = gl.load(delta_at + step * delta_time, upcoming, 0.0)
+        raw_z = gl.load(z_at + step * z_time, used & ((flags & HAS_Z) != 0), 0.0)
+        z_at += STEPS * z_time
         if (flags & SOFTPLUS) != 0:
             dt = softplus(dt)
         # A step of length 0 leaves the state alone: so do the steps past the end.
@@ -181,84 +230,88 @@ def selective_scan_plain_fwd_kernel(
         dt_slots.store(dt)
         dtx_slots.store(dt * x)
         y = D_value * x
-        z_at = z + places(start, run, step, channel, z_time, z_channel, LAYOUT)
-        raw_z = gl.load(z_at, used & ((flags & HAS_Z) != 0), 0.0)
 
         for block_of_states in range(0, blocks):
-            begin = block_of_states * STATES
-            later = block_of_states + 1 < blocks
-            next_begin = gl.where(later, begin + STATES, 0)
-            next_start = gl.where(later, start, start + STEPS)
-            offset = next_begin.to(gl.int64) * padded_length + next_start
-            fetched = (state + next_begin < N) & (next_start < L)
-            fetch_rows(B_slots.index(1 - stage), B, weights, offset, fetched)
-            fetch_rows(C_slots.index(1 - stage), C, weights, offset, fetched)
-            async_copy.commit_group()
-
+            begin_state = block_of_states * STATES
             # The state comes from initial_state before the first tile and goes to last_state after the final
             # one. In between it stays in registers, or in `carry` where there are more than these hold.
-            rates = ()
-            entering = ()
-            opening = start == 0
-            restored = opening | (blocks > 1)
-            given = gl.where(opening, (flags & HAS_STATE) != 0, blocks > 1)
-            x_channel = anew(x_row).to(gl.int64)
-            first_state = begin + anew(lane)
-            source = gl.where(opening, initial_state + batch * D * N, carry + batch * D * N)
-            source += gl.where(opening, x_channel * N + first_state, first_state * D.to(gl.int64) + x_channel)
-            source_step = gl.where(opening, LANES, LANES * D)
-            A_at = A + (x_channel * N + first_state)
-            for j in gl.static_range(ROWS):
-                known = x_valid & (first_state + j * LANES < N)
-                loaded = gl.load(source + j * source_step, known & given, 0.0)
-                # Without an initial state this is 0, not what the block of states before left in h.
-                entering += (gl.where(restored, loaded, h[j]),)
-                rate = gl.load(A_at + j * LANES, known, 0.0) * LOG2E
-                rates += (gl.expand_dims(rate, 1),)
-            if ((flags & SAVE_CHUNKS) != 0) & (start % CHUNK == 0):
-                saved = (
-                    chunk_states + ((batch * saved_rows + start // CHUNK) * N + first_state) * D + x_channel
+            if (start == 0) | (blocks > 1):
+                opening = anew(start) == 0
+                given = gl.where(opening, (flags & HAS_STATE) != 0, True)
+                x_channel = anew(x_row).to(gl.int64)
+                first_state = begin_state + anew(lane)
+                source = gl.where(opening, initial_state + batch * D * N, carry + batch * D * N)
+                source += gl.where(
+                    opening, x_channel * N + first_state, first_state * D.to(gl.int64) + x_channel
                 )
+                source_step = gl.where(opening, LANES, LANES * D)
+                A_at = A + (x_channel * N + first_state)
+                states = ()
+                rates = ()
                 for j in gl.static_range(ROWS):
-                    gl.store(saved + j * LANES * D, entering[j], x_valid & (first_state + j * LANES < N))
-            h = entering
+                    known = x_valid & (first_state + j * LANES < N)
+                    h = gl.load(source + j * source_step, known & given, 0.0)
+                    states += (gl.broadcast(gl.expand_dims(h, 1), nothing)[0],)
+                    rates += (gl.load(A_at + j * LANES, known, 0.0) * LOG2E,)
+            if ((flags & SAVE_CHUNKS) != 0) & (start % CHUNK == 0):
+                x_channel = anew(x_row).to(gl.int64)
+                first_state = begin_state + anew(lane)
+                saved_row = batch * saved_rows + anew(start) // CHUNK
+                saved = chunk_states + ((saved_row * N + first_state) * D + x_channel)
+                for j in gl.static_range(ROWS):
+                    h = pick((states[j],), last, False)[0]
+                    gl.store(saved + j * LANES * D, h, x_valid & (first_state + j * LANES < N))
 
+            # What the threads wait for here: rows asked for two blocks of states ago, and dt_slots.
             async_copy.wait_group(1)
             B_stage = B_slots.index(stage)
             C_stage = C_slots.index(stage)
+            ahead = scalars_of(dt_slots, dtx_slots, 0, STEPS_OF_X)
+            rows_ahead = rows_of(B_stage, C_stage, 0, ROWS, RUNS, WEIGHTS_OF_X)
             for s in gl.static_range(RUNS):
-                step_dt = gl.expand_dims(dt_slots.slice(s, 1, 2).load(STEPS_OF_X), 0)
-                step_dtx = gl.expand_dims(dtx_slots.slice(s, 1, 2).load(STEPS_OF_X), 0)
-                # -0.0 + y is y: no instruction.
-                share = gl.full([LANES, RUN, CHANNELS, 1], -0.0, gl.float32, X)
+                dt_run, dtx_run = ahead
+                rows_run = rows_ahead
+                if s + 1 < RUNS:
+                    ahead = scalars_of(dt_slots, dtx_slots, s + 1, STEPS_OF_X)
+                    if PREFETCH:
+                        rows_ahead = rows_of(B_stage, C_stage, s + 1, ROWS, RUNS, WEIGHTS_OF_X)
+                share = nothing
                 through = ()
                 for j in gl.static_range(ROWS):
-                    b = gl.expand_dims(B_stage.slice(j * RUNS + s, 1, 2).load(WEIGHTS_OF_X), 2)
-                    c = gl.expand_dims(C_stage.slice(j * RUNS + s, 1, 2).load(WEIGHTS_OF_X), 2)
-                    a = exp2_fast(step_dt * rates[j])
-                    states = scan_from((h[j],), (a,), (b * step_dtx,), first, False)
-                    through += (pick(states, last, False)[0],)
-                    share += c * states[0]
-                h = through
+                    b = rows_run[2 * j]
+                    c = rows_run[2 * j + 1]
+                    a = exp2_fast(dt_run * gl.expand_dims(rates[j], 1))
+                    kick = b * dtx_run
+                    kick = gl.where(first, gl.fma(a, reverse(states[j]), kick), kick)
+                    run = gl.associative_scan((a, kick), 1, follow)[1]
+                    through += (run,)
+                    share = c * run if j == 0 else share + c * run
+                states = through
                 y_slots.slice(s, 1, 3).store(share)
+                if s + 1 < RUNS and not PREFETCH:
+                    rows_ahead = rows_of(B_stage, C_stage, s + 1, ROWS, RUNS, WEIGHTS_OF_X)
 
-            closing = start + STEPS >= L
-            if closing | (blocks > 1):
+            if (start + STEPS >= L) | (blocks > 1):
+                closing = anew(start) + STEPS >= L
                 x_channel = anew(x_row).to(gl.int64)
-                first_state = begin + anew(lane)
+                first_state = begin_state + anew(lane)
                 target = gl.where(closing, last_state + batch * D * N, carry + batch * D * N)
                 target += gl.where(
                     closing, x_channel * N + first_state, first_state * D.to(gl.int64) + x_channel
                 )
                 target_step = gl.where(closing, LANES, LANES * D)
                 for j in gl.static_range(ROWS):
-                    gl.store(target + j * target_step, h[j], x_valid & (first_state + j * LANES < N))
-            y += gl.sum(y_slots.load(SHARES), 0)
+                    h = pick((states[j],), last, False)[0]
+                    gl.store(target + j * target_step, h, x_valid & (first_state + j * LANES < N))
+
+            ahead_state, ahead_start = following(ahead_state, ahead_start, N, STATES, STEPS)
+            fetch_rows(B_stage, C_stage, B, C, weights, state, ahead_state, ahead_start, N, L, padded_length)
             stage = 1 - stage
+            y += gl.sum(y_slots.load(SHARES), 0)
 
         if (flags & HAS_Z) != 0:
-            zv = widened(raw_z, flags)
-            y *= zv * sigmoid(zv)
-        at = out + places(start, run, step, channel, out_time, out_channel, LAYOUT)
-        gl.store(at, narrowed(y, at.dtype.element_ty, flags), used)
+            zv = widened_pairs(raw_z, flags)
+            y *= zv * reciprocal(1.0 + exp2_fast(zv * -LOG2E))
+        gl.store(out_at + step * out_time, narrowed_pairs(y, out.dtype.element_ty, flags), used)
+        out_at += STEPS * out_time
     async_copy.wait_group(0)

@@ -385,9 +385,28 @@ KERNELS = [
         tuned=["FEW"],
         configs=[
             Config(
-                "few", when="B * D < FEW", LANES=8, STATES=16, STEPS=64, CHANNELS=8, num_warps=2, maxnreg=128
+                "few",
+                when="B * D < FEW",
+                LANES=8,
+                STATES=16,
+                RUN=8,
+                STEPS=64,
+                CHANNELS=8,
+                PREFETCH=True,
+                num_warps=2,
+                maxnreg=168,
             ),
-            Config("many", LANES=4, STATES=16, STEPS=32, CHANNELS=16, num_warps=2, maxnreg=128),
+            Config(
+                "many",
+                LANES=4,
+                STATES=16,
+                RUN=8,
+                STEPS=32,
+                CHANNELS=16,
+                PREFETCH=False,
+                num_warps=2,
+                maxnreg=168,
+            ),
         ],
     ),
     Kernel(
