@@ -1,6 +1,6 @@
 // Products of a few vectors with a matrix in half precision, which take the time to read the matrix. Compiled
 // once per instruction set.
-#include "cpu/tile.h"
+#include "cpu/storage.h"
 
 namespace mamba_aot::cpu::MAMBA_AOT_ISA {
 namespace {
