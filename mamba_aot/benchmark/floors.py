@@ -71,7 +71,7 @@ def measure_chip(device: torch.device, clock_mhz: float | None) -> Chip:
 def _measure_cpu() -> Chip:
     """By the fastest of many short rounds: what other programs take is no floor."""
     source = torch.ones(2**24)
-    # Into new memory, as results are: the system hands that out page by page, which takes longer than the copy.
+    # Into new memory, as results are: the system hands that out page by page, longer than a copy takes.
     copied = _least_s(source.clone, 10)
     # In the cache of one core.
     values, results = torch.linspace(-8, 0, 2**15), torch.zeros(2**15)
