@@ -60,7 +60,9 @@ $rows
 It needs $(needs GLIBC), $(needs GLIBCXX) and $(needs CXXABI); of torch it uses the stable interface of 2.10 alone, from
 \`libtorch_cpu.so\`. Tests hold what it links, which symbols it takes and that it gives away no others.
 
-An argument that does not fit is a \`ValueError\` under each of them. torch 2.15 makes a \`RuntimeError\` of what a C++ op throws, so the
-public functions of Python translate it back; what \`torch.compile\` made calls the ops itself, and keeps the \`RuntimeError\` there.
+An argument that does not fit is a \`ValueError\` under each of them. What the library throws for it, \`std::invalid_argument\`, is seen
+by C++ under torch 2.13 and 2.15 alike; Python's binding of torch 2.15 makes a \`RuntimeError\` of it (of \`torch._C._jit_get_operation\` as of
+\`torch.ops\`), that of torch 2.13 a \`ValueError\`. The public functions of Python translate it back. What \`torch.compile\` made calls the
+ops with no Python of this package around them, so there the same sentence stays a \`RuntimeError\` under 2.15.
 MARKDOWN
 exit $failed

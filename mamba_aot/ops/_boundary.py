@@ -15,8 +15,9 @@ _public: set[str] = set()
 def raises_value_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Makes a public function raise ValueError for what the library's checks refuse, under every torch.
 
-    They throw `std::invalid_argument`, which torch 2.15 hands on as a RuntimeError. Their sentences are known
-    by the public function that they begin with; all others of the library begin with something else.
+    They throw `std::invalid_argument`, of which Python's binding of torch 2.15 makes a RuntimeError. Their
+    sentences are known by the public function that they begin with; all others of the library begin with
+    something else. What torch.compile made calls ops without this, and raises what the binding makes.
     """
     _public.add(function.__name__)
 

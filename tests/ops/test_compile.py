@@ -228,6 +228,14 @@ def test_compiles_with_inductor(name: str) -> None:
     torch.testing.assert_close(got, run(function, make(70, "cpu"), function))
 
 
+def test_a_compiled_call_refuses_what_an_eager_one_does() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(mamba_aot.causal_conv1d_fn, fullgraph=True, backend="aot_eager")
+    # Python's binding of torch 2.15 makes a RuntimeError of the same sentence.
+    with pytest.raises((ValueError, RuntimeError), match=r"causal_conv1d_fn: weight must be .* got \[7, 4\]"):
+        compiled(torch.randn(2, 8, 10), torch.randn(7, 4))
+
+
 class Scan(torch.nn.Module):
     """A module around the scan, whose A is a parameter."""
 
