@@ -22,6 +22,8 @@ MAMBA_AOT_INLINE void multiply(const T* matrix, const T* x, int64_t width, T* ou
       sums[row][1] = fma(load_row<float>(matrix + row * width + k + kLanes), second, sums[row][1]);
     }
   }
+  // Unrolled too, or the sums would live in memory.
+#pragma GCC unroll 4
   for (int row = 0; row < kCount; ++row) {
     const VecF lanes = sums[row][0] + sums[row][1];
     float sum = 0;

@@ -1,7 +1,7 @@
 """mamba1_step: a layer's token in four launches, matrix-vector products with the work around them fused in.
 
 mamba1_step_in: residual + x, RMSNorm, in_proj, convolution, SiLU
-mamba1_step_project: x_proj, and later out_proj, whose weights are asked for while x_proj is at work
+mamba1_step_project: x_proj, and later out_proj
 mamba1_step_state: dt_proj, softplus, state update, gate
 
 Weights are read once a batch row. Every sum is in fp32 and has one order. What goes from one kernel to the
@@ -168,17 +168,12 @@ def store_as(pointer, at, value, mask, code):
 
 
 @gluon.jit
-def mamba1_step_project_kernel(
-    x, matrix, ahead, out, wide_out, rows, width, x_row, ahead_bytes, flags, ROWS: gl.constexpr
-):
-    """Matrix [rows, width] times fp32 [width] for each batch row, into `wide_out` or, narrowed, into `out`;
-    meanwhile `ahead_bytes` at `ahead` come into L2.
-    """
+def mamba1_step_project_kernel(x, matrix, out, wide_out, rows, width, x_row, flags, ROWS: gl.constexpr):
+    """Matrix [rows, width] times fp32 [width] for each batch row: into `wide_out`, or narrowed into `out`."""
     E: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     blocks = rows // ROWS
     first = gl.program_id(0) % blocks * ROWS
     batch = (gl.program_id(0) // blocks).to(gl.int64)
-    prefetch_share(ahead, ahead_bytes, gl.program_id(0), gl.num_programs(0))
     y = gl.convert_layout(matrix_vector(matrix, first, x + batch * x_row, width, flags, ROWS), E)
     at = batch * rows + first + gl.arange(0, ROWS, E)
     if (flags & WIDE_OUT) != 0:
@@ -253,27 +248,6 @@ def mamba1_step_state_kernel(
     gl.store(out + batch * inner + channel, y * z * sigmoid(z))
 
 
-@gluon.jit
-def prefetch_share(pointer, size, program, programs):
-    """Brings a program's share of `size` bytes into L2: memory would have little to do meanwhile."""
-    SECTOR: gl.constexpr = 32
-    THREADS: gl.constexpr = 32 * gl.num_warps()
-    sectors = size // SECTOR
-    share = gl.cdiv(sectors, programs)
-    thread = gl.arange(0, THREADS, gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
-    for begin in range(0, share, THREADS):
-        # Behind the end of a share others' sectors are asked for, behind the last one the last again.
-        at = gl.minimum(program * share + begin + thread, sectors - 1).to(gl.int64) * SECTOR
-        gl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
-            "=r,l",
-            [(pointer + at).to(gl.int64, bitcast=True)],
-            dtype=gl.int32,
-            is_pure=False,
-            pack=1,
-        )
-
-
 _PAIRS = dict.fromkeys(("x", "norm_weight", "in_proj"), "*i32")
 _HALVES = dict.fromkeys(("conv_state", "conv_weight", "conv_bias"), "*half")
 
@@ -292,10 +266,10 @@ KERNELS = [
     Kernel(
         mamba1_step_project_kernel,
         args={
-            **dict(x="*f32", matrix="*i32", ahead="*u8", out="*half", wide_out="*f32"),
-            **dict(rows="i32", width="i32", x_row="i64", ahead_bytes="i32", flags="i32"),
+            **dict(x="*f32", matrix="*i32", out="*half", wide_out="*f32"),
+            **dict(rows="i32", width="i32", x_row="i64", flags="i32"),
         },
-        aligned=lambda _: ["x", "matrix", "ahead", "out", "wide_out", "rows", "width", "x_row"],
+        aligned=lambda _: ["x", "matrix", "out", "wide_out", "rows", "width", "x_row"],
         shape=["rows"],
         configs=[
             Config("few", when="rows <= 1024", ROWS=2, num_warps=8),

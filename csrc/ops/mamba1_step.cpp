@@ -1,11 +1,8 @@
 // mamba1_step on CUDA: check, allocate, four launches. The kernels are csrc/kernels/mamba1_step.py.
 #include "ops/mamba1_step.h"
 
-#include <algorithm>
-
 #include "generated/mamba1_step.gen.h"
 #include "ops/launch_arguments.h"
-#include "runtime/launch.h"
 
 namespace mamba_aot::cuda {
 namespace {
@@ -41,10 +38,8 @@ void check_aligned(const char* name, const Tensor& t) {
         " must begin on a boundary of 16 bytes on CUDA. Pass ", name, ".clone().");
 }
 
-// out = weight x for each row of x, fp32 [batch, x_row]; out is fp32 or of the dtype of weight. Meanwhile the
-// weight that is needed later comes into L2.
-void project(const Tensor& x, int64_t x_row, const Tensor& weight, const OptionalTensor& later,
-             const Tensor& out) {
+// out = weight x for each row of x, fp32 [batch, x_row]; out is fp32 or of the dtype of weight.
+void project(const Tensor& x, int64_t x_row, const Tensor& weight, const Tensor& out) {
   const Mamba1StepProject::Key key{};
   const int64_t rows = weight.size(0);
   const auto& config = Mamba1StepProject::pick(key, {rows});
@@ -52,10 +47,6 @@ void project(const Tensor& x, int64_t x_row, const Tensor& weight, const Optiona
   Mamba1StepProject::Args args{};
   args.x = pointer(x);
   args.matrix = pointer(weight);
-  args.ahead = pointer(later);
-  // Half of the cache, for what runs meanwhile needs some of it.
-  const int64_t room = later ? runtime::l2_bytes(weight.get_device_index()) / 2 : 0;
-  args.ahead_bytes = later ? static_cast<int32_t>(std::min(2 * later->numel(), room)) : 0;
   args.out = wide ? nullptr : pointer(out);
   args.wide_out = wide ? pointer(out) : nullptr;
   args.rows = static_cast<int32_t>(rows);
@@ -114,7 +105,7 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
              (residual ? kHasResidual | dtype_code(*residual) << kResidualType : 0);
   Mamba1StepIn::launch(in_key, in_config, device, s.batch * (2 * s.inner / in_config.ROWS), in);
 
-  project(xz, 2 * s.inner, x_proj, out_proj, low);
+  project(xz, 2 * s.inner, x_proj, low);
 
   const Mamba1StepState::Key state_key{};
   const auto& state_config = Mamba1StepState::pick(state_key, {});
@@ -132,7 +123,7 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
   step.flags = format;
   Mamba1StepState::launch(state_key, state_config, device, s.batch * (s.inner / state_config.CHANNELS), step);
 
-  project(y, s.inner, out_proj, std::nullopt, out);
+  project(y, s.inner, out_proj, out);
   return {out, sum};
 }
 

@@ -19,7 +19,6 @@ struct Loaded {
 
 namespace {
 
-constexpr int kL2Bytes = 38;
 constexpr int kComputeCapabilityMajor = 75;
 constexpr int kComputeCapabilityMinor = 76;
 constexpr int kMaxDynamicSharedBytes = 8;
@@ -183,15 +182,6 @@ int32_t arch_of(int32_t device) {
 }
 
 void preload(Variant& variant, int32_t device) { ready(driver(), variant, device); }
-
-int64_t l2_bytes(int32_t device) {
-  const Driver& api = driver();
-  int ordinal = 0, bytes = 0;
-  Status status = api.device_get(&ordinal, device);
-  if (status == 0) status = api.device_attribute(&bytes, kL2Bytes, ordinal);
-  if (status != 0) fail(api, status, "mamba_aot: reading the size of the L2 cache", device);
-  return bytes;
-}
 
 void refuse(const char* stem, const char* op, const std::string& key, const char* config) {
   throw std::runtime_error(std::string(op) + ": no kernel was built for " + key + " with config " + config +

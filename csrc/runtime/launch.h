@@ -17,12 +17,8 @@ void launch(Variant& variant, int32_t device, uint64_t grid_x, void** parameters
 // Loads a variant for a device ahead of its first launch. Throws like launch.
 void preload(Variant& variant, int32_t device);
 
-// Bytes of a device's L2 cache. Throws std::runtime_error like launch.
-int64_t l2_bytes(int32_t device);
-
 // 10 * major + minor of a device's compute capability. Throws std::runtime_error: no driver, no such device.
 int32_t arch_of(int32_t device);
-
 // For generated launchers: the table has no such combination.
 [[noreturn]] void refuse(const char* stem, const char* op, const std::string& key, const char* config);
 
