@@ -382,9 +382,28 @@ KERNELS = [
         shape=["B", "D", "L"],
         configs=[
             Config(
-                "few", when="B * D < 6144", LANES=8, STATES=16, RUN=8, STEPS=64, CHANNELS=8, PREFETCH=True, num_warps=2, maxnreg=168
+                "few",
+                when="B * D < 6144",
+                LANES=8,
+                STATES=16,
+                RUN=8,
+                STEPS=64,
+                CHANNELS=8,
+                PREFETCH=True,
+                num_warps=2,
+                maxnreg=168,
             ),
-            Config("many", LANES=4, STATES=16, RUN=8, STEPS=32, CHANNELS=16, PREFETCH=False, num_warps=2, maxnreg=168),
+            Config(
+                "many",
+                LANES=4,
+                STATES=16,
+                RUN=8,
+                STEPS=32,
+                CHANNELS=16,
+                PREFETCH=False,
+                num_warps=2,
+                maxnreg=168,
+            ),
         ],
     ),
     Kernel(
