@@ -18,7 +18,7 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
 @gluon.jit
 def follow(a_left, b_left, a_right, b_right):
-    """Two steps of h -> a h + b as one; between steps lies one fused multiply-add, as written, and no more."""
+    """Two steps of h -> a h + b as one, such that a step of the chain is one fused multiply-add."""
     return a_left * a_right, gl.fma(a_right, b_left, b_right)
 
 
@@ -187,20 +187,10 @@ def selective_scan_plain_fwd_kernel(
 
     blocks = gl.cdiv(N, STATES)
     stage = 0
-    ahead_state, ahead_start = following(0, 0, N, STATES, STEPS)
+    next_state, next_start = following(0, 0, N, STATES, STEPS)
     fetch_rows(B_slots.index(0), C_slots.index(0), B, C, weights, state, 0, 0, N, L, padded_length)
     fetch_rows(
-        B_slots.index(1),
-        C_slots.index(1),
-        B,
-        C,
-        weights,
-        state,
-        ahead_state,
-        ahead_start,
-        N,
-        L,
-        padded_length,
+        B_slots.index(1), C_slots.index(1), B, C, weights, state, next_state, next_start, N, L, padded_length
     )
     used = (time < L) & valid_tile
     next_x = gl.load(u_at + step * u_time, used, 0.0)
@@ -304,8 +294,8 @@ def selective_scan_plain_fwd_kernel(
                     h = pick((states[j],), last, False)[0]
                     gl.store(target + j * target_step, h, x_valid & (first_state + j * LANES < N))
 
-            ahead_state, ahead_start = following(ahead_state, ahead_start, N, STATES, STEPS)
-            fetch_rows(B_stage, C_stage, B, C, weights, state, ahead_state, ahead_start, N, L, padded_length)
+            next_state, next_start = following(next_state, next_start, N, STATES, STEPS)
+            fetch_rows(B_stage, C_stage, B, C, weights, state, next_state, next_start, N, L, padded_length)
             stage = 1 - stage
             y += gl.sum(y_slots.load(SHARES), 0)
 
