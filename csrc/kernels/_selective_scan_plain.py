@@ -6,7 +6,7 @@ chip. What all of them need once (delta after its bias and softplus, delta u, ro
 memory, RUN steps of a row at a time; so do their shares of y, which are added up once a tile.
 """
 
-from _arithmetic import LOG2E, anew, exp2_fast, reciprocal, softplus
+from _arithmetic import LOG2E, anew, exp2_fast, reciprocal, softplus_direct
 from _half import narrowed_pairs, widened_pairs
 from _recurrence import pick
 from _registers import reverse
@@ -18,7 +18,7 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
 @gluon.jit
 def follow(a_left, b_left, a_right, b_right):
-    """Two steps of h -> a h + b as one; from step to step it is one fused multiply-add, as written."""
+    """Two steps of h -> a h + b as one, such that a step of the chain is one fused multiply-add."""
     return a_left * a_right, gl.fma(a_right, b_left, b_right)
 
 
@@ -187,20 +187,10 @@ def selective_scan_plain_fwd_kernel(
 
     blocks = gl.cdiv(N, STATES)
     stage = 0
-    ahead_state, ahead_start = following(0, 0, N, STATES, STEPS)
+    next_state, next_start = following(0, 0, N, STATES, STEPS)
     fetch_rows(B_slots.index(0), C_slots.index(0), B, C, weights, state, 0, 0, N, L, padded_length)
     fetch_rows(
-        B_slots.index(1),
-        C_slots.index(1),
-        B,
-        C,
-        weights,
-        state,
-        ahead_state,
-        ahead_start,
-        N,
-        L,
-        padded_length,
+        B_slots.index(1), C_slots.index(1), B, C, weights, state, next_state, next_start, N, L, padded_length
     )
     used = (time < L) & valid_tile
     next_x = gl.load(u_at + step * u_time, used, 0.0)
@@ -224,7 +214,7 @@ def selective_scan_plain_fwd_kernel(
         raw_z = gl.load(z_at + step * z_time, used & ((flags & HAS_Z) != 0), 0.0)
         z_at += STEPS * z_time
         if (flags & SOFTPLUS) != 0:
-            dt = softplus(dt)
+            dt = softplus_direct(dt)
         # A step of length 0 leaves the state alone: so do the steps past the end.
         dt = gl.where(used, dt, 0.0)
         dt_slots.store(dt)
@@ -304,8 +294,8 @@ def selective_scan_plain_fwd_kernel(
                     h = pick((states[j],), last, False)[0]
                     gl.store(target + j * target_step, h, x_valid & (first_state + j * LANES < N))
 
-            ahead_state, ahead_start = following(ahead_state, ahead_start, N, STATES, STEPS)
-            fetch_rows(B_stage, C_stage, B, C, weights, state, ahead_state, ahead_start, N, L, padded_length)
+            next_state, next_start = following(next_state, next_start, N, STATES, STEPS)
+            fetch_rows(B_stage, C_stage, B, C, weights, state, next_state, next_start, N, L, padded_length)
             stage = 1 - stage
             y += gl.sum(y_slots.load(SHARES), 0)
 

@@ -333,6 +333,7 @@ def _plain(values: dict) -> bool:
 
 _SIZES = dict(D="i32", L="i32", N="i32", groups="i32", head_channels="i32", padded_length="i64")
 _CHUNKS = dict(chunk_begin="i32", chunk_end="i32", spans="i32")
+_PLAIN = dict(STATES=16, RUN=8, num_warps=2, maxnreg=168)
 _FORWARD = ["u", "delta", "z", "out"]
 _PLANES = ["dB", "dC", "dgate", "partial_length"]
 _BACKWARD = ["dout", "u", "delta", "z", "du", "ddelta", "dz"]
@@ -384,29 +385,8 @@ KERNELS = [
         shape=["B", "D", "L"],
         tuned=["FEW"],
         configs=[
-            Config(
-                "few",
-                when="B * D < FEW",
-                LANES=8,
-                STATES=16,
-                RUN=8,
-                STEPS=64,
-                CHANNELS=8,
-                PREFETCH=True,
-                num_warps=2,
-                maxnreg=168,
-            ),
-            Config(
-                "many",
-                LANES=4,
-                STATES=16,
-                RUN=8,
-                STEPS=32,
-                CHANNELS=16,
-                PREFETCH=False,
-                num_warps=2,
-                maxnreg=168,
-            ),
+            Config("few", when="B * D < FEW", LANES=8, STEPS=64, CHANNELS=8, PREFETCH=True, **_PLAIN),
+            Config("many", LANES=4, STEPS=32, CHANNELS=16, PREFETCH=False, **_PLAIN),
         ],
     ),
     Kernel(
