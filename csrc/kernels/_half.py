@@ -31,3 +31,40 @@ def narrowed(value, dtype: gl.constexpr, flags):
         return gl.where((flags & FLOAT16) != 0, half, brain)
     else:
         return value.to(dtype)
+
+
+@gluon.jit
+def widened_pairs(x, flags):
+    """widened() of a tile whose neighbours lie in one register: an instruction an element, and a branch."""
+    if x.dtype == gl.int16:
+        if (flags & FLOAT16) != 0:
+            wide = x.to(gl.float16, bitcast=True).to(gl.float32)
+        else:
+            wide = gl.inline_asm_elementwise(
+                "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;",
+                "=f,=f,r",
+                [x],
+                dtype=gl.float32,
+                is_pure=True,
+                pack=2,
+            )
+    else:
+        wide = x.to(gl.float32)
+    return wide
+
+
+@gluon.jit
+def narrowed_pairs(value, dtype: gl.constexpr, flags):
+    """The other way: half an instruction an element, and a branch."""
+    if dtype == gl.int16:
+        if (flags & FLOAT16) != 0:
+            narrow = gl.inline_asm_elementwise(
+                "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,f,f", [value], dtype=gl.int16, is_pure=True, pack=2
+            )
+        else:
+            narrow = gl.inline_asm_elementwise(
+                "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", [value], dtype=gl.int16, is_pure=True, pack=2
+            )
+    else:
+        narrow = value.to(dtype)
+    return narrow
