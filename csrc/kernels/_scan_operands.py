@@ -94,8 +94,9 @@ def prefetch_steps(x, row, time, padded_length, COMPLEX: gl.constexpr):
 
 
 @gluon.jit
-def store_steps(x, row, time, padded_length, value, own, COMPLEX: gl.constexpr, GENERAL: gl.constexpr):
+def store_steps(x, value, steps, COMPLEX: gl.constexpr, GENERAL: gl.constexpr):
     """The other way; a row without packed sequences is written with its padding, which takes no mask."""
+    row, time, padded_length, own = steps
     parts = 2 if COMPLEX else 1
     for part in gl.static_range(2 if COMPLEX else 1):
         at = x + (row * parts + part) * padded_length + time
@@ -106,29 +107,20 @@ def store_steps(x, row, time, padded_length, value, own, COMPLEX: gl.constexpr, 
 
 
 @gluon.jit
-def store_weight(
-    x,
-    value,
-    row,
-    time,
-    padded_length,
-    own,
-    constant,
-    sums_at,
-    channel,
-    D,
-    begun,
-    valid,
-    COMPLEX: gl.constexpr,
-    GENERAL: gl.constexpr,
-):
-    """Of a gradient of B or C, a tile of one state: its sum over channels, or for a constant over time."""
+def store_weight(x, value, steps, constant, sums, COMPLEX: gl.constexpr, GENERAL: gl.constexpr):
+    """Of a gradient of B or C, a tile of one state: its sum over channels, or for a constant over time.
+
+    `steps` are the row, the times, the length of a row, and which times are the tile's own; `sums` the offset
+    of the state, the channels, how far its parts lie apart, which channels have a sum already, and which
+    there are.
+    """
     if GENERAL:
         if constant:
-            sums = load_state(x + sums_at, channel, D, begun, COMPLEX)
-            sums = add(sums, total(total(value, 1, COMPLEX), 0, COMPLEX), COMPLEX)
-            store_state(x + sums_at, channel, D, sums, valid, COMPLEX)
+            offset, channel, plane, begun, valid = sums
+            known = load_state(x + offset, channel, plane, begun, COMPLEX)
+            known = add(known, total(total(value, 1, COMPLEX), 0, COMPLEX), COMPLEX)
+            store_state(x + offset, channel, plane, known, valid, COMPLEX)
         else:
-            store_steps(x, row, time, padded_length, total(value, 2, COMPLEX), own, COMPLEX, GENERAL)
+            store_steps(x, total(value, 2, COMPLEX), steps, COMPLEX, GENERAL)
     else:
-        store_steps(x, row, time, padded_length, total(value, 2, COMPLEX), own, COMPLEX, GENERAL)
+        store_steps(x, total(value, 2, COMPLEX), steps, COMPLEX, GENERAL)

@@ -135,18 +135,18 @@ def chunks_of_span(span, chunk_begin, chunk_end, spans):
 
 
 @gluon.jit
-def enter_span(carry, incoming, ends, elapsed_times, A, row, batches, spans, channel, valid, D, N, flags):
-    """Writes the adjoint that enters a span, row [N, D] of `carry`: that which comes back to the launch
-    (`incoming`, if flags say that there is one), through the spans behind.
+def entering_adjoint(
+    incoming, ends, elapsed_times, rate, at, channel, known, row, batches, spans, D, N, flags
+):
+    """The adjoint that enters a span, for some states and channels: that which comes back to the launch
+    (`incoming`, if flags say that there is one), through the spans behind. `at` is where a row [N, D] has
+    them.
     """
     batch = row % batches
     span = (row // batches).to(gl.int32)
-    for n in range(N):
-        rate = gl.load(A + channel.to(gl.int64) * N + n, valid, 0.0) * LOG2E
-        known = valid & ((flags & HAS_STATE) != 0)
-        mu = gl.load(incoming + (batch * N + n) * D + channel, known, 0.0)
-        for behind in range(spans - 1, span, -1):
-            other = behind * batches + batch
-            decay = exp2_fast(rate * gl.load(elapsed_times + other * D + channel, valid, 0.0))
-            mu = decay * mu + gl.load(ends + (other * N + n) * D + channel, valid, 0.0)
-        gl.store(carry + (row * N + n) * D + channel, mu, valid)
+    mu = gl.load(incoming + batch * N * D + at, known & ((flags & HAS_STATE) != 0), 0.0)
+    for behind in range(spans - 1, span, -1):
+        other = behind * batches + batch
+        elapsed = gl.load(elapsed_times + other * D + channel, known, 0.0)
+        mu = exp2_fast(rate * LOG2E * elapsed) * mu + gl.load(ends + other * N * D + at, known, 0.0)
+    return mu

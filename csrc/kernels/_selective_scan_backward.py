@@ -1,7 +1,6 @@
 """The backward kernel of the selective scan; csrc/kernels/selective_scan.py holds its variant table."""
 
 from _arithmetic import anew, sigmoid, softplus
-from _channel_sums import channel_sum_rows, channel_sums, store_channel_sums
 from _recurrence import (
     add,
     collect,
@@ -39,7 +38,6 @@ from _scan_operands import (
     HAS_STATE,
     HAS_Z,
     SOFTPLUS,
-    SPANS,
     ZOH,
     load_state,
     load_weight,
@@ -48,7 +46,6 @@ from _scan_operands import (
     store_weight,
 )
 from _scan_packing import BY_ENDS, BY_INDEX, load_used, offsets, own_steps, run_until, steps_of, store_own
-from _selective_scan_adjoint import chunks_of_span, enter_span
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -76,9 +73,6 @@ def selective_scan_bwd_kernel(
     dD,
     ddelta_bias,
     carry,
-    incoming,
-    span_ends,
-    span_times,
     runs,
     D,
     L,
@@ -88,7 +82,6 @@ def selective_scan_bwd_kernel(
     padded_length,
     chunk_begin,
     chunk_end,
-    spans,
     partial_length,
     dout_batch,
     dout_channel,
@@ -114,7 +107,6 @@ def selective_scan_bwd_kernel(
     flags,
     COMPLEX: gl.constexpr,
     GENERAL: gl.constexpr,
-    LAYOUT: gl.constexpr,
     SEGMENTS: gl.constexpr,
     STEPS: gl.constexpr,
     CHANNELS: gl.constexpr,
@@ -126,44 +118,21 @@ def selective_scan_bwd_kernel(
     blocks of channels), and so are dB and dC of constants; else dB, dC, dgate are sums over this block's
     channels (one plane per block). csrc/ops/selective_scan.cpp adds the rows and planes in a fixed order. A
     plane of dC lies behind each plane of dB. `carry` holds the adjoint of the state, of the last one before
-    the first launch if flags say so, of the initial one after the last launch. Real plain scans may be split
-    into `spans` of chunks, with a row of `carry` and of sums over steps each: then that adjoint comes in
-    `incoming`, and selective_scan_adjoint_kernel has seen the launch's chunks. Behind the states of the
+    the first launch if flags say so, of the initial one after the last launch. Behind the states of the
     chunks lie those that sequences begin with which begin inside a chunk.
     """
     X: gl.constexpr = gl.BlockedLayout(
-        [1, STEPS, 1],
-        [SEGMENTS, 1, 32 // SEGMENTS],
-        [1, 1, gl.num_warps()],
-        [1, 0, 2] if LAYOUT == "seq" else [1, 2, 0],
+        [1, STEPS, 1], [SEGMENTS, 1, 32 // SEGMENTS], [1, 1, gl.num_warps()], [1, 2, 0]
     )
     SEGMENT: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, X))
     STEP: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, X))
     CHANNEL: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, X))
     PARTS: gl.constexpr = 2 if COMPLEX else 1
-    # Of neighbouring channels.
-    LANES_APART: gl.constexpr = SEGMENTS if LAYOUT == "seq" else 1
     gl.static_assert(SEGMENTS * STEPS == CHUNK, "a tile is a chunk: its first state was saved")
-    if LAYOUT == "seq":
-        dout_time = 1
-        u_time = 1
-        delta_time = 1
-        z_time = 1
-        du_time = 1
-        ddelta_time = 1
-        dz_time = 1
-
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
     block = gl.program_id(0) % (groups * blocks_per_group)
-    sums_row = (gl.program_id(0) // (groups * blocks_per_group)).to(gl.int64)
+    work = (gl.program_id(0) // (groups * blocks_per_group)).to(gl.int64)
     batches = gl.num_programs(0) // (groups * blocks_per_group)
-    work = sums_row
-    own_begin = chunk_begin
-    own_end = chunk_end
-    if not (COMPLEX or GENERAL):
-        batches = batches // spans
-        work = sums_row % batches
-        own_begin, own_end = chunks_of_span((sums_row // batches).to(gl.int32), chunk_begin, chunk_end, spans)
     batch, first_step, stop = own_steps(runs, work, L, flags, GENERAL)
     if GENERAL:
         batches = gl.where((flags & BY_ENDS) != 0, 1, batches)
@@ -182,10 +151,6 @@ def selective_scan_bwd_kernel(
     u += batch * u_batch
     delta += batch * delta_batch
     z += batch * z_batch
-    if LAYOUT == "seq":
-        du += batch * du_batch
-        ddelta += batch * ddelta_batch
-        dz += batch * dz_batch
     input_row = (batch * groups + group) * N
     partial_row = ((block_in_group * 2 * batches + batch) * groups + group) * N
     gate_row = (block * batches + batch) * N
@@ -197,32 +162,14 @@ def selective_scan_bwd_kernel(
     constant_C = (flags & CONSTANT_C) != 0
     chunks = gl.cdiv(L, CHUNK)
     saved_rows = chunks
-    begun_at = own_end - 1
+    begun_at = chunk_end - 1
     if GENERAL:
         by_index = (flags & BY_INDEX) != 0
         saved_rows += gl.where(by_index, 1, 0)
         begun_at += gl.where((flags & (BY_INDEX | BY_ENDS)) != 0, 1, 0)
     fresh_from = chunks - 1
-    if not (COMPLEX or GENERAL):  # noqa: SIM102 - the compiler's choice, then the device's
-        if (flags & SPANS) != 0:
-            enter_span(
-                carry,
-                incoming,
-                span_ends,
-                span_times,
-                A,
-                sums_row,
-                batches,
-                spans,
-                channel,
-                valid,
-                D,
-                N,
-                flags,
-            )
-            fresh_from = chunks
-    least = gl.maximum(first_step, own_begin * CHUNK)
-    until = gl.minimum(stop, own_end * CHUNK)
+    least = gl.maximum(first_step, chunk_begin * CHUNK)
+    until = gl.minimum(stop, chunk_end * CHUNK)
     while until > least:
         chunk = (until - 1) // CHUNK
         begin, live = run_until(runs, batch, until - 1, first_step, L, flags, GENERAL)
@@ -237,17 +184,17 @@ def selective_scan_bwd_kernel(
         tile_begin = chunk * CHUNK + anew(segment) * STEPS
         row = anew(channel)
         head = row // head_channels if GENERAL else row
-        x = load_used(u + offsets(tile_begin, step, row, u_time, u_channel, LAYOUT), used, flags)
+        x = load_used(u + offsets(tile_begin, step, row, u_time, u_channel, "strided"), used, flags)
         bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, None, :]
-        delta_at = delta + offsets(tile_begin, step, head, delta_time, delta_channel, LAYOUT)
+        delta_at = delta + offsets(tile_begin, step, head, delta_time, delta_channel, "strided")
         dt = load_used(delta_at, used, flags) + bias
         if (flags & SOFTPLUS) != 0:
             dt = softplus(dt)
         dt = gl.where(used, dt, 0.0)
-        dout_at = dout + offsets(tile_begin, step, row, dout_time, dout_channel, LAYOUT)
+        dout_at = dout + offsets(tile_begin, step, row, dout_time, dout_channel, "strided")
         dy = load_used(dout_at, used, flags)
         if (flags & HAS_Z) != 0:
-            zv = load_used(z + offsets(tile_begin, step, row, z_time, z_channel, LAYOUT), used, flags)
+            zv = load_used(z + offsets(tile_begin, step, row, z_time, z_channel, "strided"), used, flags)
             dy *= zv * sigmoid(zv)
         elapsed = gl.sum(dt, 1)
         dtx = dt * x
@@ -259,7 +206,7 @@ def selective_scan_bwd_kernel(
         output_scale = 2.0 * dy if COMPLEX else dy
 
         weights_at = anew(channel).to(gl.int64) * N * PARTS
-        states_at = sums_row * D * N * PARTS
+        states_at = work * D * N * PARTS
         carried = carry + states_at
         known = valid & ((chunk < fresh_from) | ((flags & HAS_STATE) != 0))
         saved_row = chunk
@@ -272,9 +219,6 @@ def selective_scan_bwd_kernel(
         rate_sums = dA + states_at
         A_at = A + weights_at
         begun = valid & (chunk < begun_at)
-        if not (COMPLEX or GENERAL):
-            planes_at = partial_row * partial_length + (chunk - chunk_begin) * CHUNK
-            sums_at = channel_sum_rows(dB, dC, planes_at, row_segment, STEPS)
 
         # What state n + 1 needs first is on its way while state n is worked on: A into a register, the long
         # rows into L1, for no registers are left to hold them.
@@ -375,42 +319,10 @@ def selective_scan_bwd_kernel(
                 mu = zero_where(dropped, mu, COMPLEX)
             store_state(carried + n * PARTS * D, channel, D, mu, valid, COMPLEX)
             dC_tile = scale(conjugate(states, COMPLEX), output_scale, COMPLEX)
-            if COMPLEX or GENERAL:
-                store_weight(
-                    dB,
-                    dB_tile,
-                    partial_row + n,
-                    partial_time,
-                    partial_length,
-                    own_time,
-                    constant_B,
-                    states_at + n * PARTS * D,
-                    channel,
-                    D,
-                    begun,
-                    valid,
-                    COMPLEX,
-                    GENERAL,
-                )
-                store_weight(
-                    dC,
-                    dC_tile,
-                    partial_row + n,
-                    partial_time,
-                    partial_length,
-                    own_time,
-                    constant_C,
-                    states_at + n * PARTS * D,
-                    channel,
-                    D,
-                    begun,
-                    valid,
-                    COMPLEX,
-                    GENERAL,
-                )
-            else:
-                sums = channel_sums(dB_tile[0], dC_tile[0], step, LANES_APART)
-                store_channel_sums(sums_at + n * partial_length, sums)
+            steps = (partial_row + n, partial_time, partial_length, own_time)
+            sums = (states_at + n * PARTS * D, channel, D, begun, valid)
+            store_weight(dB, dB_tile, steps, constant_B, sums, COMPLEX, GENERAL)
+            store_weight(dC, dC_tile, steps, constant_C, sums, COMPLEX, GENERAL)
 
         # Registers are too few to keep addresses and x through the loop over states.
         tile = (anew(gl.full_like(segment, 0) + until) - 1) // CHUNK
@@ -420,7 +332,7 @@ def selective_scan_bwd_kernel(
         tile_time = tile_begin[:, None] + step[None, :]
         own = steps_of(tile_time, opening, until, L, GENERAL)[:, :, None] & valid[None, None, :]
         used = own & live if GENERAL else own
-        x = load_used(u + offsets(tile_begin, step, row, u_time, u_channel, LAYOUT), used, flags)
+        x = load_used(u + offsets(tile_begin, step, row, u_time, u_channel, "strided"), used, flags)
         D_value = gl.load(D_skip + row, valid & ((flags & HAS_D) != 0), 0.0)[None, None, :]
         y += D_value * x
         dx += D_value * dy + dkick * dt
@@ -428,32 +340,29 @@ def selective_scan_bwd_kernel(
         dD_part = gl.sum(gl.sum(dy * x, 1), 0)
         if (flags & SOFTPLUS) != 0:
             bias = gl.load(delta_bias + row, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, None, :]
-            delta_at = delta + offsets(tile_begin, step, head, delta_time, delta_channel, LAYOUT)
+            delta_at = delta + offsets(tile_begin, step, head, delta_time, delta_channel, "strided")
             ddt *= sigmoid(load_used(delta_at, used, flags) + bias)
         # An adjoint of the last state passes through the padding, where there is no delta to take a gradient
         # of.
         ddt = gl.where(used, ddt, 0.0)
         bias_part = gl.sum(gl.sum(ddt, 1), 0)
-        # Layouts without rows find the batch row of what is written here: the loop over states has too few
-        # registers for three more pointers.
-        if LAYOUT == "seq":
-            entry = 0
-        else:
-            entry = anew(gl.full_like(channel, 0) + batch.to(gl.int32)).to(gl.int64)[None, None, :]
+        # The batch row of what is written is found here: the loop over states has too few registers for three
+        # more pointers.
+        entry = anew(gl.full_like(channel, 0) + batch.to(gl.int32)).to(gl.int64)[None, None, :]
         if (flags & HAS_Z) != 0:
-            z_at = z + offsets(tile_begin, step, row, z_time, z_channel, LAYOUT)
+            z_at = z + offsets(tile_begin, step, row, z_time, z_channel, "strided")
             zv = load_used(z_at, used, flags)
             s = sigmoid(zv)
-            dout_at = dout + offsets(tile_begin, step, row, dout_time, dout_channel, LAYOUT)
+            dout_at = dout + offsets(tile_begin, step, row, dout_time, dout_channel, "strided")
             slope = load_used(dout_at, used, flags) * y * s * (1.0 + zv * (1.0 - s))
-            dz_at = dz + entry * dz_batch + offsets(tile_begin, step, row, dz_time, dz_channel, LAYOUT)
+            dz_at = dz + entry * dz_batch + offsets(tile_begin, step, row, dz_time, dz_channel, "strided")
             store_own(dz_at, slope, own, flags)
-        du_at = du + entry * du_batch + offsets(tile_begin, step, row, du_time, du_channel, LAYOUT)
+        du_at = du + entry * du_batch + offsets(tile_begin, step, row, du_time, du_channel, "strided")
         store_own(du_at, dx, own, flags)
         ddelta_at = (
             ddelta
             + entry * ddelta_batch
-            + offsets(tile_begin, step, row, ddelta_time, ddelta_channel, LAYOUT)
+            + offsets(tile_begin, step, row, ddelta_time, ddelta_channel, "strided")
         )
         store_own(ddelta_at, ddt, own, flags)
 

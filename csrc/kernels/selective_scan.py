@@ -6,7 +6,7 @@ walks over time in tiles [SEGMENTS, STEPS, CHANNELS]. The state crosses tiles th
 that stays in cache, so any number of states takes the same code.
 """
 
-from _arithmetic import prefetch, sigmoid, softplus
+from _arithmetic import sigmoid, softplus
 from _recurrence import (
     collect,
     euler_input,
@@ -47,6 +47,7 @@ from _selective_scan_adjoint import selective_scan_adjoint_kernel
 from _selective_scan_backward import selective_scan_bwd_kernel
 from _selective_scan_pack import selective_scan_pack_kernel
 from _selective_scan_plain import selective_scan_plain_fwd_kernel
+from _selective_scan_plain_backward import selective_scan_plain_bwd_kernel
 from _selective_scan_sums import selective_scan_sums_kernel
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -116,7 +117,6 @@ def selective_scan_fwd_kernel(
     flags,
     COMPLEX: gl.constexpr,
     GENERAL: gl.constexpr,
-    LAYOUT: gl.constexpr,
     SEGMENTS: gl.constexpr,
     STEPS: gl.constexpr,
     CHANNELS: gl.constexpr,
@@ -125,19 +125,13 @@ def selective_scan_fwd_kernel(
         [1, STEPS, 1],
         [SEGMENTS, 1, 32 // SEGMENTS],
         [1, 1, gl.num_warps()],
-        [1, 0, 2] if LAYOUT == "seq" else [1, 2, 0],
+        [1, 2, 0],
     )
     SEGMENT: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, X))
     STEP: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, X))
     CHANNEL: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, X))
     TILE: gl.constexpr = SEGMENTS * STEPS
     PARTS: gl.constexpr = 2 if COMPLEX else 1
-    if LAYOUT == "seq":
-        u_time = 1
-        delta_time = 1
-        z_time = 1
-        out_time = 1
-
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
     block = gl.program_id(0) % (groups * blocks_per_group)
     work = (gl.program_id(0) // (groups * blocks_per_group)).to(gl.int64)
@@ -195,13 +189,6 @@ def selective_scan_fwd_kernel(
         # A step of length 0 leaves the state alone: so do the steps past the end, and those of others.
         dt = gl.where(used, dt, 0.0)
         elapsed = gl.sum(dt, 1)
-        if LAYOUT == "seq":
-            lane = gl.minimum(channel, D - 1)[None, :]
-            upcoming = gl.minimum(start + TILE + row_segment * STEPS, L - 1)[:, None]
-            prefetch(u + lane * u_channel + upcoming)
-            prefetch(delta + lane * delta_channel + upcoming)
-            if (flags & HAS_Z) != 0:
-                prefetch(z + lane * z_channel + gl.minimum(start + row_segment * STEPS, L - 1)[:, None])
         y = D_value * x
         dtx = dt * x
 
@@ -309,33 +296,21 @@ def _aligned(values: dict, tensors: list[str]) -> list[str]:
     return [*tensors, "L", *(f"{t}_{axis}" for t in tensors for axis in ("batch", "channel"))]
 
 
-_AXES = dict(
-    T=["f32", "half"],
-    COMPLEX=[False, True],
-    GENERAL=[False, True],
-    LAYOUT=["seq", "strided"],
-)
+_AXES = dict(T=["f32", "half"], COMPLEX=[False, True], GENERAL=[False, True])
+_PLAIN_AXES = dict(T=["f32", "half"], LAYOUT=["seq", "strided"])
 
 
 def _no_need(values: dict) -> bool:
-    """Row-wise loads are worth their images where memory counts: for real states without the options of the
-    general kernels. Complex scans in fp32 always take those.
+    """Real states without the options of these kernels have kernels of their own; complex ones in fp32 run too
+    seldom to be worth images without options.
     """
-    if values["COMPLEX"] and values["T"] == "f32" and not values["GENERAL"]:
-        return True
-    return not _plain(values) and values["LAYOUT"] == "seq"
-
-
-def _plain(values: dict) -> bool:
-    """Real states without those options have a forward kernel of their own."""
-    return not (values["COMPLEX"] or values["GENERAL"])
+    return not values["GENERAL"] and (not values["COMPLEX"] or values["T"] == "f32")
 
 
 _SIZES = dict(D="i32", L="i32", N="i32", groups="i32", head_channels="i32", padded_length="i64")
 _CHUNKS = dict(chunk_begin="i32", chunk_end="i32", spans="i32")
 _PLAIN = dict(STATES=16, RUN=8, num_warps=2, maxnreg=168)
 _FORWARD = ["u", "delta", "z", "out"]
-_PLANES = ["dB", "dC", "dgate", "partial_length"]
 _BACKWARD = ["dout", "u", "delta", "z", "du", "ddelta", "dz"]
 _ADJOINT = ["dout", "delta", "z"]
 
@@ -361,8 +336,8 @@ KERNELS = [
             "flags": "i32",
         },
         axes=_AXES,
-        skip=lambda values: _no_need(values) or _plain(values),
-        aligned=lambda values: [*_aligned(values, _FORWARD), "B", "C", "gate", "padded_length"],
+        skip=_no_need,
+        aligned=lambda _: ["B", "C", "gate", "padded_length"],
         shape=["B", "D", "L"],
         tuned=["FEW"],
         configs=[
@@ -380,7 +355,7 @@ KERNELS = [
             **{name: _SIZES[name] for name in ("D", "L", "N", "groups", "padded_length")},
             "flags": "i32",
         },
-        axes=dict(T=["f32", "half"], LAYOUT=["seq", "strided"]),
+        axes=_PLAIN_AXES,
         aligned=lambda values: [*_aligned(values, _FORWARD), "B", "C", "padded_length"],
         shape=["B", "D", "L"],
         tuned=["FEW"],
@@ -395,22 +370,44 @@ KERNELS = [
             **_tensors(_BACKWARD),
             **_buffers("A", "B", "C", "gate", "D_skip", "delta_bias", "chunk_states"),
             **_buffers("dA", "dB", "dC", "dgate", "dD", "ddelta_bias", "carry"),
-            **_buffers("incoming", "span_ends", "span_times"),
             "runs": "*i32",
             **_SIZES,
-            **_CHUNKS,
+            "chunk_begin": "i32",
+            "chunk_end": "i32",
             "partial_length": "i64",
             "flags": "i32",
         },
         axes=_AXES,
         skip=_no_need,
-        aligned=lambda values: [*_aligned(values, _BACKWARD), "B", "C", "gate", "padded_length", *_PLANES],
+        aligned=lambda _: ["B", "C", "gate", "padded_length", "dB", "dC", "dgate", "partial_length"],
         shape=["B", "D", "L"],
         configs=[
             Config("tall", when="COMPLEX and GENERAL", SEGMENTS=16, STEPS=4, CHANNELS=2, num_warps=1),
-            Config("wide", when="COMPLEX or GENERAL", SEGMENTS=8, STEPS=8, CHANNELS=4, num_warps=1),
-            Config("plain", SEGMENTS=4, STEPS=16, CHANNELS=8, num_warps=1),
+            Config("wide", SEGMENTS=8, STEPS=8, CHANNELS=4, num_warps=1),
         ],
+    ),
+    Kernel(
+        selective_scan_plain_bwd_kernel,
+        args={
+            **_tensors(_BACKWARD),
+            **_buffers("A", "B", "C", "D_skip", "delta_bias", "chunk_states"),
+            **_buffers("dA", "dB", "dC", "dD", "ddelta_bias", "carry", "incoming", "span_ends", "span_times"),
+            **{name: _SIZES[name] for name in ("D", "L", "N", "groups", "padded_length")},
+            **_CHUNKS,
+            "partial_length": "i64",
+            "flags": "i32",
+        },
+        axes=_PLAIN_AXES,
+        aligned=lambda values: [
+            *_aligned(values, _BACKWARD),
+            "B",
+            "C",
+            "dB",
+            "dC",
+            "padded_length",
+            "partial_length",
+        ],
+        configs=[Config("only", LANES=4, STATES=16, STEPS=8, CHANNELS=16, num_warps=2)],
     ),
     Kernel(
         selective_scan_adjoint_kernel,
@@ -421,7 +418,7 @@ KERNELS = [
             **_CHUNKS,
             "flags": "i32",
         },
-        axes=dict(T=["f32", "half"], LAYOUT=["seq", "strided"]),
+        axes=_PLAIN_AXES,
         aligned=lambda values: [*_aligned(values, _ADJOINT), "C", "padded_length"],
         configs=[Config("plain", SEGMENTS=4, STEPS=16, CHANNELS=8, num_warps=1)],
     ),

@@ -16,6 +16,7 @@ namespace {
 
 using generated::SelectiveScanBwd;
 using generated::SelectiveScanFwd;
+using generated::SelectiveScanPlainBwd;
 using generated::SelectiveScanPlainFwd;
 
 // Bits of the kernels' `flags`, the same as in csrc/kernels/_scan_operands.py and _scan_packing.py.
@@ -40,8 +41,10 @@ enum Flag : int32_t {
 constexpr int64_t kPartialBytes = int64_t{32} << 20;
 // A launch adds up at most this many chunks in one fp32 number; more would cost digits.
 constexpr int64_t kChunksInOneSum = 64;
-// Programs that fill a GPU: where rows and channels make fewer, time is split into spans that run at once.
-constexpr int64_t kProgramsAtOnce = 1024;
+// Programs that fill a GPU once: where rows and channels make fewer, time is split into spans, for three
+// times as many that run at once.
+constexpr int64_t kProgramsToFill = 512;
+constexpr int64_t kProgramsAtOnce = 3 * kProgramsToFill;
 // The plain forward kernel takes 16 states at a time; so few are faster one by one, as the general one does.
 constexpr int64_t kFewStates = 4;
 // Each program goes through the adjoints of all spans behind its own.
@@ -84,7 +87,7 @@ int64_t chunks_in_a_launch(const SelectiveScanSizes& s, const Tensor& u, int64_t
 // How many chunks each program of the backward takes one after the other: all of the launch, unless spans are
 // needed to fill the GPU.
 int64_t chunks_in_a_span(int64_t chunks_a_launch, int64_t programs, bool plain) {
-  if (!plain || programs == 0 || programs * 2 > kProgramsAtOnce) return chunks_a_launch;
+  if (!plain || programs == 0 || programs >= kProgramsToFill) return chunks_a_launch;
   return ceil_div(chunks_a_launch, std::min(kProgramsAtOnce / programs, kMostSpans));
 }
 
@@ -166,11 +169,6 @@ bool in_rows(const SelectiveScanSizes& s, const Operands& with, std::initializer
   return rows;
 }
 
-template <class Kernel>
-typename Kernel::Key key_of(const SelectiveScanSizes& s, const Operands& with, const Tensor& u, bool rows) {
-  return {storage_of(u), s.complex, with.general(), rows ? Kernel::Layout::seq : Kernel::Layout::strided};
-}
-
 }  // namespace
 
 SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C,
@@ -221,8 +219,7 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
   if (s.complex || with.general() || s.state <= kFewStates) {
     SelectiveScanFwd::Args args{};
     put_general(args, s, with);
-    using Layout = SelectiveScanFwd::Layout;
-    const SelectiveScanFwd::Key key{storage_of(u), s.complex, !s.complex || with.general(), Layout::strided};
+    const SelectiveScanFwd::Key key{storage_of(u), s.complex, !s.complex || with.general()};
     launch(SelectiveScanFwd{}, key, args);
   } else {
     using Layout = SelectiveScanPlainFwd::Layout;
@@ -259,19 +256,22 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
   const Operands with(s, in, runs, cu_seqlens, 0, delta_softplus, zoh);
   const Strides gs(dout), dus(du), dds(ddelta), dzs(z ? OptionalTensor(dz) : std::nullopt);
   const bool rows = in_rows(s, with, {gs, Strides(u), Strides(delta), Strides(z), dus, dds, dzs});
-  const auto key = key_of<SelectiveScanBwd>(s, with, u, rows);
-  const auto& config = SelectiveScanBwd::pick(key, {s.rows, s.channels, s.length});
-  const int64_t blocks_per_group = ceil_div(s.channels / s.groups, config.CHANNELS);
+  const bool plain = !s.complex && !with.general();
+  using Layout = SelectiveScanPlainBwd::Layout;
+  const SelectiveScanPlainBwd::Key plain_key{storage_of(u), rows ? Layout::seq : Layout::strided};
+  const SelectiveScanBwd::Key key{storage_of(u), s.complex, with.general()};
+  const int64_t block_channels =
+      plain ? SelectiveScanPlainBwd::pick(plain_key, {}).CHANNELS : SelectiveScanBwd::pick(key, {}).CHANNELS;
+  const int64_t blocks_per_group = ceil_div(s.channels / s.groups, block_channels);
   const int64_t blocks = s.groups * blocks_per_group;
   const int64_t most_chunks = chunks_in_a_launch(s, u, blocks, with.gate.has_value());
-  const bool plain = !s.complex && !with.general();
   const int64_t span = chunks_in_a_span(most_chunks, s.rows * blocks, plain);
   const int64_t spans = most_chunks / span, chunks_a_launch = spans * span;
   const int64_t parts = ceil_div(s.chunks(), span), state_parts = s.state * s.parts();
   RowSums dA(s, with.A, parts, state_parts, s.channels);
   // Blocks are whole in these rows, also where a group's channels end inside one.
-  RowSums dD(s, with.A, parts, s.groups, blocks_per_group * config.CHANNELS);
-  RowSums dbias(s, with.A, parts, s.groups, blocks_per_group * config.CHANNELS);
+  RowSums dD(s, with.A, parts, s.groups, blocks_per_group * block_channels);
+  RowSums dbias(s, with.A, parts, s.groups, blocks_per_group * block_channels);
   RowSums constant_dB(s, with.A, parts, s.constant_B ? state_parts : 0, s.channels);
   RowSums constant_dC(s, with.A, parts, s.constant_C ? state_parts : 0, s.channels);
   // Written whole by the kernels, unless there is nothing to launch.
@@ -309,30 +309,22 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
         empty_on(u, {blocks_per_group, 2, s.batch, s.groups, weight_rows, partial_length}, kFloat);
     Tensor dgate_planes = empty_on(u, {blocks, s.batch, gate_rows, partial_length}, kFloat);
 
-    SelectiveScanBwd::Args args{};
-    put_common(args, s, in, with);
-    put_general(args, s, with);
-    args.dout = pointer(dout);
-    args.chunk_states = pointer(chunk_states);
-    args.du = pointer(du);
-    args.ddelta = pointer(ddelta);
-    args.dz = pointer(dz);
-    args.dgate = pointer(dgate_planes);
-    args.span_ends = pointer(span_ends);
-    args.span_times = pointer(span_times);
-    args.partial_length = partial_length;
-    gs.put(args.dout_batch, args.dout_channel, args.dout_time);
-    dus.put(args.du_batch, args.du_channel, args.du_time);
-    dds.put(args.ddelta_batch, args.ddelta_channel, args.ddelta_time);
-    dzs.put(args.dz_batch, args.dz_channel, args.dz_time);
-    args.flags = with.flags | (dlast_state || s.packed() ? kHasState : 0) | (split ? kSpans : 0);
-
     float* planes = static_cast<float*>(dBC_planes.data_ptr());
+    int32_t flags = with.flags | (dlast_state || s.packed() ? kHasState : 0);
     int64_t launch = 0, part = 0;
-    for (int64_t end = s.chunks(); end > 0; ++launch) {
-      const int64_t begin = std::max<int64_t>(0, end - chunks_a_launch);
-      zero_if_by_ends(dBC_planes, s);
-      zero_if_by_ends(dgate_planes, s);
+    // What both kernels take of a launch of chunks [begin, end).
+    const auto put = [&](auto& args, int64_t begin, int64_t end) {
+      put_common(args, s, in, with);
+      args.dout = pointer(dout);
+      args.chunk_states = pointer(chunk_states);
+      args.du = pointer(du);
+      args.ddelta = pointer(ddelta);
+      args.dz = pointer(dz);
+      args.partial_length = partial_length;
+      gs.put(args.dout_batch, args.dout_channel, args.dout_time);
+      dus.put(args.du_batch, args.du_channel, args.du_time);
+      dds.put(args.ddelta_batch, args.ddelta_channel, args.ddelta_time);
+      dzs.put(args.dz_batch, args.dz_channel, args.dz_time);
       args.dA = dA.start(part);
       args.dD = dD.start(part);
       args.ddelta_bias = dbias.start(part);
@@ -340,14 +332,36 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
       args.dC = s.constant_C ? constant_dC.start(part) : planes + dBC_planes.stride(1);
       args.chunk_begin = static_cast<int32_t>(begin);
       args.chunk_end = static_cast<int32_t>(end);
-      args.spans = static_cast<int32_t>(split ? ceil_div(end - begin, span) : 1);
       args.carry = pointer(carry_of(launch));
-      args.incoming = pointer(carry_of(launch + 1));
-      if (args.spans > 1) launch_adjoint(args, s, u, rows);
-      SelectiveScanBwd::launch(key, config, u.get_device_index(), args.spans * s.rows * blocks, args);
+      args.flags = flags;
+    };
+    for (int64_t end = s.chunks(); end > 0; ++launch) {
+      const int64_t begin = std::max<int64_t>(0, end - chunks_a_launch);
+      const int64_t parts_here = split ? ceil_div(end - begin, span) : 1;
+      const int64_t programs = parts_here * s.rows * blocks;
+      if (plain) {
+        SelectiveScanPlainBwd::Args args{};
+        put(args, begin, end);
+        args.flags |= split ? kSpans : 0;
+        args.spans = static_cast<int32_t>(parts_here);
+        args.span_ends = pointer(span_ends);
+        args.span_times = pointer(span_times);
+        args.incoming = pointer(carry_of(launch + 1));
+        if (parts_here > 1) launch_adjoint(args, s, u, rows);
+        SelectiveScanPlainBwd::launch(plain_key, SelectiveScanPlainBwd::pick(plain_key, {}),
+                                      u.get_device_index(), programs, args);
+      } else {
+        zero_if_by_ends(dBC_planes, s);
+        zero_if_by_ends(dgate_planes, s);
+        SelectiveScanBwd::Args args{};
+        put(args, begin, end);
+        put_general(args, s, with);
+        args.dgate = pointer(dgate_planes);
+        SelectiveScanBwd::launch(key, SelectiveScanBwd::pick(key, {}), u.get_device_index(), programs, args);
+      }
       for (RowSums* of : {&dA, &dD, &dbias, &constant_dB, &constant_dC}) of->finish(part);
-      args.flags |= kHasState;
-      part += args.spans;
+      flags |= kHasState;
+      part += parts_here;
       if (variable) add_planes(dBC_planes, dBC, begin, end);
       if (with.gate) add_planes(dgate_planes, dgate, begin, end);
       end = begin;

@@ -1,0 +1,390 @@
+"""Selective scan, backward, of real states without the options of the general kernel.
+
+A program owns a block of channels of one span of time and walks its chunks from last to first. LANES threads
+share a channel, each with every LANES-th of its states. Each chunk's states are computed again from the
+saved one, first only those that its tiles begin with, then tile by tile, from the last on, all of them and
+the adjoints. What threads of a channel need (delta after its bias and softplus, delta u, the gradient of y)
+lies in shared memory, and so does what is added up across threads: over states, and for B and C over
+channels, both once a tile.
+"""
+
+from _arithmetic import LOG2E, anew, exp2_fast, sigmoid, softplus
+from _half import widened_pairs
+from _scan_operands import CHUNK, HAS_BIAS, HAS_D, HAS_STATE, HAS_Z, SOFTPLUS, SPANS
+from _selective_scan_adjoint import chunks_of_span, entering_adjoint
+from _selective_scan_tiles import (
+    RUN,
+    first_of,
+    last_of,
+    load_run,
+    load_tiles,
+    over_channels,
+    places,
+    run_backward,
+    run_forward,
+    whole,
+    write,
+)
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
+
+
+@gluon.jit
+def selective_scan_plain_bwd_kernel(
+    dout,
+    u,
+    delta,
+    z,
+    A,
+    B,
+    C,
+    D_skip,
+    delta_bias,
+    chunk_states,
+    du,
+    ddelta,
+    dz,
+    dA,
+    dB,
+    dC,
+    dD,
+    ddelta_bias,
+    carry,
+    incoming,
+    span_ends,
+    span_times,
+    D,
+    L,
+    N,
+    groups,
+    padded_length,
+    chunk_begin,
+    chunk_end,
+    spans,
+    partial_length,
+    dout_batch,
+    dout_channel,
+    dout_time,
+    u_batch,
+    u_channel,
+    u_time,
+    delta_batch,
+    delta_channel,
+    delta_time,
+    z_batch,
+    z_channel,
+    z_time,
+    du_batch,
+    du_channel,
+    du_time,
+    ddelta_batch,
+    ddelta_channel,
+    ddelta_time,
+    dz_batch,
+    dz_channel,
+    dz_time,
+    flags,
+    LAYOUT: gl.constexpr,
+    LANES: gl.constexpr,
+    STATES: gl.constexpr,
+    STEPS: gl.constexpr,
+    CHANNELS: gl.constexpr,
+):
+    """The gradients of a launch's chunks; its buffers are those of selective_scan_bwd_kernel."""
+    WARPS: gl.constexpr = gl.num_warps()
+    ROWS: gl.constexpr = STATES // LANES
+    RUNS: gl.constexpr = STEPS // RUN
+    TILES: gl.constexpr = CHUNK // STEPS
+    # [rows of states, lanes, channels, steps of a run], one run at a time: the recurrences.
+    X: gl.constexpr = gl.BlockedLayout(
+        [ROWS, 1, 1, RUN], [1, LANES, 32 // LANES, 1], [1, 1, WARPS, 1], [3, 2, 1, 0]
+    )
+    STATES_OF_X: gl.constexpr = gl.SliceLayout(3, X)
+    WEIGHTS_OF_X: gl.constexpr = gl.SliceLayout(2, X)
+    # [runs, channels, steps of a run]: each element of a chunk once.
+    ACROSS: gl.constexpr = min(CHANNELS, 8 if LAYOUT == "seq" else 32)
+    WIDE: gl.constexpr = WARPS if WARPS < CHANNELS // ACROSS else CHANNELS // ACROSS
+    TILE: gl.constexpr = gl.BlockedLayout(
+        [1, 1, RUN], [32 // ACROSS, ACROSS, 1], [WARPS // WIDE, WIDE, 1], [2, 1, 0]
+    )
+    # The same with the runs of each tile apart.
+    BESIDE: gl.constexpr = min(32 // ACROSS, RUNS)
+    TILED: gl.constexpr = gl.BlockedLayout(
+        [1, 1, 1, RUN], [32 // ACROSS // BESIDE, BESIDE, ACROSS, 1], [WARPS // WIDE, 1, WIDE, 1], [3, 2, 1, 0]
+    )
+    # [runs, lanes, channels, steps of a run]: shares of the lanes, all of an element's in one thread.
+    EACH: gl.constexpr = max(RUNS * RUN // LANES, 1)
+    SHARES: gl.constexpr = gl.BlockedLayout(
+        [1, LANES, 1, EACH],
+        [LANES * EACH // RUN, 1, 32 // LANES, RUN // EACH],
+        [1, 1, WARPS, 1],
+        [3, 2, 1, 0],
+    )
+    # [runs and states, channels and steps of a run]: terms of sums over channels.
+    TERMS: gl.constexpr = RUNS * STATES
+    PER_THREAD: gl.constexpr = min(CHANNELS * RUN, TERMS * CHANNELS * RUN // (32 * WARPS))
+    SPLIT: gl.constexpr = CHANNELS * RUN // PER_THREAD
+    SUMS: gl.constexpr = gl.BlockedLayout([1, PER_THREAD], [32 // SPLIT, SPLIT], [WARPS, 1], [0, 1])
+    # [tiles and runs, rows of states, lanes, steps of a run]: copies of B and C.
+    WEIGHTS: gl.constexpr = gl.BlockedLayout(
+        [1, 1, 1, RUN], [4, 8 // LANES, LANES, 1], [WARPS, 1, 1, 1], [3, 2, 1, 0]
+    )
+    if LAYOUT == "seq":
+        dout_time = 1
+        u_time = 1
+        delta_time = 1
+        z_time = 1
+        du_time = 1
+        ddelta_time = 1
+        dz_time = 1
+
+    FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
+    ROWS_OF_RUNS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    dt_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, CHANNELS, RUN], ROWS_OF_RUNS)
+    dtx_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, CHANNELS, RUN], ROWS_OF_RUNS)
+    dy_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, CHANNELS, RUN], ROWS_OF_RUNS)
+    y_slots = gl.allocate_shared_memory(gl.float32, [TILES, RUNS, CHANNELS, RUN], FLAT)
+    ddt_slots = gl.allocate_shared_memory(gl.float32, [TILES, RUNS, CHANNELS, RUN], FLAT)
+    dkick_slots = gl.allocate_shared_memory(gl.float32, [TILES, RUNS, CHANNELS, RUN], FLAT)
+    shares = gl.allocate_shared_memory(gl.float32, [RUNS, LANES, CHANNELS, RUN], FLAT)
+    dkick_shares = gl.allocate_shared_memory(gl.float32, [RUNS, LANES, CHANNELS, RUN], FLAT)
+    starts = gl.allocate_shared_memory(gl.float32, [TILES, ROWS, LANES, CHANNELS], FLAT)
+    B_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, ROWS, LANES, RUN], FLAT)
+    C_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, ROWS, LANES, RUN], FLAT)
+    terms = gl.allocate_shared_memory(
+        gl.float32, [TERMS, CHANNELS * RUN], gl.SwizzledSharedLayout(RUN, 1, 8, [1, 0])
+    )
+
+    blocks_per_group = gl.cdiv(D // groups, CHANNELS)
+    block = gl.program_id(0) % (groups * blocks_per_group)
+    sums_row = (gl.program_id(0) // (groups * blocks_per_group)).to(gl.int64)
+    batches = gl.num_programs(0) // (groups * blocks_per_group * spans)
+    batch = sums_row % batches
+    own_begin, own_end = chunks_of_span((sums_row // batches).to(gl.int32), chunk_begin, chunk_end, spans)
+    group = block // blocks_per_group
+    block_in_group = block % blocks_per_group
+    first_in_group = block_in_group * CHANNELS
+    dout += batch * dout_batch
+    u += batch * u_batch
+    delta += batch * delta_batch
+    z += batch * z_batch
+    du += batch * du_batch
+    ddelta += batch * ddelta_batch
+    dz += batch * dz_batch
+
+    # Of the chunk: which channels and steps.
+    CHANNEL: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, TILE))
+    in_group = first_in_group + gl.arange(0, CHANNELS, CHANNEL)
+    channel = group * (D // groups) + in_group
+    valid = in_group < D // groups
+    run = gl.arange(0, TILES * RUNS, gl.SliceLayout(1, gl.SliceLayout(2, TILE)))
+    step = gl.arange(0, RUN, gl.SliceLayout(0, gl.SliceLayout(1, TILE)))
+    time = run[:, None, None] * RUN + step[None, None, :]
+    valid_tile = valid[None, :, None]
+
+    # Of the recurrences: which channels and states.
+    X_CHANNEL: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, STATES_OF_X))
+    x_in_group = first_in_group + gl.arange(0, CHANNELS, X_CHANNEL)[None, None, :]
+    x_row = group * (D // groups) + x_in_group
+    x_valid = x_in_group < D // groups
+    x_state = (
+        gl.arange(0, ROWS, gl.SliceLayout(1, gl.SliceLayout(2, STATES_OF_X)))[:, None, None] * LANES
+        + gl.arange(0, LANES, gl.SliceLayout(0, gl.SliceLayout(2, STATES_OF_X)))[None, :, None]
+    )
+
+    # Of the copies.
+    w_run = gl.arange(0, TILES * RUNS, gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, WEIGHTS))))
+    w_row = gl.arange(0, ROWS, gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, WEIGHTS))))
+    w_lane = gl.arange(0, LANES, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, WEIGHTS))))
+    w_step = gl.arange(0, RUN, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, WEIGHTS))))
+    w_state = w_row[None, :, None, None] * LANES + w_lane[None, None, :, None]
+    w_time = w_run[:, None, None, None] * RUN + w_step[None, None, None, :]
+    input_row = (batch * groups + group) * N
+    weights = (input_row + w_state) * padded_length + w_time
+
+    # Of the sums over channels.
+    SUM: gl.constexpr = gl.SliceLayout(
+        1,
+        gl.BlockedLayout([1, PER_THREAD // RUN, RUN], [32 // SPLIT, SPLIT, 1], [WARPS, 1, 1], [2, 0, 1]),
+    )
+    term = gl.arange(0, TERMS, gl.SliceLayout(1, SUM))
+    s_state = term % STATES
+    partial_row = ((block_in_group * 2 * batches + batch) * groups + group) * N
+    planes = (partial_row + s_state) * partial_length + term // STATES * RUN
+    planes = planes[:, None] + gl.arange(0, RUN, gl.SliceLayout(0, SUM))[None, :]
+
+    fresh_from = gl.cdiv(L, CHUNK) - 1
+    saved_rows = gl.cdiv(L, CHUNK)
+    for chunk in range(own_end - 1, own_begin - 1, -1):
+        begin = chunk * CHUNK
+        used = (begin + time < L) & valid_tile
+        # All are asked for before the first is used.
+        raw_dt = gl.load(
+            delta + places(begin, run, channel, step, delta_time, delta_channel, LAYOUT), used, 0
+        )
+        raw_x = gl.load(u + places(begin, run, channel, step, u_time, u_channel, LAYOUT), used, 0)
+        raw_dy = gl.load(dout + places(begin, run, channel, step, dout_time, dout_channel, LAYOUT), used, 0)
+        with_z = used & ((flags & HAS_Z) != 0)
+        raw_z = gl.load(z + places(begin, run, channel, step, z_time, z_channel, LAYOUT), with_z, 0)
+        bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, :, None]
+        dt = widened_pairs(raw_dt, flags) + bias
+        if (flags & SOFTPLUS) != 0:
+            dt = softplus(dt)
+        # A step of length 0 leaves the state alone: so do the steps past the end.
+        dt = gl.where(used, dt, 0.0)
+        dy = widened_pairs(raw_dy, flags)
+        if (flags & HAS_Z) != 0:
+            zv = widened_pairs(raw_z, flags)
+            dy *= zv * sigmoid(zv)
+        x = widened_pairs(raw_x, flags)
+        whole(dt_slots).store(dt)
+        whole(dtx_slots).store(dt * x)
+        whole(dy_slots).store(dy)
+
+        # Without states the one block writes zeros where the sums over states are read.
+        for block_of_states in range(0, gl.maximum(gl.cdiv(N, STATES), 1)):
+            begin_state = block_of_states * STATES
+            fetched = begin_state + w_state < N
+            offset = begin_state * padded_length + begin
+            async_copy.async_copy_global_to_shared(whole(B_slots), B + (weights + offset), fetched)
+            async_copy.async_copy_global_to_shared(whole(C_slots), C + (weights + offset), fetched)
+            async_copy.commit_group()
+            state = begin_state + x_state
+            known = x_valid & (state < N)
+            at = anew(x_row).to(gl.int64) + state.to(gl.int64) * D
+            rate = gl.load(A + (anew(x_row).to(gl.int64) * N + state), known, 0.0)
+            h = gl.load(chunk_states + (batch * saved_rows + chunk) * N * D + at, known, 0.0)
+            returning = (chunk < fresh_from) | ((flags & HAS_STATE) != 0)
+            mu = gl.load(carry + sums_row * N * D + at, known & returning, 0.0)
+            if ((flags & SPANS) != 0) & (chunk == own_end - 1):
+                mu = entering_adjoint(
+                    incoming,
+                    span_ends,
+                    span_times,
+                    rate,
+                    at,
+                    x_row,
+                    known,
+                    sums_row,
+                    batches,
+                    spans,
+                    D,
+                    N,
+                    flags,
+                )
+            rates = gl.expand_dims(rate * LOG2E, 3)
+            rate_x = gl.expand_dims(rate, 3)
+            rate_sum = gl.full_like(rate, 0.0)
+            async_copy.wait_group(0)
+
+            # The states that tiles begin with.
+            for t in range(0, TILES - 1):
+                starts.index(t).store(h)
+                for k in gl.static_range(RUNS):
+                    step_dt = load_run(dt_slots, t * RUNS + k, X)
+                    step_dtx = load_run(dtx_slots, t * RUNS + k, X)
+                    b = gl.expand_dims(B_slots.index(t * RUNS + k).load(WEIGHTS_OF_X), 2)
+                    _, states = gl.map_elementwise(
+                        run_forward, exp2_fast(step_dt * rates), b * step_dtx, gl.expand_dims(h, 3), pack=4
+                    )
+                    h = gl.reduce(states, 3, last_of)
+            starts.index(TILES - 1).store(h)
+
+            for back in range(0, TILES):
+                t = TILES - 1 - back
+                h = starts.index(t).load(STATES_OF_X)
+                # Kept from the way there for the way back, which reads no shared memory.
+                decays = ()
+                passed = ()
+                entering = ()
+                weights_B = ()
+                step_dt = ()
+                step_dtx = ()
+                for k in gl.static_range(RUNS):
+                    step_dt += (load_run(dt_slots, t * RUNS + k, X),)
+                    step_dtx += (load_run(dtx_slots, t * RUNS + k, X),)
+                    step_dy = load_run(dy_slots, t * RUNS + k, X)
+                    b = gl.expand_dims(B_slots.index(t * RUNS + k).load(WEIGHTS_OF_X), 2)
+                    c = gl.expand_dims(C_slots.index(t * RUNS + k).load(WEIGHTS_OF_X), 2)
+                    a = exp2_fast(step_dt[k] * rates)
+                    through, states = gl.map_elementwise(
+                        run_forward, a, b * step_dtx[k], gl.expand_dims(h, 3), pack=4
+                    )
+                    h = gl.reduce(states, 3, last_of)
+                    decays += (a,)
+                    passed += (through,)
+                    entering += (c * step_dy,)
+                    weights_B += (b,)
+                    shares.index(k).store(gl.sum(c * states, 0))
+                    terms.slice(k * STATES, STATES).store(
+                        gl.reshape(states * step_dy, [STATES, CHANNELS * RUN])
+                    )
+                y = gl.sum(whole(shares).load(SHARES), 1)
+                if block_of_states > 0:
+                    y += y_slots.index(t).load(gl.SliceLayout(1, SHARES))
+                y_slots.index(t).store(y)
+                to = planes + begin_state * partial_length + ((chunk - chunk_begin) * CHUNK + t * STEPS)
+                gl.store(dC + to, over_channels(terms, SUMS, SUM), (begin_state + s_state < N)[:, None])
+
+                for k in gl.static_range(RUNS - 1, -1, -1):
+                    adjoint, through = gl.map_elementwise(
+                        run_backward, decays[k], entering[k], gl.expand_dims(mu, 3), pack=4
+                    )
+                    mu = gl.reduce(through, 3, first_of)
+                    p = adjoint * passed[k]
+                    rate_sum += gl.sum(p * step_dt[k], 3)
+                    shares.index(k).store(gl.sum(p * rate_x, 0))
+                    dkick_shares.index(k).store(gl.sum(adjoint * weights_B[k], 0))
+                    terms.slice(k * STATES, STATES).store(
+                        gl.reshape(adjoint * step_dtx[k], [STATES, CHANNELS * RUN])
+                    )
+                ddt = gl.sum(whole(shares).load(SHARES), 1)
+                dkick = gl.sum(whole(dkick_shares).load(SHARES), 1)
+                if block_of_states > 0:
+                    ddt += ddt_slots.index(t).load(gl.SliceLayout(1, SHARES))
+                    dkick += dkick_slots.index(t).load(gl.SliceLayout(1, SHARES))
+                ddt_slots.index(t).store(ddt)
+                dkick_slots.index(t).store(dkick)
+                gl.store(dB + to, over_channels(terms, SUMS, SUM), (begin_state + s_state < N)[:, None])
+
+            at = anew(x_row).to(gl.int64) + state.to(gl.int64) * D
+            gl.store(carry + sums_row * N * D + at, mu, known)
+            sums_at = dA + sums_row * N * D + at
+            gl.store(sums_at, gl.load(sums_at, known & (chunk < own_end - 1), 0.0) + rate_sum, known)
+
+        raw_x = gl.load(u + places(begin, run, channel, step, u_time, u_channel, LAYOUT), used, 0)
+        raw_dt = gl.load(
+            delta + places(begin, run, channel, step, delta_time, delta_channel, LAYOUT), used, 0
+        )
+        raw_z = gl.load(z + places(begin, run, channel, step, z_time, z_channel, LAYOUT), with_z, 0)
+        raw_dy = gl.load(dout + places(begin, run, channel, step, dout_time, dout_channel, LAYOUT), with_z, 0)
+        D_value = gl.load(D_skip + channel, valid & ((flags & HAS_D) != 0), 0.0)[None, :, None]
+        bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, :, None]
+        x = widened_pairs(raw_x, flags)
+        dy = whole(dy_slots).load(TILE)
+        dkick = load_tiles(dkick_slots, TILED, TILE)
+        ddt = load_tiles(ddt_slots, TILED, TILE) + dkick * x
+        dx = D_value * dy + dkick * whole(dt_slots).load(TILE)
+        if (flags & SOFTPLUS) != 0:
+            ddt *= sigmoid(widened_pairs(raw_dt, flags) + bias)
+        # An adjoint of the last state passes through the padding, where there is no delta to take a gradient
+        # of.
+        ddt = gl.where(used, ddt, 0.0)
+        write(du + places(begin, run, channel, step, du_time, du_channel, LAYOUT), dx, used, flags)
+        to = ddelta + places(begin, run, channel, step, ddelta_time, ddelta_channel, LAYOUT)
+        write(to, ddt, used, flags)
+        if (flags & HAS_Z) != 0:
+            y = load_tiles(y_slots, TILED, TILE) + D_value * x
+            zv = widened_pairs(raw_z, flags)
+            s = sigmoid(zv)
+            slope = widened_pairs(raw_dy, flags) * y * s * (1.0 + zv * (1.0 - s))
+            write(dz + places(begin, run, channel, step, dz_time, dz_channel, LAYOUT), slope, used, flags)
+
+        # Sums over a span, a row for each block with its padding.
+        block_row = gl.program_id(0).to(gl.int64) * CHANNELS + anew(gl.arange(0, CHANNELS, CHANNEL))
+        begun = chunk < own_end - 1
+        D_part = gl.sum(gl.sum(dy * x, 2), 0)
+        bias_part = gl.sum(gl.sum(ddt, 2), 0)
+        gl.store(dD + block_row, gl.load(dD + block_row, begun, 0.0) + D_part)
+        gl.store(ddelta_bias + block_row, gl.load(ddelta_bias + block_row, begun, 0.0) + bias_part)
