@@ -301,8 +301,8 @@ _PLAIN_AXES = dict(T=["f32", "half"], LAYOUT=["seq", "strided"])
 
 
 def _no_need(values: dict) -> bool:
-    """Real states without the options of these kernels have kernels of their own; complex ones in fp32 run too
-    seldom to be worth images without options.
+    """Real states without the options of these kernels have kernels of their own; complex ones in fp32 run
+    too seldom to be worth images without options.
     """
     return not values["GENERAL"] and (not values["COMPLEX"] or values["T"] == "f32")
 
