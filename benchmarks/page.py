@@ -15,6 +15,11 @@ import tables
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/performance.md"
+# The plot of a suite, and what stands for it where it can't be seen.
+PLOTS = {
+    "kernels": ("scan.png", "microseconds of the scan, mamba_aot, mamba_ssm and floor"),
+    "sweep": ("lengths.png", "milliseconds of the scan over the length of the sequence"),
+}
 # Suites in the page's order, and what makes the table of each.
 TABLES = {
     "kernels": tables.works,
@@ -36,15 +41,22 @@ def conditions(record: dict[str, Any]) -> str:
         parts.append(f"which make exponentials {facts['threads_gain']:.2f} times as fast as one")
     parts += [f"torch {facts['torch']}", f"copies move {facts['bandwidth'] / 1e9:.0f} GB/s"]
     parts.append(f"commit {facts['commit'][:12]}")
-    return f"*{', '.join(parts)}; `{record['command']}`.*"
+    told = f"{', '.join(parts)}; `{record['command']}`."
+    if facts.get("driver") and facts["device"] != tables.GOALS["device"]:
+        told += f" Goals and peers are of an {tables.GOALS['device']}, whose copies move 4250 GB/s."
+    return f"*{told}*"
 
 
-def block(record: dict[str, Any], suite: str) -> str:
-    """The table of a record, what failed, and the conditions."""
+def block(record: dict[str, Any], suite: str, folder: str) -> str:
+    """The table of a record in a folder of benchmarks/results, what failed, the conditions, and the plot."""
     lines = [TABLES[suite](record)]
     for failure in record["failures"]:
         lines.append(f"Not measured: {failure['op']} {tables.shape_of(failure)}: {failure['failed']}")
-    return "\n\n".join([*lines, conditions(record)])
+    lines.append(conditions(record))
+    if suite in PLOTS:
+        file, told = PLOTS[suite]
+        lines.append(f"![{told}](../benchmarks/results/{folder}/{file})")
+    return "\n\n".join(lines)
 
 
 def put(page: str, suite: str, text: str) -> str:
@@ -74,9 +86,9 @@ def main() -> None:
         }
         for suite, record in records.items():
             if options.print:
-                print(block(record, suite))
+                print(block(record, suite, folder.name))
             else:
-                page = put(page, suite, block(record, suite))
+                page = put(page, suite, block(record, suite, folder.name))
         if not options.print:
             # Not at the top: a machine that only prints needs no matplotlib.
             import plots
