@@ -18,6 +18,8 @@ MAMBA_AOT_INLINE void multiply(const T* matrix, const T* x, int64_t width, T* ou
     const VecF first = load_row<float>(x + k), second = load_row<float>(x + k + kLanes);
 #pragma GCC unroll 4
     for (int row = 0; row < kCount; ++row) {
+      // The next rows: a row is too short for the machine to see a pattern before it ends.
+      __builtin_prefetch(matrix + (kCount + row) * width + k);
       sums[row][0] = fma(load_row<float>(matrix + row * width + k), first, sums[row][0]);
       sums[row][1] = fma(load_row<float>(matrix + row * width + k + kLanes), second, sums[row][1]);
     }
