@@ -167,8 +167,8 @@ RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x
   const RmsNormSizes s = check_rms_norm_backward(dout, dsum, x, weight, bias, residual, z, mean, rstd,
                                                  group_size, centered, norm_before_gate);
   if (!of_one_dtype(dout, dout, z)) {
-    auto wide = rms_norm_bwd(in_float32(dout), dsum, in_float32(x), weight, bias, residual, in_float32(z), mean,
-                             rstd, eps, group_size, centered, norm_before_gate);
+    auto wide = rms_norm_bwd(in_float32(dout), dsum, in_float32(x), weight, bias, residual, in_float32(z),
+                             mean, rstd, eps, group_size, centered, norm_before_gate);
     std::get<0>(wide) = to_input_dtype(std::get<0>(wide), dout);
     std::get<2>(wide) = to_input_dtype(std::get<2>(wide), bias ? *bias : dout);
     std::get<3>(wide) = to_input_dtype(std::get<3>(wide), dout);
