@@ -238,7 +238,9 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
   const SelectiveScanInputs in{u, delta, A, B, C, D, z, delta_bias, decay_gate};
   const SelectiveScanSizes s =
       check_selective_scan_backward(dout, dlast_state, in, runs, cu_seqlens, chunk_states);
-  if (!of_one_dtype(u, delta, z)) {
+  // The gradient of a head is a sum over its channels, which half precision would round one by one.
+  const bool rounds_channels = s.heads != s.channels && u.scalar_type() != ScalarType::Float;
+  if (rounds_channels || !of_one_dtype(u, delta, z)) {
     auto wide = selective_scan_bwd(in_float32(dout), dlast_state, in_float32(u), in_float32(delta), A, B, C,
                                    D, in_float32(z), delta_bias, decay_gate, runs, cu_seqlens, chunk_states,
                                    delta_softplus, zoh);

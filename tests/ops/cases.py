@@ -262,7 +262,9 @@ _GATED_OPTIONS = {
     "norm_before_gate": BOTH,
     "groups": (1, 2, 5),
 }
-_GATED_SIZES = {"batch": (1, 2, 3), "rows": (1, 2, 5, 9, 33), "group_size": (1, 3, 16, 24, 64, 100, 130)}
+# Groups of one are in test_rms_norm.py: their norm is a sign whatever x is, so nudges leave gradients where
+# they are, and eager is off by luck alone.
+_GATED_SIZES = {"batch": (1, 2, 3), "rows": (1, 2, 5, 9, 33), "group_size": (3, 16, 24, 64, 100, 130)}
 
 OPS: dict[str, Op] = {
     "selective_scan_fn": Op(
