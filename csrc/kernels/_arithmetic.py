@@ -87,29 +87,6 @@ def softplus(x):
 
 
 @gluon.jit
-def softplus_direct(x):
-    """softplus() with one special function instead of two, and fewer steps: log1p(e) / e on [0, 1] as a
-    polynomial (minimax with 1 at 0, 3e-8).
-    """
-    e = exp(-gl.abs(x))
-    terms: gl.constexpr = (
-        0.00536482278429222,
-        -0.030065786114965923,
-        0.07920452555110365,
-        -0.13753801496695925,
-        0.19153654547016738,
-        -0.2485716356910657,
-        0.3332132260614866,
-        -0.49999647962979493,
-        1.0,
-    )
-    p = gl.full_like(e, terms[0])
-    for k in gl.static_range(1, len(terms)):
-        p = gl.fma(p, e, gl.full_like(e, terms[k]))
-    return gl.fma(p, e, gl.maximum(x, 0.0))
-
-
-@gluon.jit
 def turns_of(radians):
     """radians / (2 pi) as a number and what its rounding left."""
     turns = radians * INVERSE_TWO_PI

@@ -6,7 +6,7 @@ chip. What all of them need once (delta after its bias and softplus, delta u, ro
 memory, RUN steps of a row at a time; so do their shares of y, which are added up once a tile.
 """
 
-from _arithmetic import LOG2E, anew, exp2_fast, reciprocal, softplus_direct
+from _arithmetic import LOG2E, anew, exp2_fast, reciprocal, softplus
 from _half import narrowed_pairs, widened_pairs
 from _recurrence import pick
 from _registers import reverse
@@ -214,7 +214,7 @@ def selective_scan_plain_fwd_kernel(
         raw_z = gl.load(z_at + step * z_time, used & ((flags & HAS_Z) != 0), 0.0)
         z_at += STEPS * z_time
         if (flags & SOFTPLUS) != 0:
-            dt = softplus_direct(dt)
+            dt = softplus(dt)
         # A step of length 0 leaves the state alone: so do the steps past the end.
         dt = gl.where(used, dt, 0.0)
         dt_slots.store(dt)
