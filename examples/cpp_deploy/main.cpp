@@ -68,7 +68,8 @@ void run(const std::string& library, const std::string& package, int64_t count) 
     if (preload(0, message.data(), message.size()) != 0) throw std::runtime_error(message.c_str());
     // The default stream can't be captured.
     guard.reset_stream(c10::impl::VirtualGuardImpl(at::kCUDA).getNewStream(at::Device(at::kCUDA, 0)));
-    stream = guard.current_stream()->native_handle();
+    using Current = int32_t (*)(int32_t device, void** stream);
+    reinterpret_cast<Current>(dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"))(0, &stream);
   }
   Loader prefill(package, "prefill");
   Loader step(package, "step", /*run_single_threaded=*/true);

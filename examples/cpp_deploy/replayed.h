@@ -8,13 +8,12 @@
 #include <functional>
 #include <stdexcept>
 #include <string>
-#include <utility>
 
 class Replayed {
  public:
   // `work` runs on `stream`, torch's current one but not the default one, and always with the same tensors.
   // Without a stream it is called as it is.
-  Replayed(std::function<void()> work, void* stream) : work_(std::move(work)), stream_(stream) {}
+  Replayed(const std::function<void()>& work, void* stream) : work_(work), stream_(stream) {}
 
   void operator()() {
     // The first call loads kernels and lets libraries set themselves up, which a capture does not allow.
