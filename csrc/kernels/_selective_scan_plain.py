@@ -234,7 +234,7 @@ def selective_scan_plain_fwd_kernel(
                 source += gl.where(
                     opening, x_channel * N + first_state, first_state * D.to(gl.int64) + x_channel
                 )
-                source_step = gl.where(opening, LANES, LANES * D)
+                source_step = gl.where(opening, LANES, LANES * D.to(gl.int64))
                 A_at = A + (x_channel * N + first_state)
                 states = ()
                 rates = ()
@@ -250,7 +250,7 @@ def selective_scan_plain_fwd_kernel(
                 saved = chunk_states + ((saved_row * N + first_state) * D + x_channel)
                 for j in gl.static_range(ROWS):
                     h = pick((states[j],), last, False)[0]
-                    gl.store(saved + j * LANES * D, h, x_valid & (first_state + j * LANES < N))
+                    gl.store(saved + j * LANES * D.to(gl.int64), h, x_valid & (first_state + j * LANES < N))
 
             # What the threads wait for here: rows asked for two blocks of states ago, and dt_slots.
             async_copy.wait_group(1)
@@ -289,7 +289,7 @@ def selective_scan_plain_fwd_kernel(
                 target += gl.where(
                     closing, x_channel * N + first_state, first_state * D.to(gl.int64) + x_channel
                 )
-                target_step = gl.where(closing, LANES, LANES * D)
+                target_step = gl.where(closing, LANES, LANES * D.to(gl.int64))
                 for j in gl.static_range(ROWS):
                     h = pick((states[j],), last, False)[0]
                     gl.store(target + j * target_step, h, x_valid & (first_state + j * LANES < N))
