@@ -112,7 +112,7 @@ def selective_scan_adjoint_kernel(
             prefetch_steps(C, input_row + following, segment_start, padded_length, False)
             c = load_steps(C, input_row + n, time, padded_length, N > 0, False)
             rates = scaled_rates((gl.load(A_at + n, valid, 0.0),), False)
-            mu = gl.load(ends_at + n * D, known, 0.0)
+            mu = gl.load(ends_at + n * D.to(gl.int64), known, 0.0)
             a = exponential(dt, (rates[0][None, None, :],), False)
             adjoint = scan_backward(later_steps(a, False), scale(c, dy, False), False)
             publish(
@@ -122,7 +122,7 @@ def selective_scan_adjoint_kernel(
                 False,
             )
             _, mu = collect(slots, (mu,), row_segment, True, False)
-            gl.store(ends_at + n * D, mu[0], valid)
+            gl.store(ends_at + n * D.to(gl.int64), mu[0], valid)
     gl.store(elapsed_times + row * D + channel, whole, valid)
 
 

@@ -207,7 +207,6 @@ def selective_scan_bwd_kernel(
 
         weights_at = anew(channel).to(gl.int64) * N * PARTS
         states_at = work * D * N * PARTS
-        carried = carry + states_at
         known = valid & ((chunk < fresh_from) | ((flags & HAS_STATE) != 0))
         saved_row = chunk
         if GENERAL:
@@ -216,7 +215,6 @@ def selective_scan_bwd_kernel(
             # The adjoint goes on to an earlier sequence through nothing but padding.
             dropped = by_index & (opening == begin) & (live == (begin > 0))
         saved = chunk_states + (batch * saved_rows + saved_row) * D * N * PARTS
-        rate_sums = dA + states_at
         A_at = A + weights_at
         begun = valid & (chunk < begun_at)
 
@@ -236,9 +234,10 @@ def selective_scan_bwd_kernel(
             c = load_weight(
                 C, input_row + n, time, padded_length, N > 0, constant_C, at, valid, dt, COMPLEX, GENERAL
             )
-            h = load_state(saved + n * PARTS * D, anew(channel), D, used_channel, COMPLEX)
-            mu = load_state(carried + n * PARTS * D, anew(channel), D, known, COMPLEX)
-            rate_sum = load_state(rate_sums + n * PARTS * D, channel, D, begun, COMPLEX)
+            own_row = states_at + (n * PARTS).to(gl.int64) * D
+            h = load_state(saved + (n * PARTS).to(gl.int64) * D, anew(channel), D, used_channel, COMPLEX)
+            mu = load_state(carry + own_row, anew(channel), D, known, COMPLEX)
+            rate_sum = load_state(dA + own_row, channel, D, begun, COMPLEX)
             next_A = load_state(A_at, m * PARTS, 1, valid, COMPLEX)
             decay = exponential(elapsed, scaled_rates(A_row, COMPLEX), COMPLEX)
             A_value = expand(A_row, 1, COMPLEX)
@@ -314,13 +313,13 @@ def selective_scan_bwd_kernel(
                 dB_tile = scale(adjoint, dtx, COMPLEX)
                 rates = scale(p, dt, COMPLEX)
             rate_sum = add(rate_sum, total(total(rates, 1, COMPLEX), 0, COMPLEX), COMPLEX)
-            store_state(rate_sums + n * PARTS * D, channel, D, rate_sum, valid, COMPLEX)
+            store_state(dA + own_row, channel, D, rate_sum, valid, COMPLEX)
             if GENERAL:
                 mu = zero_where(dropped, mu, COMPLEX)
-            store_state(carried + n * PARTS * D, channel, D, mu, valid, COMPLEX)
+            store_state(carry + own_row, channel, D, mu, valid, COMPLEX)
             dC_tile = scale(conjugate(states, COMPLEX), output_scale, COMPLEX)
             steps = (partial_row + n, partial_time, partial_length, own_time)
-            sums = (states_at + n * PARTS * D, channel, D, begun, valid)
+            sums = (own_row, channel, D, begun, valid)
             store_weight(dB, dB_tile, steps, constant_B, sums, COMPLEX, GENERAL)
             store_weight(dC, dC_tile, steps, constant_C, sums, COMPLEX, GENERAL)
 

@@ -196,12 +196,12 @@ def selective_scan_fwd_kernel(
         # of the sequences in a batch row, the last one's stays there.
         closing = until == end
         source = gl.where(fresh, initial_state + state_row, carry + carry_row)
-        source_step = gl.where(fresh, PARTS, PARTS * D)
+        source_step = gl.where(fresh, PARTS, PARTS * D.to(gl.int64))
         source_plane = gl.where(fresh, 1, D)
         given = ((flags & HAS_STATE) != 0) & (position == first_step)
         source_valid = valid & ((fresh == 0) | given)
         target = gl.where(closing, last_state + state_row, carry + carry_row)
-        target_step = gl.where(closing, PARTS, PARTS * D)
+        target_step = gl.where(closing, PARTS, PARTS * D.to(gl.int64))
         target_plane = gl.where(closing, 1, D)
         # Chunks start at segments: what enters such a segment is the state to save.
         segment_at = start + row_segment * STEPS
