@@ -77,6 +77,7 @@ def test_it_exports_its_c_interface_alone():
         "mamba_aot_get_image",
         "mamba_aot_image_count",
         "mamba_aot_preload",
+        "mamba_aot_set_tuned",
     }
 
 
