@@ -62,10 +62,6 @@ def fused_step(
     )
 
 
-def _on_gpu(x: Tensor) -> bool:
-    return x.is_cuda
-
-
 def _fits(norm: RMSNorm, mixer: Mamba1, x: Tensor, state: MambaState) -> bool:
     sizes = (mixer.d_model, mixer.d_inner, mixer.dt_rank)
     if any(size % 16 for size in sizes) or mixer.d_state != 16 or mixer.d_conv > 4:

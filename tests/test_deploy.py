@@ -25,7 +25,6 @@ from mamba_aot import (
     MambaLMConfig,
     SSMConfig,
     _native,
-    fused_step,
     generate,
     save_pretrained,
 )
@@ -319,9 +318,7 @@ def test_programs_compute_what_the_model_does(exported: Any, batch: int, length:
     torch.testing.assert_close(following, wanted[:, -1], rtol=1e-4, atol=1e-4)
 
 
-def test_a_given_batch_is_the_only_one_and_takes_the_fused_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Its op runs on a CPU, too, where it is not the faster one.
-    monkeypatch.setattr(fused_step, "_on_gpu", lambda x: True)
+def test_a_given_batch_is_the_only_one_and_takes_the_fused_step() -> None:
     torch.manual_seed(0)
     config = MambaLMConfig(2, 256, SSMConfig(d_model=256), layers="m", tie_embeddings=False)
     model = MambaLM(config, dtype=torch.bfloat16).eval()

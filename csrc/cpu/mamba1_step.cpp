@@ -3,6 +3,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+
 #include "cpu/dispatch.h"
 #include "ops/causal_conv1d.h"
 #include "ops/rms_norm.h"
@@ -32,7 +34,7 @@ Tensor project(const Tensor& x, const Tensor& weight) {
   Tensor out = empty_on(x, {batch, rows}, x.scalar_type());
   const void *from = x.data_ptr(), *matrix = weight.data_ptr();
   void* to = out.data_ptr();
-  const int64_t x_row = x.stride(0), grain = kGrain / width + 1;
+  const int64_t x_row = x.stride(0), grain = kGrain / std::max<int64_t>(1, width) + 1;
   const auto kernel = pick_few_rows_product(false);
   torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
     kernel(dtype, matrix, from, x_row, batch, rows, width, begin, end, to);

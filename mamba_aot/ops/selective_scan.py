@@ -52,7 +52,7 @@ def selective_scan_fn(
     by `cu_seqlens`, all in one row. On a GPU the latter run side by side.
 
     u, delta and z may differ in dtype. A CPU reads each as it is; a GPU takes float32 copies of them for the
-    time of the call, forward and backward, which costs more time than the scan: give them one dtype there.
+    time of the call, forward and backward: give them one dtype where memory or time counts.
 
     Args:
         u: The sequence, [batch, channels, length], float32, float16 or bfloat16 (float64 too on a CPU).

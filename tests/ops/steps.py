@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -37,3 +38,13 @@ def with_intermediate(inputs: dict[str, Any]) -> dict[str, Any]:
 def run(inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     state = inputs["state"].clone()
     return selective_state_update(**inputs | {"state": state}), state
+
+
+def assert_refused(inputs: dict[str, Any], sentence: str) -> None:
+    """The inputs raise an error that says `sentence`, and the state is as it was."""
+    before = inputs["state"].clone()
+    with pytest.raises(TypeError if "torch.Tensor" in sentence else ValueError) as caught:
+        selective_state_update(**inputs)
+    assert str(caught.value).startswith("selective_state_update: ")
+    assert sentence in str(caught.value)
+    assert torch.equal(inputs["state"], before)

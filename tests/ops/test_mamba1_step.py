@@ -47,7 +47,7 @@ def make_inputs(
         "conv_weight": normal(inner, taps, scale=0.5),
         "conv_bias": normal(inner) if conv_bias else None,
         "x_proj": normal(rank + 2 * state, inner, scale=inner**-0.5),
-        "dt_proj": normal(inner, rank, scale=rank**-0.5),
+        "dt_proj": normal(inner, rank, scale=max(rank, 1) ** -0.5),
         "dt_bias": normal(inner) - 2,
         "A": -torch.exp(normal(inner, state, of=wide)),
         "D": normal(inner, of=wide),
@@ -82,6 +82,7 @@ ROWS: dict[str, dict[str, Any]] = {
 MORE: dict[str, dict[str, Any]] = {
     "float32": {"dtype": torch.float32, "residual": torch.float32},
     "odd sizes, half": {"width": 7, "inner": 45, "rank": 3, "state": 5, "taps": 2, "kept": 1},
+    "no rank, half": {"rank": 0},
     "odd sizes": {"width": 7, "inner": 13, "rank": 3, "state": 5, "taps": 6, "kept": 5},
 }
 
