@@ -173,6 +173,14 @@ def test_bad_input_is_a_sentence(
     assert done.stdout == b""
 
 
+@pytest.mark.parametrize("size", [0, 10, 5000, -1])
+def test_a_library_that_was_cut_short_is_a_sentence(deployed: Deployed, size: int) -> None:
+    (deployed.folder / "short.so").write_bytes(Path(library()).read_bytes()[:size])
+    done = deployed.run(PROMPT, str(deployed.folder / "short.so"), "model.pt2", "5")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"short.so cannot be loaded" in done.stderr
+
+
 def run_with_facts(deployed: Deployed, **facts: str) -> subprocess.CompletedProcess[bytes]:
     """Runs a copy of the package that says other things about itself."""
     with (

@@ -1,13 +1,14 @@
-// Continues a prompt byte by byte with a package that `mamba-aot export` wrote. No Python runs here.
-//
+// Continues a prompt byte by byte with a package that `mamba-aot export` wrote. No Python runs here:
 //     printf 'The statement' | mamba_continue libmamba_aot.so model.pt2 100
 #include <ATen/ATen.h>
 #include <c10/core/StreamGuard.h>
 #include <dlfcn.h>
+#include <elf.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
 #include <cstdint>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <stdexcept>
@@ -17,35 +18,38 @@
 #include "replayed.h"
 
 using Loader = torch::inductor::AOTIModelPackageLoader;
-
-namespace {
-
 // Of csrc/runtime/c_api.h: loads every kernel for a GPU, or writes into `message` why it can't.
 using Preload = int32_t (*)(int32_t device, char* message, uint64_t size);
 
 // Loading the library registers the ops that the package calls; it has to come before the package.
-Preload load_ops(const std::string& path) {
-  void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+static Preload load_ops(const std::string& path) {
+  // dlopen crashes on a file that was cut short; the table of sections stands last in it.
+  Elf64_Ehdr header{};
+  std::ifstream(path, std::ios::binary).read(reinterpret_cast<char*>(&header), sizeof(header));
+  const uint64_t end = header.e_shoff + uint64_t{header.e_shnum} * header.e_shentsize;
+  std::error_code missing;
+  const bool whole = std::filesystem::file_size(path, missing) >= end;
+  void* const library = whole ? dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL) : nullptr;
   void* const preload = library == nullptr ? nullptr : dlsym(library, "mamba_aot_preload");
   if (preload != nullptr) return reinterpret_cast<Preload>(preload);
-  throw std::runtime_error("the op library must be a libmamba_aot.so, but " + path +
-                           " cannot be loaded: " + dlerror() + "; `mamba-aot info` prints where it is");
+  throw std::runtime_error("the op library must be a libmamba_aot.so, but " + path + " cannot be loaded: " +
+                           (whole ? dlerror() : "it is cut short") + "; `mamba-aot info` prints where it is");
 }
 
-int64_t read_count(const std::string& text) {
+static int64_t read_count(const std::string& text) {
   const bool digits = !text.empty() && text.size() < 19 && text.find_first_not_of("0123456789") == text.npos;
   if (!digits) throw std::runtime_error("COUNT must be a number of bytes of at least 0, got " + text);
   return std::stoll(text);
 }
 
-std::vector<int64_t> read_prompt() {
+static std::vector<int64_t> read_prompt() {
   std::vector<int64_t> bytes;
   for (char byte; std::cin.get(byte);) bytes.push_back(static_cast<unsigned char>(byte));
   if (bytes.empty()) throw std::runtime_error("standard input must hold a prompt of at least one byte");
   return bytes;
 }
 
-void run(const std::string& library, const std::string& package, int64_t count) {
+static void run(const std::string& library, const std::string& package, int64_t count) {
   const Preload preload = load_ops(library);
   if (!std::ifstream(package)) throw std::runtime_error("there is no package " + package);
   const auto facts = Loader::load_metadata_from_package(package, "prefill");
@@ -66,7 +70,6 @@ void run(const std::string& library, const std::string& package, int64_t count) 
     // A missing driver, or image for this GPU, is said before anything else is tried.
     std::string message(4096, '\0');
     if (preload(0, message.data(), message.size()) != 0) throw std::runtime_error(message.c_str());
-    // The default stream can't be captured.
     guard.reset_stream(c10::impl::VirtualGuardImpl(at::kCUDA).getNewStream(at::Device(at::kCUDA, 0)));
     using Current = int32_t (*)(int32_t device, void** stream);
     reinterpret_cast<Current>(dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"))(0, &stream);
@@ -84,8 +87,6 @@ void run(const std::string& library, const std::string& package, int64_t count) 
   }
 }
 
-}  // namespace
-
 int main(int argc, char** argv) {
   if (argc != 4) {
     std::cerr << "usage: mamba_continue LIBRARY PACKAGE COUNT < PROMPT\n";
@@ -100,5 +101,4 @@ int main(int argc, char** argv) {
     std::cerr << "mamba_continue: " << (of_torch ? of_torch->what_without_backtrace() : error.what()) << "\n";
     return 1;
   }
-  return 0;
 }

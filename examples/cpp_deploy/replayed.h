@@ -11,8 +11,8 @@
 
 class Replayed {
  public:
-  // `work` runs on `stream`, torch's current one but not the default one, and always with the same tensors.
-  // Without a stream it is called as it is.
+  // `work` runs on `stream`, torch's current one but not the default one, always with the same tensors;
+  // without a stream it is called as it is.
   Replayed(const std::function<void()>& work, void* stream) : work_(work), stream_(stream) {}
 
   void operator()() {
