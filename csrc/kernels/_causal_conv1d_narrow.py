@@ -307,7 +307,7 @@ def causal_conv1d_bwd_kernel(
     channel = channel_block.to(gl.int64) * CHANNELS + gl.arange(0, CHANNELS, SUMS)
     filter_row = dfilter + (batch * time_blocks + time_block) * (W + 1) * D + channel
     for plane in gl.static_range(W + 1):
-        at = filter_row + plane * D
+        at = filter_row + plane * D.to(gl.int64)
         gl.store(at, gl.convert_layout(gl.sum(sums[plane], TIME_AXIS), SUMS), mask=channel < D)
 
     if (flags & HAS_STATES) != 0:

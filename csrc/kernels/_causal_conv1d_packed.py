@@ -242,9 +242,10 @@ def causal_conv1d_packed_bwd_kernel(
     channel = channel_block.to(gl.int64) * CHANNELS + gl.arange(0, CHANNELS, SUMS)
     filter_row = dfilter + (batch * time_blocks + pid % time_blocks) * (W + 1) * D + channel
     for distance in gl.static_range(W):
-        at = filter_row + distance * D
+        at = filter_row + distance * D.to(gl.int64)
         gl.store(at, gl.convert_layout(gl.sum(dtaps[distance], TIME_AXIS), SUMS), mask=channel < D)
-    gl.store(filter_row + W * D, gl.convert_layout(gl.sum(dbias, TIME_AXIS), SUMS), mask=channel < D)
+    at = filter_row + W * D.to(gl.int64)
+    gl.store(at, gl.convert_layout(gl.sum(dbias, TIME_AXIS), SUMS), mask=channel < D)
 
     dxs = ()
     for i in gl.static_range(STEPS):

@@ -165,7 +165,7 @@ def causal_conv1d_wide_bwd_kernel(
     filter_row = dfilter + (batch * time_blocks + time_block) * (width + 1) * D + channel
 
     g = tl.load(slope + t, mask=valid, other=0.0)
-    tl.store(filter_row + width * D, tl.sum(g, 0), mask=channel < D)
+    tl.store(filter_row + width * D.to(tl.int64), tl.sum(g, 0), mask=channel < D)
     total = tl.zeros([TIMES, CHANNELS], tl.float32)
     for distance in range(width):
         tap = width - 1 - distance
@@ -186,7 +186,7 @@ def causal_conv1d_wide_bwd_kernel(
             valid,
             flags,
         )
-        tl.store(filter_row + distance * D, tl.sum(g * met, 0), mask=channel < D)
+        tl.store(filter_row + distance * D.to(tl.int64), tl.sum(g * met, 0), mask=channel < D)
         # This step was met at `distance` by the step that many later, if that is of the same sequence.
         later, _ = load_start(sequences, t + distance, batch, batches, L, flags)
         w = tl.load(weight + d * width + tap, mask=d < D, other=0.0)

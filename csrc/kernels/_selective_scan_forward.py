@@ -252,8 +252,8 @@ def selective_scan_fwd_kernel(
                 publish(slots1, pick(scan(a1, kick1, COMPLEX), last, COMPLEX), decay1, COMPLEX)
                 entering0, h0 = collect(slots0, h0, row_segment, False, COMPLEX)
                 entering1, h1 = collect(slots1, h1, row_segment, False, COMPLEX)
-            store_state(saved, n * PARTS * D, D, entering0, saving, COMPLEX)
-            store_state(saved, (n + 1) * PARTS * D, D, entering1, saving & second, COMPLEX)
+            store_state(saved, n * PARTS * D.to(gl.int64), D, entering0, saving, COMPLEX)
+            store_state(saved, (n + 1) * PARTS * D.to(gl.int64), D, entering1, saving & second, COMPLEX)
             states0 = scan_from(entering0, a0, kick0, first, COMPLEX)
             states1 = scan_from(entering1, a1, kick1, first, COMPLEX)
             if SEGMENTS == 1:
