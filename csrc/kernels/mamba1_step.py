@@ -13,6 +13,7 @@ from _half import FLOAT16, narrowed, widened
 from _matrix_vector import even_and_odd, load_tile, load_wide_pairs, matrix_vector, multiply_add, tile_layout
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.language import debug_barrier
 
 from tools.aot.spec import Config, Kernel
 
@@ -93,7 +94,7 @@ def convolved(u, conv_state, row, kept, lagged, weights, bias, flags):
         y += widened(lagged[lag], flags) * widened(weights[lag + 1], flags)
     last = conv_state + row * kept + kept - 1
     # Several threads hold the same channel, and one of them stores it: not before all have read.
-    gl.barrier()
+    debug_barrier()
     gl.store(last, new, kept > 0)
     for lag in gl.static_range(3):
         gl.store(last - (lag + 1), lagged[lag], kept > lag + 1)

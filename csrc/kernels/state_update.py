@@ -28,6 +28,7 @@ from _state_update_operands import (
 )
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.language import debug_barrier
 
 from tools.aot.spec import Config, Kernel
 
@@ -305,7 +306,7 @@ def state_update_kernel(
             if MANY:  # noqa: SIM102
                 if first + STATES < N:
                     # One thread of those that hold a channel stored what all of them load in the next pass.
-                    gl.barrier()
+                    debug_barrier()
 
 
 _STRIDES = [
