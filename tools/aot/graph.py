@@ -141,12 +141,12 @@ def _rules(ninja: ninja_syntax.Writer) -> None:
             deps="gcc",
         )
     # Nothing of CUDA and no RPATH: libtorch_cpu is in the process already, the rest is found when it is
-    # needed.
+    # needed. Symbols of libstdc++ come from there, with versions: torch's library may hold some without.
     ninja.rule(
         "link_library",
         "$cxx -shared -o $out $in -Wl,-soname,libmamba_aot.so -L$torch/lib -Wl,-rpath-link,$torch/lib "
-        "-Wl,--version-script,csrc/runtime/exports.map -Wl,--no-as-needed -ltorch_cpu -Wl,-z,defs "
-        "-Wl,--build-id=sha1 -Wl,--strip-debug",
+        "-Wl,--version-script,csrc/runtime/exports.map -Wl,--no-as-needed -lstdc++ -ltorch_cpu "
+        "-Wl,-z,defs -Wl,--build-id=sha1 -Wl,--strip-debug",
         description="link $out",
     )
     ninja.rule(
