@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mamba_aot.ops._boundary import as_pairs, raises_value_errors, require_tensors, state_dtype
+from mamba_aot.ops._boundary import as_pairs, raises_typed_errors, state_dtype
 from mamba_aot.ops.causal_conv1d import causal_conv1d_fn
 from mamba_aot.ops.rms_norm import rms_norm_fn
 
@@ -41,7 +41,7 @@ class _Inputs(NamedTuple):
         return self.A.shape[1] * (2 if self.A.is_complex() else 1)
 
 
-@raises_value_errors
+@raises_typed_errors
 def mamba_inner_fn(
     xz: Tensor,
     conv1d_weight: Tensor,
@@ -109,28 +109,6 @@ def mamba_inner_fn(
     Source: signature and meaning of `mamba_ssm.ops.selective_scan_interface.mamba_inner_fn`, which gives no
     gradient to the weights of the norms; Gu & Dao, "Mamba", arXiv 2312.00752, section 3.4.
     """
-    require_tensors(
-        "mamba_inner_fn",
-        dict(
-            conv1d_bias=conv1d_bias,
-            out_proj_bias=out_proj_bias,
-            B=B,
-            C=C,
-            D=D,
-            delta_bias=delta_bias,
-            B_proj_bias=B_proj_bias,
-            C_proj_bias=C_proj_bias,
-            b_rms_weight=b_rms_weight,
-            c_rms_weight=c_rms_weight,
-            dt_rms_weight=dt_rms_weight,
-        ),
-        xz=xz,
-        conv1d_weight=conv1d_weight,
-        x_proj_weight=x_proj_weight,
-        delta_proj_weight=delta_proj_weight,
-        out_proj_weight=out_proj_weight,
-        A=A,
-    )
     if checkpoint_lvl not in (0, 1):
         raise ValueError(f"mamba_inner_fn: checkpoint_lvl must be 0 or 1, got {checkpoint_lvl!r}")
     device = xz.device.type

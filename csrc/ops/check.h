@@ -59,7 +59,7 @@ std::ostream& operator<<(std::ostream& out, const DeviceName& name);
 inline DeviceName device(const Tensor& t) { return {t.is_cpu(), t.is_cuda(), t.get_device_index()}; }
 
 // Throws std::invalid_argument with the parts joined into one sentence. It has to begin with the name of a
-// public function: that tells Python's raises_value_errors that an argument is at fault.
+// public function: that tells Python's raises_typed_errors that an argument is at fault.
 template <class... Parts>
 [[noreturn, gnu::cold, gnu::noinline]] void fail(const Parts&... parts) {
   std::ostringstream sentence;

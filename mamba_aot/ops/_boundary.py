@@ -1,8 +1,9 @@
 """What every op does at its boundary: types of arguments and errors, complex tensors as pairs, order."""
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
@@ -12,12 +13,16 @@ _R = TypeVar("_R")
 _public: set[str] = set()
 
 
-def raises_value_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Makes a public function raise ValueError for what the library's checks refuse, under every torch.
+def raises_typed_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Makes a public function raise TypeError for what is no tensor, ValueError for what the library refuses.
 
-    They throw `std::invalid_argument`, of which Python's binding of torch 2.15 makes a RuntimeError. Their
-    sentences are known by the public function that they begin with; all others of the library begin with
-    something else. What torch.compile made calls ops without this, and raises what the binding makes.
+    Types are looked at when something has failed, as an op refuses what is no tensor before it runs: a look
+    before each call would take the host as long as an addition.
+
+    The library's checks throw `std::invalid_argument`, of which Python's binding of torch 2.15 makes a
+    RuntimeError. Their sentences are known by the public function that they begin with; all others of the
+    library begin with something else. What torch.compile made calls ops without this, and raises what the
+    binding makes.
     """
     _public.add(function.__name__)
 
@@ -25,14 +30,37 @@ def raises_value_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
     def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             return function(*args, **kwargs)
-        except RuntimeError as error:
+        except Exception as error:
+            if torch.compiler.is_compiling():
+                raise
+            _require_tensors(function, args, kwargs)
             sentence = str(error)
             name, colon, _ = sentence.partition(": ")
-            if not colon or name not in _public:
+            if not isinstance(error, RuntimeError) or not colon or name not in _public:
                 raise
             raise ValueError(sentence) from None
 
     return checked
+
+
+def _require_tensors(function: Callable, args: tuple, kwargs: dict[str, object]) -> None:
+    """Raises TypeError unless each argument annotated as a tensor is one."""
+    try:
+        given = inspect.signature(function).bind(*args, **kwargs).arguments
+    except TypeError:
+        # What Python says of a call without the right arguments is clear as it is.
+        return
+    wanted = get_type_hints(function)
+    for name, value in given.items():
+        if isinstance(value, Tensor) or wanted[name] not in (Tensor, Tensor | None):
+            continue
+        optional = wanted[name] != Tensor
+        if optional and value is None:
+            continue
+        raise TypeError(
+            f"{function.__name__}: {name} must be a torch.Tensor{' or None' if optional else ''}, "
+            f"got {type(value).__name__}"
+        ) from None
 
 
 def forward_only(op: Any, *args: Any) -> Any:
@@ -67,16 +95,6 @@ def needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
             if tensor is not None and tensor.requires_grad:
                 return True
     return False
-
-
-def require_tensors(function: str, optional: dict[str, object], /, **required: object) -> None:
-    """Raises TypeError unless every required argument is a tensor and every optional one a tensor or None."""
-    for name, value in required.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(value).__name__}")
-    for name, value in optional.items():
-        if value is not None and not isinstance(value, Tensor):
-            raise TypeError(f"{function}: {name} must be a torch.Tensor or None, got {type(value).__name__}")
 
 
 def is_zoh(function: str, discretization: str) -> bool:

@@ -9,13 +9,12 @@ from mamba_aot.ops._boundary import (
     forward_only,
     is_silu,
     needs_gradient,
-    raises_value_errors,
-    require_tensors,
+    raises_typed_errors,
     untracked,
 )
 
 
-@raises_value_errors
+@raises_typed_errors
 def causal_conv1d_fn(
     x: Tensor,
     weight: Tensor,
@@ -68,18 +67,6 @@ def causal_conv1d_fn(
     Source: signature and meaning of `causal_conv1d.causal_conv1d_fn`; the convolution of Gu & Dao, "Mamba",
     arXiv 2312.00752, section 3.4.
     """
-    require_tensors(
-        "causal_conv1d_fn",
-        dict(
-            bias=bias,
-            seq_idx=seq_idx,
-            initial_states=initial_states,
-            final_states_out=final_states_out,
-            cu_seqlens=cu_seqlens,
-        ),
-        x=x,
-        weight=weight,
-    )
     silu = is_silu("causal_conv1d_fn", activation)
     if final_states_out is not None:
         _require_fit(final_states_out, x, weight, cu_seqlens)
@@ -104,7 +91,7 @@ def causal_conv1d_fn(
     return (out, final_states) if return_final_states else out
 
 
-@raises_value_errors
+@raises_typed_errors
 def causal_conv1d_update(
     x: Tensor,
     conv_state: Tensor,
@@ -139,13 +126,6 @@ def causal_conv1d_update(
 
     Source: signature and meaning of `causal_conv1d.causal_conv1d_update`.
     """
-    require_tensors(
-        "causal_conv1d_update",
-        dict(bias=bias, cache_seqlens=cache_seqlens, conv_state_indices=conv_state_indices),
-        x=x,
-        conv_state=conv_state,
-        weight=weight,
-    )
     silu = is_silu("causal_conv1d_update", activation)
     op = torch.ops.mamba_aot.causal_conv1d_update.default
     out = untracked(op, x, conv_state, weight, bias, cache_seqlens, conv_state_indices, silu)
@@ -153,6 +133,7 @@ def causal_conv1d_update(
     return out
 
 
+@raises_typed_errors
 def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:
     """The last `state_len` steps of each packed sequence, behind zeros where it is shorter.
 
@@ -174,7 +155,6 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
     Source: signature and meaning of `causal_conv1d.causal_conv1d_varlen_states`.
     """
     fn = "causal_conv1d_varlen_states"
-    require_tensors(fn, {}, x=x, cu_seqlens=cu_seqlens)
     if x.dim() != 2:
         raise ValueError(f"{fn}: x must be [length, channels] (2 dimensions), got {list(x.shape)}")
     if cu_seqlens.dtype != torch.int32:

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mamba_aot.ops._boundary import as_pairs, raises_value_errors, require_tensors, state_dtype
+from mamba_aot.ops._boundary import as_pairs, raises_typed_errors, state_dtype
 
 # Steps between two states that the forward keeps for a float16 or bfloat16 backward; `kRecurrenceChunk` in
 # csrc/ops/linear_recurrence.h.
 _CHUNK = 64
 
 
-@raises_value_errors
+@raises_typed_errors
 def linear_recurrence(
     a: Tensor,
     b: Tensor,
@@ -48,7 +48,6 @@ def linear_recurrence(
     Source: Martin & Cundy, "Parallelizing Linear Recurrent Neural Nets Over Sequence Length",
     arXiv 1709.04057, eq. 1 and section 2.2.
     """
-    require_tensors("linear_recurrence", dict(initial_state=initial_state), a=a, b=b)
     is_complex = b.is_complex()
     for name, tensor in (("a", a), ("initial_state", initial_state)):
         if tensor is not None and tensor.is_complex() != is_complex:

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from mamba_aot.ops._boundary import require_tensors, state_dtype
+from mamba_aot.ops._boundary import raises_typed_errors, state_dtype
 
 
 @torch.no_grad()
+@raises_typed_errors
 def mamba1_step(
     x: Tensor,
     residual: Tensor | None,
@@ -61,22 +62,6 @@ def mamba1_step(
 
     Source: Gu & Dao, "Mamba", arXiv 2312.00752, section 3.4.
     """
-    require_tensors(
-        "mamba1_step",
-        dict(residual=residual, conv_bias=conv_bias),
-        x=x,
-        norm_weight=norm_weight,
-        in_proj=in_proj,
-        conv_state=conv_state,
-        conv_weight=conv_weight,
-        x_proj=x_proj,
-        dt_proj=dt_proj,
-        dt_bias=dt_bias,
-        A=A,
-        D=D,
-        ssm_state=ssm_state,
-        out_proj=out_proj,
-    )
     result = torch.ops.mamba_aot.mamba1_step(
         x,
         residual,

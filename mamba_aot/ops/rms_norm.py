@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mamba_aot.ops._boundary import raises_value_errors, require_tensors, state_dtype
+from mamba_aot.ops._boundary import raises_typed_errors, state_dtype
 
 
-@raises_value_errors
+@raises_typed_errors
 def rms_norm_fn(
     x: Tensor,
     weight: Tensor,
@@ -59,7 +59,7 @@ def rms_norm_fn(
     )
 
 
-@raises_value_errors
+@raises_typed_errors
 def layer_norm_fn(
     x: Tensor,
     weight: Tensor,
@@ -89,7 +89,7 @@ def layer_norm_fn(
     )
 
 
-@raises_value_errors
+@raises_typed_errors
 def rmsnorm_fn(
     x: Tensor,
     weight: Tensor,
@@ -128,7 +128,7 @@ def rmsnorm_fn(
     return _gated_norm("rmsnorm_fn", x, weight, bias, z, eps, group_size, norm_before_gate, centered=False)
 
 
-@raises_value_errors
+@raises_typed_errors
 def layernorm_fn(
     x: Tensor,
     weight: Tensor,
@@ -189,7 +189,6 @@ def _add_and_norm(
     residual_in_fp32: bool,
     centered: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    require_tensors(function, dict(bias=bias, residual=residual), x=x, weight=weight)
     _require_like(function, x, "residual", residual)
     out, total, _, _ = torch.ops.mamba_aot.rms_norm_fwd(
         _as_rows(x),
@@ -218,7 +217,6 @@ def _gated_norm(
     norm_before_gate: bool,
     centered: bool,
 ) -> Tensor:
-    require_tensors(function, dict(bias=bias, z=z), x=x, weight=weight)
     _require_like(function, x, "z", z)
     if group_size is not None and group_size < 1:
         raise ValueError(f"{function}: group_size must be at least 1 or None, got {group_size!r}")

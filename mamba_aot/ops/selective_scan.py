@@ -10,8 +10,7 @@ from mamba_aot.ops._boundary import (
     forward_only,
     is_zoh,
     needs_gradient,
-    raises_value_errors,
-    require_tensors,
+    raises_typed_errors,
     state_dtype,
 )
 from mamba_aot.ops._packing import check_ends, runs_of
@@ -20,7 +19,7 @@ from mamba_aot.ops._packing import check_ends, runs_of
 _CHUNK = 64
 
 
-@raises_value_errors
+@raises_typed_errors
 def selective_scan_fn(
     u: Tensor,
     delta: Tensor,
@@ -96,23 +95,6 @@ def selective_scan_fn(
 
     Source: Gu & Dao, "Mamba", arXiv 2312.00752, eq. 2 and 4, Algorithm 2; symbols in `mamba_aot.reference`.
     """
-    require_tensors(
-        "selective_scan_fn",
-        dict(
-            D=D,
-            z=z,
-            delta_bias=delta_bias,
-            decay_gate=decay_gate,
-            initial_state=initial_state,
-            seq_idx=seq_idx,
-            cu_seqlens=cu_seqlens,
-        ),
-        u=u,
-        delta=delta,
-        A=A,
-        B=B,
-        C=C,
-    )
     zoh = is_zoh("selective_scan_fn", discretization)
     if A.dim() != 2:
         raise ValueError(f"selective_scan_fn: A must be [channels, state], got {list(A.shape)}")

@@ -8,15 +8,14 @@ from torch import Tensor
 from mamba_aot.ops._boundary import (
     as_pairs,
     is_zoh,
-    raises_value_errors,
-    require_tensors,
+    raises_typed_errors,
     state_dtype,
     untracked,
 )
 from mamba_aot.ops.selective_scan import selective_scan_fn
 
 
-@raises_value_errors
+@raises_typed_errors
 def selective_state_update(
     state: Tensor,
     x: Tensor,
@@ -96,26 +95,6 @@ def selective_state_update(
     FlashInfer; Gu & Dao, "Mamba", arXiv 2312.00752, eq. 2.
     """
     name = "selective_state_update"
-    require_tensors(
-        name,
-        dict(
-            D=D,
-            z=z,
-            dt_bias=dt_bias,
-            state_batch_indices=state_batch_indices,
-            decay_gate=decay_gate,
-            dst_state_batch_indices=dst_state_batch_indices,
-            out=out,
-            intermediate_states=intermediate_states,
-            accepted_steps=accepted_steps,
-        ),
-        state=state,
-        x=x,
-        dt=dt,
-        A=A,
-        B=B,
-        C=C,
-    )
     zoh = is_zoh(name, discretization)
     is_complex = A.is_complex()
     many = _has_steps(name, state, x)
@@ -166,6 +145,7 @@ def selective_state_update(
     return fresh if out is None else out
 
 
+@raises_typed_errors
 def selective_state_step(
     state: Tensor,
     x: Tensor,
@@ -197,16 +177,6 @@ def selective_state_step(
     Source: Gu & Dao, "Mamba", arXiv 2312.00752, eq. 2; it is a short `selective_scan_fn`.
     """
     name = "selective_state_step"
-    require_tensors(
-        name,
-        dict(D=D, z=z, dt_bias=dt_bias, decay_gate=decay_gate),
-        state=state,
-        x=x,
-        dt=dt,
-        A=A,
-        B=B,
-        C=C,
-    )
     is_zoh(name, discretization)
     is_complex = A.is_complex()
     many = _has_steps(name, state, x)

@@ -1,9 +1,12 @@
-"""What the library's checks refuse is a ValueError, also where torch makes a RuntimeError of it."""
+"""What is no tensor is a TypeError, what the library's checks refuse a ValueError under every torch."""
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 import mamba_aot  # noqa: F401, its public functions are what is looked at
 from mamba_aot.ops import _boundary
@@ -11,7 +14,7 @@ from mamba_aot.ops import _boundary
 CHECKS = Path(__file__).parents[2] / "csrc/ops"
 
 
-@_boundary.raises_value_errors
+@_boundary.raises_typed_errors
 def fails(error: Exception) -> None:
     raise error
 
@@ -37,6 +40,29 @@ def test_other_errors_pass(error: Exception) -> None:
     with pytest.raises(type(error)) as raised:
         fails(error)
     assert raised.value is error
+
+
+@_boundary.raises_typed_errors
+def adds(x: Tensor, y: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    return x.add(0 if y is None else y.mul(scale))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"x": [1.0]}, "adds: x must be a torch.Tensor, got list"),
+        ({"x": None}, "adds: x must be a torch.Tensor, got NoneType"),
+        ({"x": torch.ones(1), "y": "two"}, "adds: y must be a torch.Tensor or None, got str"),
+    ],
+)
+def test_what_is_no_tensor_is_a_type_error(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(TypeError, match=f"^{re.escape(sentence)}$"):
+        adds(**arguments)
+
+
+def test_a_wrong_call_says_what_python_says() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'w'"):
+        adds(torch.ones(1), w=1)  # type: ignore[call-arg]
 
 
 def test_every_check_begins_with_the_name_of_such_a_function() -> None:
