@@ -63,15 +63,16 @@ def _require_tensors(function: Callable, args: tuple, kwargs: dict[str, object])
         ) from None
 
 
-def forward_only(op: Any, *args: Any) -> Any:
-    """Calls an op with an autograd rule where no argument needs that, and so without it.
+def run(op: Any, tensors: tuple[Tensor | None, ...], *options: Any) -> Any:
+    """Calls an op with an autograd rule, around the rule if none of its tensors needs it.
 
     Rules of torch.library are Python code: passing through takes longer than the whole op.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return op(*args)
+    # Dynamo does not trace the question about inference, whose dispatch leaves the rule out by itself.
+    if needs_gradient(tensors) or _is_transformed() or torch.is_inference_mode_enabled():
+        return op(*tensors, *options)
     with torch._C._AutoDispatchBelowAutograd():
-        return op(*args)
+        return op(*tensors, *options)
 
 
 def untracked(op: Any, *args: Any) -> Any:
@@ -79,13 +80,17 @@ def untracked(op: Any, *args: Any) -> Any:
 
     Where gradients are on, a guard of the dispatcher takes the host a third of the time of `no_grad`.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if _is_transformed():
         with torch.no_grad():
             return op(*args)
     if not torch.is_grad_enabled():
         return op(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
+
+
+def _is_transformed() -> bool:
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def needs_gradient(tensors: Iterable[Tensor | None]) -> bool:

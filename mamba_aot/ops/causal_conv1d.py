@@ -6,10 +6,9 @@ from torch.autograd.function import once_differentiable
 
 from mamba_aot.ops._boundary import (
     empty_layout_like,
-    forward_only,
     is_silu,
-    needs_gradient,
     raises_typed_errors,
+    run,
     untracked,
 )
 
@@ -75,7 +74,7 @@ def causal_conv1d_fn(
         sequences = _sequences(x, weight, seq_idx, cu_seqlens, initial_states, validate)
     op = torch.ops.mamba_aot.causal_conv1d_fwd.default
     tensors = (x, weight, bias, initial_states, sequences)
-    out = op(*tensors, silu) if needs_gradient(tensors) else forward_only(op, *tensors, silu)
+    out = run(op, tensors, silu)
     if not return_final_states and final_states_out is None:
         return out
     count = weight.shape[1] - 1

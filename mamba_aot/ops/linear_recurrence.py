@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mamba_aot.ops._boundary import as_pairs, raises_typed_errors, state_dtype
+from mamba_aot.ops._boundary import as_pairs, needs_gradient, raises_typed_errors, run, state_dtype
 
 # Steps between two states that the forward keeps for a float16 or bfloat16 backward; `kRecurrenceChunk` in
 # csrc/ops/linear_recurrence.h.
@@ -63,9 +63,9 @@ def linear_recurrence(
     # An exported program runs forward only, and a number of chunks would bound the lengths it accepts.
     # (Dynamo of torch 2.11 takes is_exporting() for true whenever it traces.)
     exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
-    save_states = _is_half(b) and torch.is_grad_enabled() and not exporting
-    save_states = save_states and any(t is not None and t.requires_grad for t in inputs)
-    h, last_state, _ = torch.ops.mamba_aot.linear_recurrence_fwd(*inputs, is_complex, reverse, save_states)
+    save_states = _is_half(b) and needs_gradient(inputs) and not exporting
+    op = torch.ops.mamba_aot.linear_recurrence_fwd.default
+    h, last_state, _ = run(op, inputs, is_complex, reverse, save_states)
     if is_complex:
         h, last_state = torch.view_as_complex(h), torch.view_as_complex(last_state)
     return (h, last_state) if return_last_state else h

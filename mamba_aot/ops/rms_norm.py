@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mamba_aot.ops._boundary import raises_typed_errors, state_dtype
+from mamba_aot.ops._boundary import raises_typed_errors, run, state_dtype
 
 
 @raises_typed_errors
@@ -190,19 +190,9 @@ def _add_and_norm(
     centered: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
     _require_like(function, x, "residual", residual)
-    out, total, _, _ = torch.ops.mamba_aot.rms_norm_fwd(
-        _as_rows(x),
-        weight,
-        bias,
-        _as_rows(residual),
-        None,
-        eps,
-        0,
-        centered,
-        None,
-        prenorm,
-        residual_in_fp32,
-    )
+    tensors = (_as_rows(x), weight, bias, _as_rows(residual), None)
+    op = torch.ops.mamba_aot.rms_norm_fwd.default
+    out, total, _, _ = run(op, tensors, eps, 0, centered, None, prenorm, residual_in_fp32)
     return (out.view(x.shape), total.view(x.shape)) if prenorm else out.view(x.shape)
 
 
@@ -220,19 +210,9 @@ def _gated_norm(
     _require_like(function, x, "z", z)
     if group_size is not None and group_size < 1:
         raise ValueError(f"{function}: group_size must be at least 1 or None, got {group_size!r}")
-    out, _, _, _ = torch.ops.mamba_aot.rms_norm_fwd(
-        _as_rows(x),
-        weight,
-        bias,
-        None,
-        _as_rows(z),
-        eps,
-        group_size or 0,
-        centered,
-        norm_before_gate,
-        False,
-        False,
-    )
+    tensors = (_as_rows(x), weight, bias, None, _as_rows(z))
+    op = torch.ops.mamba_aot.rms_norm_fwd.default
+    out, _, _, _ = run(op, tensors, eps, group_size or 0, centered, norm_before_gate, False, False)
     return out.view(x.shape)
 
 

@@ -7,10 +7,10 @@ from torch.autograd.function import once_differentiable
 from mamba_aot.ops._boundary import (
     as_pairs,
     empty_layout_like,
-    forward_only,
     is_zoh,
     needs_gradient,
     raises_typed_errors,
+    run,
     state_dtype,
 )
 from mamba_aot.ops._packing import check_ends, runs_of
@@ -119,10 +119,9 @@ def selective_scan_fn(
     # An exported program runs forward only, and a number of chunks would bound the lengths it accepts.
     # (Dynamo of torch 2.11 takes is_exporting() for true whenever it traces.)
     exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
-    followed = needs_gradient(inputs)
+    save_states = needs_gradient(inputs) and not exporting
     op = torch.ops.mamba_aot.selective_scan_fwd.default
-    arguments = (*inputs, delta_softplus, zoh, followed and not exporting)
-    out, last_state, _ = op(*arguments) if followed else forward_only(op, *arguments)
+    out, last_state, _ = run(op, inputs, delta_softplus, zoh, save_states)
     if not return_last_state:
         return out
     return out, torch.view_as_complex(last_state) if is_complex else last_state
