@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 import runpy
 from pathlib import Path
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from mamba_aot import MambaLM, MambaLMConfig, SSMConfig, save_pretrained
 from mamba_aot.cli import app
+from mamba_aot.trainer import read_config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,6 +51,14 @@ def test_commands_exist() -> None:
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0, command
     for script in set(re.findall(r"bash (\S+\.sh)", README)):
         assert (ROOT / script).is_file(), script
+
+
+def test_the_example_of_a_run_is_what_the_readme_says() -> None:
+    config = read_config(json.loads((ROOT / "examples/run.json").read_text()), "run.json")
+    numel = sum(p.numel() for p in MambaLM(config.model, device="meta").parameters())
+    training = config.training
+    assert f"{numel / 1e6:.1f} million parameters" in README
+    assert f"{training.steps} steps of {training.batch} x {training.length} bytes" in README
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
