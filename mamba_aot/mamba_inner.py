@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mamba_aot.ops._boundary import as_pairs, raises_typed_errors, state_dtype
+from mamba_aot.ops._gradients import is_transformed, needs_gradient, once, run
 from mamba_aot.ops.causal_conv1d import causal_conv1d_fn
 from mamba_aot.ops.rms_norm import rms_norm_fn
 
@@ -135,10 +135,11 @@ def mamba_inner_fn(
         dt_rms_weight,
     )
     _require_fit(inputs, out_proj_weight, out_proj_bias)
-    saves = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    saves = needs_gradient(inputs)
+    as_written = torch.compiler.is_compiling() or is_transformed()
     # Everything has its dtype by now.
     with torch.autocast(device, enabled=False):
-        if saves and checkpoint_lvl == 1 and not torch.compiler.is_compiling():
+        if saves and checkpoint_lvl == 1 and not as_written:
             y = _Recomputed.apply(delta_softplus, b_c_dt_rms_eps, *inputs)
         else:
             y = _scan(_scan_arguments(inputs, b_c_dt_rms_eps), delta_softplus, saves)[0]
@@ -156,7 +157,7 @@ class _Recomputed(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @once("mamba_inner_fn")
     def backward(ctx, dout: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, states = ctx.saved_tensors
         needed = ctx.needs_input_grad[2:]
@@ -180,8 +181,8 @@ class _Recomputed(torch.autograd.Function):
 def _scan(
     arguments: tuple[Tensor | None, ...], delta_softplus: bool, save_states: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    options = (delta_softplus, False, save_states)
-    return torch.ops.mamba_aot.selective_scan_fwd(*arguments, None, None, None, None, *options)
+    op = torch.ops.mamba_aot.selective_scan_fwd.default
+    return run(op, (*arguments, None, None, None, None), delta_softplus, False, save_states)
 
 
 def _scan_arguments(inputs: _Inputs, eps: float) -> tuple[Tensor | None, ...]:

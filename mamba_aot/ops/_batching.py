@@ -14,8 +14,8 @@ Saves = Callable[[Sequence[Tensor]], bool]
 def map_slices(op: Any, saves: Saves | None = None) -> Rule:
     """The rule that calls `op` once for every slice and stacks the results.
 
-    `saves` settles the argument `save_states` from the tensors of a call: the public functions can't see
-    through vmap whether a backward will follow.
+    `saves` settles from the tensors of a call whether `save_states` has to be true: the public functions
+    can't see through vmap whether a backward will follow.
     """
     schema = op._schema.arguments
 
@@ -79,7 +79,7 @@ def _settled(op: Any, saves: Saves | None, args: Iterable[Any]) -> list[Any]:
     args = list(args)
     if saves is not None:
         index = [argument.name for argument in op._schema.arguments].index("save_states")
-        args[index] = saves([arg for arg in args if isinstance(arg, Tensor)])
+        args[index] = args[index] or saves([arg for arg in args if isinstance(arg, Tensor)])
     return args
 
 

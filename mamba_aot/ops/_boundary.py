@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 import torch
@@ -63,43 +63,18 @@ def _require_tensors(function: Callable, args: tuple, kwargs: dict[str, object])
         ) from None
 
 
-def run(op: Any, tensors: tuple[Tensor | None, ...], *options: Any) -> Any:
-    """Calls an op with an autograd rule, around the rule if none of its tensors needs it.
-
-    Rules of torch.library are Python code: passing through takes longer than the whole op.
-    """
-    # Dynamo does not trace the question about inference, whose dispatch leaves the rule out by itself.
-    if needs_gradient(tensors) or _is_transformed() or torch.is_inference_mode_enabled():
-        return op(*tensors, *options)
-    with torch._C._AutoDispatchBelowAutograd():
-        return op(*tensors, *options)
-
-
 def untracked(op: Any, *args: Any) -> Any:
     """Calls an op that has no autograd rule, so that autograd does not look for one.
 
     Where gradients are on, a guard of the dispatcher takes the host a third of the time of `no_grad`.
     """
-    if _is_transformed():
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         with torch.no_grad():
             return op(*args)
     if not torch.is_grad_enabled():
         return op(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
-
-
-def _is_transformed() -> bool:
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-
-
-def needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether autograd will follow what is computed from these tensors."""
-    if torch.is_grad_enabled():
-        for tensor in tensors:
-            if tensor is not None and tensor.requires_grad:
-                return True
-    return False
 
 
 def is_zoh(function: str, discretization: str) -> bool:

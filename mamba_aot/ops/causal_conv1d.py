@@ -2,15 +2,14 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mamba_aot.ops._boundary import (
     empty_layout_like,
     is_silu,
     raises_typed_errors,
-    run,
     untracked,
 )
+from mamba_aot.ops._gradients import register_gradient, run
 
 
 @raises_typed_errors
@@ -332,11 +331,12 @@ def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(*tensors)
 
 
-@once_differentiable
 def _backward(ctx, dout: Tensor) -> tuple:
     grads = torch.ops.mamba_aot.causal_conv1d_bwd(dout, *ctx.saved_tensors, ctx.silu)
     wanted = [grad if need else None for grad, need in zip(grads, ctx.needs_input_grad, strict=False)]
     return *wanted, None, None
 
 
-torch.library.register_autograd("mamba_aot::causal_conv1d_fwd", _backward, setup_context=_setup_context)
+register_gradient(
+    torch.ops.mamba_aot.causal_conv1d_fwd.default, "causal_conv1d_fn", _backward, _setup_context
+)

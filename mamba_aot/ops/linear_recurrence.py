@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from mamba_aot.ops._boundary import as_pairs, needs_gradient, raises_typed_errors, run, state_dtype
+from mamba_aot.ops._boundary import as_pairs, raises_typed_errors, state_dtype
+from mamba_aot.ops._gradients import needs_gradient, register_gradient, run
 
 # Steps between two states that the forward keeps for a float16 or bfloat16 backward; `kRecurrenceChunk` in
 # csrc/ops/linear_recurrence.h.
@@ -127,7 +127,6 @@ def _setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) ->
     ctx.set_materialize_grads(False)
 
 
-@once_differentiable
 def _backward(ctx, dh: Tensor | None, dlast_state: Tensor | None, _dchunk_states: None) -> tuple:
     if dh is None and dlast_state is None:
         return (None,) * len(ctx.needs_input_grad)
@@ -145,4 +144,6 @@ def _backward(ctx, dh: Tensor | None, dlast_state: Tensor | None, _dchunk_states
     return *wanted, None, None, None
 
 
-torch.library.register_autograd("mamba_aot::linear_recurrence_fwd", _backward, setup_context=_setup_context)
+register_gradient(
+    torch.ops.mamba_aot.linear_recurrence_fwd.default, "linear_recurrence", _backward, _setup_context
+)

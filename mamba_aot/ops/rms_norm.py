@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from mamba_aot.ops._boundary import raises_typed_errors, run, state_dtype
+from mamba_aot.ops._boundary import raises_typed_errors, state_dtype
+from mamba_aot.ops._gradients import register_gradient, run
 
 
 @raises_typed_errors
@@ -290,7 +290,6 @@ def _setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor, Ten
     ctx.set_materialize_grads(False)
 
 
-@once_differentiable
 def _backward(ctx, dout: Tensor | None, dsum: Tensor | None, _dmean: None, _drstd: None) -> tuple:
     if dout is None:
         if dsum is None:
@@ -307,4 +306,4 @@ def _backward(ctx, dout: Tensor | None, dsum: Tensor | None, _dmean: None, _drst
     return *wanted, *(None,) * 6
 
 
-torch.library.register_autograd("mamba_aot::rms_norm_fwd", _backward, setup_context=_setup_context)
+register_gradient(torch.ops.mamba_aot.rms_norm_fwd.default, "rms_norm_fn", _backward, _setup_context)

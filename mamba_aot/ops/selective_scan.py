@@ -2,17 +2,15 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mamba_aot.ops._boundary import (
     as_pairs,
     empty_layout_like,
     is_zoh,
-    needs_gradient,
     raises_typed_errors,
-    run,
     state_dtype,
 )
+from mamba_aot.ops._gradients import needs_gradient, register_gradient, run
 from mamba_aot.ops._packing import check_ends, runs_of
 
 # Steps between two states that the forward keeps for the backward; `kChunk` in csrc/ops/selective_scan.h.
@@ -260,7 +258,6 @@ def _setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) ->
     ctx.set_materialize_grads(False)
 
 
-@once_differentiable
 def _backward(ctx, dout: Tensor | None, dlast_state: Tensor | None, _dchunk_states: None) -> tuple:
     if dout is None and dlast_state is None:
         return (None,) * len(ctx.needs_input_grad)
@@ -275,4 +272,6 @@ def _backward(ctx, dout: Tensor | None, dlast_state: Tensor | None, _dchunk_stat
     return *wanted, *(None,) * (len(ctx.needs_input_grad) - len(wanted))
 
 
-torch.library.register_autograd("mamba_aot::selective_scan_fwd", _backward, setup_context=_setup_context)
+register_gradient(
+    torch.ops.mamba_aot.selective_scan_fwd.default, "selective_scan_fn", _backward, _setup_context
+)
