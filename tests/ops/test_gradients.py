@@ -148,7 +148,7 @@ def test_a_second_gradient_is_refused(case: tuple) -> None:
 
 
 # Of torch itself, when forward mode is used for the first time.
-@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit")
 def test_forward_mode_is_refused(case: tuple) -> None:
     call, function, _, inputs, mapped = case
     x = inputs[mapped[0]]
