@@ -229,7 +229,9 @@ def _as_rows(x: Tensor | None) -> Tensor | None:
     """[..., channels] as the op takes it, [batch, rows, channels]: a view unless batches do not line up."""
     if x is None or x.dim() == 3:
         return x
-    return x.flatten(0, -3) if x.dim() > 3 else x.reshape(1, -1, x.shape[-1])
+    if x.dim() > 3:
+        return x.flatten(0, -3)
+    return x.unsqueeze(0) if x.dim() == 2 else x[None, None]
 
 
 @torch.library.register_fake("mamba_aot::rms_norm_fwd")

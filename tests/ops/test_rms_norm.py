@@ -147,6 +147,19 @@ def test_large_means_cancel(scale: float, device: str) -> None:
     assert_matches_reference(layer_norm_fn, layer_norm_ref, inputs)
 
 
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (2, 3, 0), (2, 2, 3, 0), (0, 8), (0, 0)], ids=str)
+def test_nothing_is_normed_to_nothing(device: str, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, device=device, requires_grad=True)
+    weight = torch.ones(shape[-1], device=device, requires_grad=True)
+    out, total = rms_norm_fn(x, weight, residual=x, prenorm=True)
+    (out.sum() + total.sum()).backward()
+    assert out.shape == total.shape == shape
+    assert x.grad is not None
+    assert x.grad.shape == shape
+    assert weight.grad is not None
+    assert not weight.grad.any()
+
+
 def test_gates_far_from_zero_are_finite(device: str) -> None:
     for before in (True, False):
         inputs = make_norm_inputs(channels=64, z=True, norm_before_gate=before, device=device)
