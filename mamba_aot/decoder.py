@@ -25,6 +25,9 @@ class LanguageModel(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def vocab_size(self) -> int: ...
+
 
 class Decoder:
     """One batch being continued: the token drawn last, and everything needed to draw the next.

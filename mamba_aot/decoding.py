@@ -1,5 +1,6 @@
 """The decoding loop: reads the prompts, then draws a token a step, with a state of constant size."""
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -71,9 +72,13 @@ def stream(
             time of a few steps to make; None does so on a GPU for more than 16 tokens.
 
     Raises:
-        ValueError: An argument is out of range; raised by this call, not by the first step.
+        TypeError: The prompt is no tensor, or `stop_tokens` no sequence of integers.
+        ValueError: An argument, or a token of the prompt, is out of range; raised by this call, not by the
+            first step.
     """
     rows = prompt_rows(prompt)
+    stops = _stops(stop_tokens)
+    _require_tokens(model, rows)
     if max_new_tokens < 0:
         raise ValueError(f"stream: max_new_tokens must be at least 0, got {max_new_tokens}")
     if prefill_chunk is not None and prefill_chunk < 1:
@@ -84,9 +89,7 @@ def stream(
     how = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     if cuda_graph is None:
         cuda_graph = on_gpu and max_new_tokens > 16
-    return _stream(
-        model, rows, max_new_tokens, how, tuple(stop_tokens), seed, state, prefill_chunk, cuda_graph
-    )
+    return _stream(model, rows, max_new_tokens, how, stops, seed, state, prefill_chunk, cuda_graph)
 
 
 @overload
@@ -124,12 +127,17 @@ def generate(
 
 
 def prompt_rows(prompt: Prompt) -> list[Tensor]:
-    """The prompts one by one, each [L]; raises ValueError for what is no prompt."""
+    """The prompts one by one, each [L]; raises TypeError or ValueError for what is no prompt."""
     if isinstance(prompt, Tensor) and prompt.dim() not in (1, 2):
         raise ValueError(f"stream: prompt must be [length] or [batch, length], got {list(prompt.shape)}")
     batch = prompt.unsqueeze(0) if isinstance(prompt, Tensor) and prompt.dim() == 1 else prompt
     rows = list(batch)
     for row in rows:
+        if not isinstance(row, Tensor):
+            raise TypeError(
+                "stream: prompt must be a torch.Tensor or a list of them, got a list of "
+                f"{type(row).__name__}; torch.tensor makes one of a list of tokens"
+            )
         if row.dim() != 1 or row.numel() == 0 or row.dtype not in (torch.int64, torch.int32):
             raise ValueError(
                 "stream: prompt must be [length] or [batch, length], or a list of [length], of dtype int64 "
@@ -160,6 +168,23 @@ def prefill(model: LanguageModel, rows: list[Tensor], state: Any, chunk: int | N
             ids[:, piece], state, attention_mask=mask[:, piece] if padded else None, last_only=True
         )
     return logits
+
+
+def _require_tokens(model: LanguageModel, rows: list[Tensor]) -> None:
+    """Raises ValueError for tokens without an embedding: on a GPU they would end the process."""
+    least, most = torch.cat([row.to(model.device) for row in rows]).aminmax()
+    if least < 0 or most >= model.vocab_size:
+        raise ValueError(
+            f"stream: prompt must hold tokens from 0 to {model.vocab_size - 1}, those of the model, "
+            f"got {int(least if least < 0 else most)}"
+        )
+
+
+def _stops(stop_tokens: Sequence[int]) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(token) for token in stop_tokens)
+    except TypeError:
+        raise TypeError(f"stream: stop_tokens must be a sequence of integers, got {stop_tokens!r}") from None
 
 
 @torch.inference_mode()

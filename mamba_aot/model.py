@@ -67,6 +67,11 @@ class MambaLM(nn.Module):
         return self.embedding.weight.device
 
     @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return self.config.vocab_size
+
+    @property
     def recompute(self) -> Recompute:
         """What layers compute again in the backward instead of keeping it: "none", "selective" or "full".
 

@@ -108,10 +108,28 @@ def test_sampling_is_cut_as_asked() -> None:
         ({"repetition_penalty": 0.0}, "repetition_penalty must be finite and above 0"),
         ({"prefill_chunk": 0}, "prefill_chunk must be at least 1"),
         ({"cuda_graph": True}, "cuda_graph needs a model on a GPU, this one is on cpu"),
+        ({"prompt": PROMPT - 300}, r"prompt must hold tokens from 0 to \d+, those of the model, got -"),
+        (
+            {"prompt": [PROMPT, PROMPT + 300]},
+            r"tokens from 0 to \d+, those of the model, got 3",
+        ),
     ],
 )
 def test_bad_input_is_a_sentence(options: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
+        stream(**{"model": make(), "prompt": PROMPT, "max_new_tokens": 1, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"prompt": [1, 2]}, "prompt must be a torch.Tensor or a list of them, got a list of int"),
+        ({"stop_tokens": 5}, "stop_tokens must be a sequence of integers, got 5"),
+        ({"stop_tokens": ["a"]}, "stop_tokens must be a sequence of integers, got"),
+    ],
+)
+def test_other_types_are_a_sentence(options: dict, sentence: str) -> None:
+    with pytest.raises(TypeError, match=sentence):
         stream(**{"model": make(), "prompt": PROMPT, "max_new_tokens": 1, **options})
 
 
