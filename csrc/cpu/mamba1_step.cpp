@@ -1,4 +1,4 @@
-// The CPU half of mamba1_step: the ops it is made of, one after the other.
+// The CPU half of mamba1_step, the ops it is made of one after the other, and of few_rows_linear.
 #include "ops/mamba1_step.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -71,6 +71,11 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
                                 dt_bias, std::nullopt, std::nullopt, std::nullopt, std::nullopt, std::nullopt,
                                 std::nullopt, -1, true, false, true, false);
   return {project(y, out_proj), torch::stable::select(sum, 0, 0)};
+}
+
+Tensor few_rows_linear(Tensor x, Tensor weight) {
+  check_few_rows_linear(x, weight);
+  return project(x, weight);
 }
 
 }  // namespace mamba_aot::cpu
