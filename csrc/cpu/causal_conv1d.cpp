@@ -30,7 +30,7 @@ ConvPlan make_plan(const CausalConv1dSizes& s, const Tensor& x, const Tensor& we
   plan.width = s.width;
   plan.segment_length = 1024;
   plan.segments = s.length > 0 ? ceil_div(s.length, plan.segment_length) : 1;
-  plan.split_channels = 64;
+  plan.split_channels = kSplitChannels;
   plan.splits = ceil_div(s.channels, plan.split_channels);
   plan.silu = silu;
   plan.float64 = x.scalar_type() == ScalarType::Double;

@@ -62,17 +62,20 @@ struct Chunk {
 
 template <class S, int kWidth, bool kPacked>
 void forward_item(const ConvPlan& plan, const Item& item) {
-  constexpr int kLanes = Simd<S>::kLanes, kRoom = Filter<S, kWidth>::kRoom;
+  constexpr int kLanes = Simd<S>::kLanes, kRoom = Filter<S, kWidth>::kRoom, kRows = kRoom - 1 + kSteps;
   const int64_t before = plan.width - 1;
-  Vec<S> inputs[kRoom - 1 + kSteps], y[kSteps], space[kRoom];
+  const Block<S> all = whole_item<S>(plan, item);
+  Vec<S> tiles[kSplitChannels / kLanes * kRows], space[kRoom];
   for (int64_t t = item.begin; t < item.end; t += kSteps) {
     const int64_t steps = item.end - t < kSteps ? item.end - t : kSteps;
-    for (int64_t channel = item.first_channel; channel < item.last_channel; channel += kLanes) {
-      const Block<S> block = block_at<S>(plan, item, channel);
-      const Filter<S, kWidth> filter(plan.weight, plan.bias, channel, block.lanes, plan.width);
+    all.load_history(t, tiles, kRows);
+    all.load_steps(plan.x, t, steps, tiles + before, kRows);
+    for (int64_t b = 0; b * kLanes < all.lanes; ++b) {
+      const Block<S> block = block_at<S>(plan, item, item.first_channel + b * kLanes);
+      const Filter<S, kWidth> filter(plan.weight, plan.bias, block.channel, block.lanes, plan.width);
+      // A result takes the place of the oldest input that it was made from.
+      Vec<S>*const inputs = tiles + b * kRows, *const y = inputs;
       const Chunk<S, kWidth, kPacked> chunk{block, filter, inputs, t};
-      block.load_history(t, inputs);
-      block.load_steps(plan.x, t, steps, inputs + before);
       if (plan.silu) {
         for (int64_t i = 0; i < steps; ++i) y[i] = Silu<S>(filter.at(chunk.window(i, space))).value;
       } else {
@@ -81,8 +84,8 @@ void forward_item(const ConvPlan& plan, const Item& item) {
       if constexpr (kPacked) {
         for (int64_t i = 0; i < steps; ++i) y[i] = chunk.is_padding(i) ? Vec<S>{} : y[i];
       }
-      block.store_steps(plan.out, t, steps, y);
     }
+    all.store_steps(plan.out, t, steps, tiles, kRows);
   }
 }
 
