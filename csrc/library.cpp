@@ -48,6 +48,8 @@ constexpr const char* kSchemas[] = {
     "D, "
     "Tensor(b!) ssm_state, Tensor out_proj, float eps, bool wide_sum) -> (Tensor out, Tensor sum)",
 
+    "few_rows_linear(Tensor x, Tensor weight) -> Tensor",
+
     "linear_recurrence_fwd(Tensor a, Tensor b, Tensor? initial_state, bool complex, bool reverse, "
     "bool save_states) -> (Tensor h, Tensor last_state, Tensor chunk_states)",
 
@@ -84,6 +86,7 @@ constexpr Op kOps[] = {
     MAMBA_AOT_OP(causal_conv1d_update),
     MAMBA_AOT_OP(state_update),
     MAMBA_AOT_OP(mamba1_step),
+    MAMBA_AOT_OP(few_rows_linear),
     MAMBA_AOT_OP(linear_recurrence_fwd),
     MAMBA_AOT_OP(linear_recurrence_bwd),
     MAMBA_AOT_OP(rms_norm_fwd),

@@ -1,4 +1,6 @@
-"""When a layer takes a token by `mamba1_step`, which reads the weights itself, and when by its modules."""
+"""When a layer takes a token by `mamba1_step`, which reads the weights itself, and when by its modules; the same
+of the head after the last layer.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +10,7 @@ from mamba_aot.layers import CausalConv1d
 from mamba_aot.mamba1 import Mamba1
 from mamba_aot.modules import MambaState
 from mamba_aot.norms import LayerNorm, RMSNorm
-from mamba_aot.ops.mamba1_step import mamba1_step
+from mamba_aot.ops.mamba1_step import few_rows_linear, mamba1_step
 
 # On a GPU each row of a batch reads the weights again. Those of a narrow layer come from the cache; beyond
 # this many rows times d_model one product for all rows is faster.
@@ -30,10 +32,7 @@ def fused_step(
     None where its modules have to be called: for many rows, for sizes and dtypes that the kernels are not
     made for, and where a projection is anything but a plain linear layer.
     """
-    # What Dynamo traces must hold for any number of rows; what is exported, unless it is for a certain one.
-    if torch.compiler.is_dynamo_compiling() or type(x.shape[0]) is not int:
-        return None
-    if x.dtype not in (torch.float16, torch.bfloat16):
+    if not _is_narrow_and_known(x):
         return None
     few_on_gpu = x.is_cuda and x.numel() <= MOST_ROWS_TIMES_WIDTH
     if not (few_on_gpu or (x.is_cpu and x.shape[0] <= MOST_ROWS_ON_CPU)):
@@ -60,6 +59,23 @@ def fused_step(
         eps=norm.eps,
         residual_in_fp32=in_fp32,
     )
+
+
+def logits_of(head: nn.Linear, x: Tensor) -> Tensor:
+    """The logits after a step, [batch, vocab_size], from [batch, d_model]."""
+    few_on_cpu = x.is_cpu and _is_narrow_and_known(x) and x.shape[0] <= MOST_ROWS_ON_CPU
+    if not few_on_cpu or not _is_plain(head, nn.Linear) or torch.is_autocast_enabled("cpu"):
+        return head(x)
+    if head.bias is not None or not _is_ready(head.weight, x.dtype):
+        return head(x)
+    return few_rows_linear(x.contiguous(), head.weight)
+
+
+def _is_narrow_and_known(x: Tensor) -> bool:
+    # What Dynamo traces must hold for any number of rows; what is exported, unless it is for a certain one.
+    if torch.compiler.is_dynamo_compiling() or type(x.shape[0]) is not int:
+        return False
+    return x.dtype in (torch.float16, torch.bfloat16)
 
 
 def _fits(norm: RMSNorm, mixer: Mamba1, x: Tensor, state: MambaState) -> bool:

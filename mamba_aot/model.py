@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mamba_aot import decoding
 from mamba_aot.config import MambaLMConfig
 from mamba_aot.decoding import GeneratedToken, Prompt
+from mamba_aot.fused_step import logits_of
 from mamba_aot.mamba1 import Mamba1
 from mamba_aot.modules import Mamba
 from mamba_aot.padding import Padding
@@ -135,7 +136,7 @@ class MambaLM(nn.Module):
         x, residual = self.embedding(ids), None
         for layer, layer_state in zip(self._layers(), state, strict=True):
             x, residual = layer.step(x, residual, layer_state)
-        return self.lm_head(self.norm_f(x, residual))
+        return logits_of(self.lm_head, self.norm_f(x, residual))
 
     def loss(self, ids: Tensor, targets: Tensor, **layout: Any) -> Tensor:
         """Mean cross-entropy in nats of `targets`, what follows each of `ids`, both [B, L]; float32.

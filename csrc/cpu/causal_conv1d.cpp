@@ -30,7 +30,7 @@ ConvPlan make_plan(const CausalConv1dSizes& s, const Tensor& x, const Tensor& we
   plan.width = s.width;
   plan.segment_length = 1024;
   plan.segments = s.length > 0 ? ceil_div(s.length, plan.segment_length) : 1;
-  plan.split_channels = 64;
+  plan.split_channels = kSplitChannels;
   plan.splits = ceil_div(s.channels, plan.split_channels);
   plan.silu = silu;
   plan.float64 = x.scalar_type() == ScalarType::Double;
@@ -63,6 +63,9 @@ void check_ends(const Tensor& cu_seqlens, int64_t length) {
   check(end[last * stride] == length, name, "end at the length of x, which is ", length, ", got ",
         end[last * stride]);
 }
+
+// Single steps of an item's channels that are worth a thread: some 20 microseconds of work.
+constexpr int64_t kStepGrain = 8;
 
 // Items worth a thread of their own.
 int64_t item_grain(int64_t steps) { return steps > 0 && steps < 256 ? 256 / steps : 1; }
@@ -175,7 +178,8 @@ Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, Optional
   }
   // Sequences of one slot stay on one thread, so that even a repeated slot is updated in order.
   const int64_t splits = ceil_div(s.channels, plan.split_channels);
-  run_items(plan, s.empty() ? 0 : splits, item_grain(s.batch * s.length),
+  const int64_t steps = s.batch * s.length;
+  run_items(plan, s.empty() ? 0 : splits, steps > 0 && steps < kStepGrain ? kStepGrain / steps : 1,
             pick_causal_conv1d_step(plan.float64));
   return out;
 }

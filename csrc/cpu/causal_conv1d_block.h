@@ -33,28 +33,31 @@ struct Filter {
   }
 };
 
-// One block of channels of one sequence.
+// A block of channels of one sequence, as many as a vector has lanes; or, for moves of tiles, more of them.
 template <class S>
 struct Block {
   const ConvPlan& plan;
   int64_t batch, channel;
   int lanes;
 
-  void load_steps(const View& v, int64_t t, int64_t steps, Vec<S>* tile) const {
-    load_tile<S>(v, batch * v.stride[0] + channel * v.stride[1] + t * v.stride[2], v.stride[1], v.stride[2],
-                 lanes, steps, tile);
+  // Tiles of more than one vector's channels are `apart` vectors from each other.
+  void load_steps(const View& v, int64_t t, int64_t steps, Vec<S>* tile, int64_t apart = 0) const {
+    load_tiles<S>(v, batch * v.stride[0] + channel * v.stride[1] + t * v.stride[2], v.stride[1], v.stride[2],
+                  lanes, steps, tile, apart);
   }
-  void store_steps(const View& v, int64_t t, int64_t steps, const Vec<S>* tile) const {
-    store_tile<S>(v, batch * v.stride[0] + channel * v.stride[1] + t * v.stride[2], v.stride[1], v.stride[2],
-                  lanes, steps, tile);
+  void store_steps(const View& v, int64_t t, int64_t steps, const Vec<S>* tile, int64_t apart = 0) const {
+    store_tiles<S>(v, batch * v.stride[0] + channel * v.stride[1] + t * v.stride[2], v.stride[1], v.stride[2],
+                   lanes, steps, tile, apart);
   }
   // The width - 1 inputs before step t, from the initial states (or zero) where that is before the sequence.
-  void load_history(int64_t t, Vec<S>* tile) const {
+  void load_history(int64_t t, Vec<S>* tile, int64_t apart = 0) const {
     const int64_t before = plan.width - 1, missing = t < before ? before - t : 0;
-    for (int64_t i = 0; i < missing; ++i) tile[i] = Vec<S>{};
+    for (int64_t b = 0; b * Simd<S>::kLanes < lanes; ++b) {
+      for (int64_t i = 0; i < missing; ++i) tile[b * apart + i] = Vec<S>{};
+    }
     if (plan.initial_states.data && !plan.starts && missing)
-      load_steps(plan.initial_states, t, missing, tile);
-    if (missing < before) load_steps(plan.x, t - before + missing, before - missing, tile + missing);
+      load_steps(plan.initial_states, t, missing, tile, apart);
+    if (missing < before) load_steps(plan.x, t - before + missing, before - missing, tile + missing, apart);
   }
 };
 
@@ -78,6 +81,11 @@ template <class S>
 MAMBA_AOT_INLINE Block<S> block_at(const ConvPlan& plan, const Item& item, int64_t channel) {
   const int64_t rest = item.last_channel - channel;
   return {plan, item.batch, channel, static_cast<int>(rest < Simd<S>::kLanes ? rest : Simd<S>::kLanes)};
+}
+
+template <class S>
+MAMBA_AOT_INLINE Block<S> whole_item(const ConvPlan& plan, const Item& item) {
+  return {plan, item.batch, item.first_channel, static_cast<int>(item.last_channel - item.first_channel)};
 }
 
 // Calls f with the width as a compile-time number, 0 for one without code of its own.

@@ -7,6 +7,8 @@ namespace mamba_aot::cpu {
 
 // How many taps there is room for; widths without code of their own are 0 where a width is a template value.
 inline constexpr int kMostTaps = 64;
+// Channels of an item, at most.
+inline constexpr int kSplitChannels = 64;
 
 // Work is cut into items (batch, segment of the sequence, split of the channels) from the sizes alone.
 struct ConvPlan {

@@ -62,17 +62,20 @@ struct Chunk {
 
 template <class S, int kWidth, bool kPacked>
 void forward_item(const ConvPlan& plan, const Item& item) {
-  constexpr int kLanes = Simd<S>::kLanes, kRoom = Filter<S, kWidth>::kRoom;
+  constexpr int kLanes = Simd<S>::kLanes, kRoom = Filter<S, kWidth>::kRoom, kRows = kRoom - 1 + kSteps;
   const int64_t before = plan.width - 1;
-  Vec<S> inputs[kRoom - 1 + kSteps], y[kSteps], space[kRoom];
+  const Block<S> all = whole_item<S>(plan, item);
+  Vec<S> tiles[kSplitChannels / kLanes * kRows], space[kRoom];
   for (int64_t t = item.begin; t < item.end; t += kSteps) {
     const int64_t steps = item.end - t < kSteps ? item.end - t : kSteps;
-    for (int64_t channel = item.first_channel; channel < item.last_channel; channel += kLanes) {
-      const Block<S> block = block_at<S>(plan, item, channel);
-      const Filter<S, kWidth> filter(plan.weight, plan.bias, channel, block.lanes, plan.width);
+    all.load_history(t, tiles, kRows);
+    all.load_steps(plan.x, t, steps, tiles + before, kRows);
+    for (int64_t b = 0; b * kLanes < all.lanes; ++b) {
+      const Block<S> block = block_at<S>(plan, item, item.first_channel + b * kLanes);
+      const Filter<S, kWidth> filter(plan.weight, plan.bias, block.channel, block.lanes, plan.width);
+      // A result takes the place of the oldest input that it was made from.
+      Vec<S>*const inputs = tiles + b * kRows, *const y = inputs;
       const Chunk<S, kWidth, kPacked> chunk{block, filter, inputs, t};
-      block.load_history(t, inputs);
-      block.load_steps(plan.x, t, steps, inputs + before);
       if (plan.silu) {
         for (int64_t i = 0; i < steps; ++i) y[i] = Silu<S>(filter.at(chunk.window(i, space))).value;
       } else {
@@ -81,8 +84,8 @@ void forward_item(const ConvPlan& plan, const Item& item) {
       if constexpr (kPacked) {
         for (int64_t i = 0; i < steps; ++i) y[i] = chunk.is_padding(i) ? Vec<S>{} : y[i];
       }
-      block.store_steps(plan.out, t, steps, y);
     }
+    all.store_steps(plan.out, t, steps, tiles, kRows);
   }
 }
 
@@ -120,75 +123,104 @@ void initial_states_gradient(const Chunk<S, kWidth, kPacked>& chunk, int64_t i, 
                 states.stride[2], chunk.block.lanes, before, sums);
 }
 
+// The sums over an item that are the gradients of one block's filter.
+template <class S, int kWidth>
+struct FilterSums {
+  Vec<S> tap[Filter<S, kWidth>::kRoom] = {}, bias{};
+};
+
+// One block of channels through one chunk. `grad` holds the gradients of the chunk's results and, behind
+// them, those before the activation of the first width - 1 steps of the chunk after it, which its inputs
+// reach. Gradients of the inputs take the place of the chunk's inputs.
 template <class S, int kWidth, bool kPacked>
-void backward_block(const ConvPlan& plan, const Item& item, const Block<S>& block) {
-  constexpr int kRoom = Filter<S, kWidth>::kRoom;
-  const Filter<S, kWidth> filter(plan.weight, plan.bias, block.channel, block.lanes, plan.width);
-  const int64_t width = filter.width(), before = width - 1;
-  // grad holds a chunk and the first width - 1 steps of the one after it, which its inputs reach.
-  Vec<S> inputs[kRoom - 1 + kSteps], grad[kSteps + kRoom - 1], next[kRoom], dx[kSteps];
-  Vec<S> dweight[kRoom] = {}, dbias{};
-  const int64_t chunks = (item.end - item.begin + kSteps - 1) / kSteps;
-  for (int64_t i = 0; i < before; ++i) grad[i] = Vec<S>{};
-  const int64_t after = plan.length - item.end < before ? plan.length - item.end : before;
-  if (after > 0) {
-    block.load_history(item.end, inputs);
-    block.load_steps(plan.x, item.end, after, inputs + before);
-    block.load_steps(plan.dout, item.end, after, grad);
-    through_activation<S, kWidth, kPacked>({block, filter, inputs, item.end}, after, grad);
+void backward_chunk(const Chunk<S, kWidth, kPacked>& chunk, int64_t steps, Vec<S>* grad, Vec<S>* dx,
+                    FilterSums<S, kWidth>& sums) {
+  const ConvPlan& plan = chunk.block.plan;
+  const int64_t width = chunk.filter.width(), before = width - 1;
+  through_activation(chunk, steps, grad);
+  StepSum<S> chunk_bias;
+  for (int64_t i = 0; i < steps; ++i) chunk_bias.add(i, grad[i]);
+  sums.bias = sums.bias + chunk_bias.total();
+  for (int64_t k = 0; k < width; ++k) {
+    StepSum<S> chunk_tap;
+    for (int64_t i = 0; i < steps; ++i) chunk_tap.add(i, grad[i] * chunk.input(i, k));
+    sums.tap[k] = sums.tap[k] + chunk_tap.total();
   }
-  for (int64_t index = chunks - 1; index >= 0; --index) {
-    const int64_t t = item.begin + index * kSteps;
-    const int64_t steps = item.end - t < kSteps ? item.end - t : kSteps;
-    const Chunk<S, kWidth, kPacked> chunk{block, filter, inputs, t};
-    for (int64_t i = 0; i < before; ++i) next[i] = grad[i];
-    for (int64_t i = 0; i < before; ++i) grad[steps + i] = next[i];
-    block.load_history(t, inputs);
-    block.load_steps(plan.x, t, steps, inputs + before);
-    block.load_steps(plan.dout, t, steps, grad);
-    through_activation(chunk, steps, grad);
-    for (int64_t i = 0; i < steps; ++i) {
-      Vec<S> sum{};
-      int64_t first = 0;
-      if constexpr (kPacked) {
-        // Tap k met this step as an input of step i + before - k, unless that is of another sequence.
-        while (first < width &&
-               (t + i + before - first >= plan.length || chunk.start_of(i + before - first) > t + i)) {
-          ++first;
-        }
+  for (int64_t i = 0; i < steps; ++i) {
+    Vec<S> sum{};
+    int64_t first = 0;
+    if constexpr (kPacked) {
+      // Tap k met this step as an input of step i + before - k, unless that is of another sequence.
+      while (first < width && (chunk.t + i + before - first >= plan.length ||
+                               chunk.start_of(i + before - first) > chunk.t + i)) {
+        ++first;
       }
+    }
 #pragma GCC unroll 4
-      for (int64_t k = first; k < width; ++k) sum = fma(filter.tap[k], grad[i + before - k], sum);
-      dx[i] = sum;
-    }
-    StepSum<S> chunk_bias;
-    for (int64_t i = 0; i < steps; ++i) chunk_bias.add(i, grad[i]);
-    dbias = dbias + chunk_bias.total();
-    for (int64_t k = 0; k < width; ++k) {
-      StepSum<S> chunk_weight;
-      for (int64_t i = 0; i < steps; ++i) chunk_weight.add(i, grad[i] * chunk.input(i, k));
-      dweight[k] = dweight[k] + chunk_weight.total();
-    }
-    block.store_steps(plan.dx, t, steps, dx);
-    if (!kPacked || !plan.dinitial_states.data) continue;
-    for (int64_t i = 0; i < steps; ++i) {
-      const int64_t row = plan.rows[block.batch * plan.length + t + i];
-      if (row >= 0 && chunk.start_of(i) == t + i) initial_states_gradient(chunk, i, row, grad);
-    }
+    for (int64_t k = first; k < width; ++k) sum = fma(chunk.filter.tap[k], grad[i + before - k], sum);
+    dx[i] = sum;
   }
-  if (!kPacked && item.segment == 0 && plan.dinitial_states.data) {
-    initial_states_gradient(Chunk<S, kWidth, kPacked>{block, filter, inputs, 0}, 0, item.batch, grad);
+  if (!kPacked || !plan.dinitial_states.data) return;
+  for (int64_t i = 0; i < steps; ++i) {
+    const int64_t row = plan.rows[chunk.block.batch * plan.length + chunk.t + i];
+    if (row >= 0 && chunk.start_of(i) == chunk.t + i) initial_states_gradient(chunk, i, row, grad);
   }
-  const int64_t at = (item.batch * plan.segments + item.segment) * plan.channels + block.channel;
-  store_tile<S>(flat_view<S>(plan.dweight), at * width, width, 1, block.lanes, width, dweight);
-  if (plan.dbias) store_tile<S>(flat_view<S>(plan.dbias), at, 1, 0, block.lanes, 1, &dbias);
 }
 
 template <class S, int kWidth, bool kPacked>
 void backward_item(const ConvPlan& plan, const Item& item) {
-  for (int64_t channel = item.first_channel; channel < item.last_channel; channel += Simd<S>::kLanes) {
-    backward_block<S, kWidth, kPacked>(plan, item, block_at<S>(plan, item, channel));
+  constexpr int kLanes = Simd<S>::kLanes, kRoom = Filter<S, kWidth>::kRoom, kRows = kRoom - 1 + kSteps;
+  constexpr int kBlocks = kSplitChannels / kLanes;
+  const Block<S> all = whole_item<S>(plan, item);
+  const int64_t before = plan.width - 1;
+  Vec<S> inputs[kBlocks * kRows], grads[kBlocks * kRows], next[kRoom];
+  FilterSums<S, kWidth> sums[kBlocks];
+  // f(chunk at step t, its gradients, number) for each block of channels.
+  const auto for_blocks = [&](int64_t t, auto f) {
+    for (int64_t b = 0; b * kLanes < all.lanes; ++b) {
+      const Block<S> block = block_at<S>(plan, item, item.first_channel + b * kLanes);
+      const Filter<S, kWidth> filter(plan.weight, plan.bias, block.channel, block.lanes, plan.width);
+      f(Chunk<S, kWidth, kPacked>{block, filter, inputs + b * kRows, t}, grads + b * kRows, b);
+    }
+  };
+  const auto load = [&](int64_t t, int64_t steps) {
+    all.load_history(t, inputs, kRows);
+    all.load_steps(plan.x, t, steps, inputs + before, kRows);
+    all.load_steps(plan.dout, t, steps, grads, kRows);
+  };
+  for (int64_t b = 0; b < kBlocks; ++b) {
+    for (int64_t i = 0; i < before; ++i) grads[b * kRows + i] = Vec<S>{};
   }
+  const int64_t after = plan.length - item.end < before ? plan.length - item.end : before;
+  if (after > 0) {
+    load(item.end, after);
+    for_blocks(item.end,
+               [&](const auto& chunk, Vec<S>* grad, int64_t) { through_activation(chunk, after, grad); });
+  }
+  for (int64_t index = (item.end - item.begin + kSteps - 1) / kSteps - 1; index >= 0; --index) {
+    const int64_t t = item.begin + index * kSteps;
+    const int64_t steps = item.end - t < kSteps ? item.end - t : kSteps;
+    for (int64_t b = 0; b < kBlocks; ++b) {
+      Vec<S>* grad = grads + b * kRows;
+      for (int64_t i = 0; i < before; ++i) next[i] = grad[i];
+      for (int64_t i = 0; i < before; ++i) grad[steps + i] = next[i];
+    }
+    load(t, steps);
+    for_blocks(t, [&](const auto& chunk, Vec<S>* grad, int64_t b) {
+      backward_chunk(chunk, steps, grad, inputs + b * kRows, sums[b]);
+    });
+    all.store_steps(plan.dx, t, steps, inputs, kRows);
+  }
+  for_blocks(0, [&](const auto& chunk, Vec<S>* grad, int64_t b) {
+    const Block<S>& block = chunk.block;
+    if (!kPacked && item.segment == 0 && plan.dinitial_states.data) {
+      initial_states_gradient(chunk, 0, item.batch, grad);
+    }
+    const int64_t at = (item.batch * plan.segments + item.segment) * plan.channels + block.channel;
+    store_tile<S>(flat_view<S>(plan.dweight), at * plan.width, plan.width, 1, block.lanes, plan.width,
+                  sums[b].tap);
+    if (plan.dbias) store_tile<S>(flat_view<S>(plan.dbias), at, 1, 0, block.lanes, 1, &sums[b].bias);
+  });
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The CPU half of mamba1_step: the ops it is made of, one after the other.
+// The CPU half of mamba1_step, the ops it is made of one after the other, and of few_rows_linear.
 #include "ops/mamba1_step.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -14,14 +14,14 @@ namespace mamba_aot::cpu {
 
 MAMBA_AOT_PER_ISA(void, few_rows_product,
                   (DType dtype, const void* matrix, const void* x, int64_t x_row, int64_t batch, int64_t rows,
-                   int64_t width, int64_t begin, int64_t end, void* out))
+                   int64_t width, int64_t begin, int64_t end, float* wide_x, void* out))
 
 namespace {
 
 // Of more rows than these, torch's product is the faster one.
 constexpr int64_t kFewRows = 8;
 // Numbers of a weight that are worth waking a thread.
-constexpr int64_t kGrain = int64_t{1} << 18;
+constexpr int64_t kGrain = int64_t{1} << 15;
 
 // x [batch, width], contiguous but for the length of its rows, times weight [rows, width]. Torch multiplies
 // single rows in half precision far slower than it can read the weight.
@@ -37,7 +37,9 @@ Tensor project(const Tensor& x, const Tensor& weight) {
   const int64_t x_row = x.stride(0), grain = kGrain / std::max<int64_t>(1, width) + 1;
   const auto kernel = pick_few_rows_product(false);
   torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
-    kernel(dtype, matrix, from, x_row, batch, rows, width, begin, end, to);
+    Scratch wide_x(batch * width * static_cast<int64_t>(sizeof(float)));
+    kernel(dtype, matrix, from, x_row, batch, rows, width, begin, end, static_cast<float*>(wide_x.data()),
+           to);
   });
   return out;
 }
@@ -71,6 +73,11 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
                                 dt_bias, std::nullopt, std::nullopt, std::nullopt, std::nullopt, std::nullopt,
                                 std::nullopt, -1, true, false, true, false);
   return {project(y, out_proj), torch::stable::select(sum, 0, 0)};
+}
+
+Tensor few_rows_linear(Tensor x, Tensor weight) {
+  check_few_rows_linear(x, weight);
+  return project(x, weight);
 }
 
 }  // namespace mamba_aot::cpu

@@ -5,48 +5,42 @@
 namespace mamba_aot::cpu::MAMBA_AOT_ISA {
 namespace {
 
-// Rows of the matrix that are read side by side, so that what is loaded of a vector meets all of them.
-constexpr int kRows = 4;
 constexpr int kLanes = Simd<float>::kLanes;
+// Sums of a row, each in one order.
+constexpr int kSums = 4;
+// How far ahead the matrix is asked for: one row after the other, it is a single stream.
+constexpr int64_t kAheadBytes = 1024;
 
-// out[i] = row i . x for kCount rows of `width` numbers. Two sums a row, each in one order.
-template <int kCount, class T>
-MAMBA_AOT_INLINE void multiply(const T* matrix, const T* x, int64_t width, T* out) {
-  VecF sums[kCount][2] = {};
+// row . x for `width` numbers.
+template <class T>
+MAMBA_AOT_INLINE float multiply(const T* row, const float* x, int64_t width) {
+  VecF sums[kSums] = {};
   int64_t k = 0;
-  for (; k + 2 * kLanes <= width; k += 2 * kLanes) {
-    const VecF first = load_row<float>(x + k), second = load_row<float>(x + k + kLanes);
+  for (; k + kSums * kLanes <= width; k += kSums * kLanes) {
 #pragma GCC unroll 4
-    for (int row = 0; row < kCount; ++row) {
-      // The next rows: a row is too short for the machine to see a pattern before it ends.
-      __builtin_prefetch(matrix + (kCount + row) * width + k);
-      sums[row][0] = fma(load_row<float>(matrix + row * width + k), first, sums[row][0]);
-      sums[row][1] = fma(load_row<float>(matrix + row * width + k + kLanes), second, sums[row][1]);
+    for (int i = 0; i < kSums; ++i) {
+      const int64_t at = k + i * kLanes;
+      // Once a cache line.
+      if (at * sizeof(T) % 64 == 0) __builtin_prefetch(reinterpret_cast<const char*>(row + at) + kAheadBytes);
+      sums[i] = fma(load_row<float>(row + at), load<float>(x + at), sums[i]);
     }
   }
-  // Unrolled too, or the sums would live in memory.
-#pragma GCC unroll 4
-  for (int row = 0; row < kCount; ++row) {
-    const VecF lanes = sums[row][0] + sums[row][1];
-    float sum = 0;
-    for (int lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
-    for (int64_t rest = k; rest < width; ++rest) sum += widen(matrix[row * width + rest]) * widen(x[rest]);
-    out[row] = Narrow<T>::from(sum);
-  }
+  const VecF lanes = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  float sum = 0;
+  for (int lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
+  for (; k < width; ++k) sum += widen(row[k]) * x[k];
+  return sum;
 }
 
 template <class T>
 void multiply_rows(const T* matrix, const T* x, int64_t x_row, int64_t batch, int64_t rows, int64_t width,
-                   int64_t begin, int64_t end, T* out) {
-  int64_t row = begin;
-  for (; row + kRows <= end; row += kRows) {
-    for (int64_t b = 0; b < batch; ++b) {
-      multiply<kRows>(matrix + row * width, x + b * x_row, width, out + b * rows + row);
-    }
+                   int64_t begin, int64_t end, float* wide_x, T* out) {
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t k = 0; k < width; ++k) wide_x[b * width + k] = widen(x[b * x_row + k]);
   }
-  for (; row < end; ++row) {
+  for (int64_t row = begin; row < end; ++row) {
     for (int64_t b = 0; b < batch; ++b) {
-      multiply<1>(matrix + row * width, x + b * x_row, width, out + b * rows + row);
+      out[b * rows + row] = Narrow<T>::from(multiply(matrix + row * width, wide_x + b * width, width));
     }
   }
 }
@@ -54,15 +48,15 @@ void multiply_rows(const T* matrix, const T* x, int64_t x_row, int64_t batch, in
 }  // namespace
 
 // out [batch, rows] = x [batch, width] times the rows [begin, end) of matrix [rows, width], float16 or
-// bfloat16; x may have longer rows.
+// bfloat16; x may have longer rows, and `wide_x` has room for it in float32.
 void few_rows_product(DType dtype, const void* matrix, const void* x, int64_t x_row, int64_t batch,
-                      int64_t rows, int64_t width, int64_t begin, int64_t end, void* out) {
+                      int64_t rows, int64_t width, int64_t begin, int64_t end, float* wide_x, void* out) {
   if (dtype == DType::bf16) {
     multiply_rows(static_cast<const BFloat16*>(matrix), static_cast<const BFloat16*>(x), x_row, batch, rows,
-                  width, begin, end, static_cast<BFloat16*>(out));
+                  width, begin, end, wide_x, static_cast<BFloat16*>(out));
   } else {
     multiply_rows(static_cast<const Half*>(matrix), static_cast<const Half*>(x), x_row, batch, rows, width,
-                  begin, end, static_cast<Half*>(out));
+                  begin, end, wide_x, static_cast<Half*>(out));
   }
 }
 

@@ -191,7 +191,7 @@ void pass(Backward<S>& sweep, int64_t n) {
   constexpr int kParts = kComplex ? 2 : 1;
   const ScanItem<S>& item = sweep.item;
   const ScanPlan& plan = item.plan;
-  sweep.sums.template clear<kParts, kStates>(item.steps);
+  sweep.sums.template clear<kParts, kStates, kGeneral>(item.steps);
   for (int64_t b = 0; b < item.blocks; ++b) {
     const int64_t row = b * item.state_parts + n * kParts, at = b * kScanChunk;
     for (int j = 0; j < kStates * kParts; ++j) sweep.tape.h[j] = sweep.start[row + j];

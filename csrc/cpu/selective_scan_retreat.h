@@ -19,9 +19,11 @@ template <class S>
 struct ChannelSums {
   Vec<S>*dB, *dC, *dgate;
 
-  template <int kParts, int kStates>
+  // What is not summed up stays out of the cache, which the tapes nearly fill.
+  template <int kParts, int kStates, bool kGate>
   void clear(int64_t steps) const {
     for (int64_t i = 0; i < steps * kStates * kParts; ++i) dB[i] = dC[i] = Vec<S>{};
+    if constexpr (!kGate) return;
     for (int64_t i = 0; i < steps * kStates; ++i) dgate[i] = Vec<S>{};
   }
 };

@@ -11,6 +11,9 @@ MAMBA_AOT_PER_ISA(int64_t, state_update_steps,
 
 namespace {
 
+// States that are worth a thread: some 20 microseconds of work, of which a layer's token has few.
+constexpr int64_t kGrain = 4096;
+
 // Slots are read on the CPU, so each can be checked: a wrong one would lie outside the state.
 void check_update_slots(const char* name, const OptionalTensor& indices, int64_t slots, int64_t pad_slot) {
   if (!indices) return;
@@ -94,7 +97,8 @@ Tensor state_update(Tensor state, Tensor x, Tensor dt, Tensor A, Tensor B, Tenso
   const int64_t items = s.empty() ? 0 : s.heads * plan.splits;
   const int64_t channels = s.dim < plan.split_channels ? s.dim : plan.split_channels;
   const int64_t work = s.batch * s.steps * channels * s.state * plan.parts;
-  run_items(plan, items, work > 0 && work < 32768 ? 32768 / work : 1, pick_state_update_steps(plan.float64));
+  run_items(plan, items, work > 0 && work < kGrain ? kGrain / work : 1,
+            pick_state_update_steps(plan.float64));
   return out ? absent_on(x) : result;
 }
 

@@ -1,5 +1,5 @@
-// mamba1_step (a token through a layer with a published block): what its arguments must be, and the two
-// implementations of it.
+// mamba1_step (a token through a layer with a published block) and few_rows_linear (the logits after the last
+// layer): what their arguments must be, and the two implementations of each.
 #pragma once
 
 #include "ops/check.h"
@@ -30,6 +30,9 @@ constexpr const char* kMamba1Step = "mamba1_step";
 // Checks every argument and returns the sizes. Throws std::invalid_argument.
 Mamba1StepSizes check_mamba1_step(const Mamba1StepTensors& t);
 
+// Checks x [batch, width] and weight [rows, width]. Throws std::invalid_argument.
+void check_few_rows_linear(const Tensor& x, const Tensor& weight);
+
 using Mamba1StepOutputs = std::tuple<Tensor, Tensor>;
 
 // Both namespaces implement the schema of library.cpp, argument for argument.
@@ -38,6 +41,7 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
                               Tensor conv_state, Tensor conv_weight, OptionalTensor conv_bias, Tensor x_proj,
                               Tensor dt_proj, Tensor dt_bias, Tensor A, Tensor D, Tensor ssm_state,
                               Tensor out_proj, double eps, bool wide_sum);
+Tensor few_rows_linear(Tensor x, Tensor weight);
 }  // namespace cpu
 
 namespace cuda {
@@ -45,6 +49,7 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
                               Tensor conv_state, Tensor conv_weight, OptionalTensor conv_bias, Tensor x_proj,
                               Tensor dt_proj, Tensor dt_bias, Tensor A, Tensor D, Tensor ssm_state,
                               Tensor out_proj, double eps, bool wide_sum);
+Tensor few_rows_linear(Tensor x, Tensor weight);
 }  // namespace cuda
 
 }  // namespace mamba_aot

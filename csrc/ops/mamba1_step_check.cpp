@@ -1,4 +1,4 @@
-// What mamba1_step checks of its arguments, on every device.
+// What mamba1_step and few_rows_linear check of their arguments, on every device.
 #include "ops/mamba1_step.h"
 
 namespace mamba_aot {
@@ -60,6 +60,16 @@ Mamba1StepSizes check_mamba1_step(const Mamba1StepTensors& t) {
           ", got float64. Convert it with .float().");
   }
   return s;
+}
+
+void check_few_rows_linear(const Tensor& x, const Tensor& weight) {
+  const char* fn = "few_rows_linear";
+  Arg{fn, "x", x}.has_rank("[batch, width]", 2).is_data_dtype();
+  Arg{fn, "weight", weight}.on_device_of(x, "x").has_rank("[rows, width]", 2);
+  Arg{fn, "weight", weight}.has_shape("[rows, width]", {weight.size(0), x.size(1)});
+  Arg{fn, "weight", weight}.has_dtype(x.scalar_type(), "like x");
+  check(x.is_contiguous(), fn, ": x must be contiguous. Pass x.contiguous().");
+  check(weight.is_contiguous(), fn, ": weight must be contiguous. Pass weight.contiguous().");
 }
 
 }  // namespace mamba_aot

@@ -1,4 +1,6 @@
-"""mamba1_step against float64, its states, its errors, and a model that takes it beside one that cannot."""
+"""mamba1_step and few_rows_linear against float64, states, errors, and a model that takes them beside one that
+cannot.
+"""
 
 from typing import Any
 
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_aot import MambaLM, MambaLMConfig, SSMConfig
-from mamba_aot.ops.mamba1_step import mamba1_step
+from mamba_aot.ops.mamba1_step import few_rows_linear, mamba1_step
 from mamba_aot.reference import mamba1_step_ref
 from mamba_aot.testing import assert_close_to_fp64, assert_matches_reference, results_of
 
@@ -178,7 +180,8 @@ def logits_of(model: MambaLM, steps: int = 6, rows: int = 2) -> tuple[Tensor, se
 def test_a_model_steps_as_its_modules_do(in_fp32: bool, device: str) -> None:
     model = make_model(device, in_fp32)
     fused, ops = logits_of(model)
-    assert ops == {"mamba_aot::mamba1_step", "mamba_aot::rms_norm_fwd"}
+    of_the_head = {"mamba_aot::few_rows_linear"} if device == "cpu" else set()
+    assert ops == {"mamba_aot::mamba1_step", "mamba_aot::rms_norm_fwd"} | of_the_head
     for layer in model.layers:
         layer.mixer.in_proj.register_forward_hook(lambda *_: None)
     plain, ops = logits_of(model)
@@ -201,3 +204,51 @@ def test_a_projection_of_another_kind_is_called(device: str) -> None:
     logits, ops = logits_of(other)
     assert "mamba_aot::mamba1_step" not in ops
     assert not torch.equal(logits, logits_of(model)[0])
+
+
+def test_a_head_of_another_kind_is_called() -> None:
+    model = make_model("cpu")
+    logits, _ = logits_of(model)
+    model.lm_head.register_forward_hook(lambda _module, _inputs, output: 2 * output)
+    doubled, ops = logits_of(model)
+    assert "mamba_aot::few_rows_linear" not in ops
+    torch.testing.assert_close(doubled, 2 * logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("batch", "rows", "width"),
+    [(1, 4099, 768), (3, 5, 17), (8, 64, 256), (9, 7, 33), (1, 1, 1), (0, 4, 8), (2, 0, 8), (2, 3, 0)],
+)
+def test_products_of_few_rows(batch: int, rows: int, width: int, dtype: torch.dtype, device: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, width, generator=generator).to(device, dtype)
+    weight = torch.randn(rows, width, generator=generator).to(device, dtype)
+    got = few_rows_linear(x, weight)
+    assert got.dtype == dtype
+    truth = x.cpu().double() @ weight.cpu().double().T
+    assert_close_to_fp64(got.cpu(), x.cpu() @ weight.cpu().T, truth, "product")
+
+
+def test_opcheck_of_few_rows(device: str) -> None:
+    x, weight = (torch.randn(n, 24, device=device, dtype=torch.bfloat16) for n in (2, 5))
+    op = torch.ops.mamba_aot.few_rows_linear.default
+    torch.library.opcheck(op, (x, weight), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "error", "sentence"),
+    [
+        (torch.ones(2, 4), torch.ones(3, 5), ValueError, r"weight must be \[rows, width\] = \[3, 4\], got"),
+        (torch.ones(2, 4), torch.ones(3, 4).half(), ValueError, "weight must be float32 like x"),
+        (torch.ones(4), torch.ones(3, 4), ValueError, r"x must be \[batch, width\]"),
+        (torch.ones(2, 4), torch.ones(4), ValueError, r"weight must be \[rows, width\]"),
+        (torch.ones(4, 2).T, torch.ones(3, 4), ValueError, "x must be contiguous"),
+        (torch.ones(2, 4), torch.ones(4, 3).T, ValueError, "weight must be contiguous"),
+        (torch.ones(2, 4), None, TypeError, "weight must be a torch.Tensor"),
+    ],
+    ids=["shape", "dtype", "rank of x", "rank of weight", "layout of x", "layout of weight", "type"],
+)
+def test_errors_of_few_rows(x: Tensor, weight: Any, error: type[Exception], sentence: str) -> None:
+    with pytest.raises(error, match=f"^few_rows_linear: {sentence}"):
+        few_rows_linear(x, weight)
