@@ -67,8 +67,10 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
                                                 std::nullopt, std::nullopt, true);
   Tensor low = project(convolved, x_proj);
   const Tensor delta = project(columns(low, 0, s.rank), dt_proj);
-  const Tensor B = torch::stable::unsqueeze(columns(low, s.rank, s.state), 1);
-  const Tensor C = torch::stable::unsqueeze(columns(low, s.rank + s.state, s.state), 1);
+  // Widened at once, not each on its own.
+  Tensor inputs = to_state_dtype(columns(low, s.rank, 2 * s.state), A.scalar_type());
+  const Tensor B = torch::stable::unsqueeze(columns(inputs, 0, s.state), 1);
+  const Tensor C = torch::stable::unsqueeze(columns(inputs, s.state, s.state), 1);
   const Tensor y = state_update(ssm_state, convolved, delta, A, B, C, D, columns(both, s.inner, s.inner),
                                 dt_bias, std::nullopt, std::nullopt, std::nullopt, std::nullopt, std::nullopt,
                                 std::nullopt, -1, true, false, true, false);
