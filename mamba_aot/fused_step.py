@@ -1,6 +1,8 @@
-"""When a layer takes a token by `mamba1_step`, which reads the weights itself, and when by its modules; the same
-of the head after the last layer.
+"""When a token is taken by kernels that read the weights themselves, and when by modules: a layer, and the
+head after the last one.
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from mamba_aot.ops.mamba1_step import few_rows_linear, mamba1_step
 MOST_ROWS_TIMES_WIDTH = 4 * 768
 # On a CPU the kernels' own products are for this many rows.
 MOST_ROWS_ON_CPU = 8
+_SIXTEEN_BITS = (torch.float16, torch.bfloat16)
 
 
 def fused_step(
@@ -32,10 +35,7 @@ def fused_step(
     None where its modules have to be called: for many rows, for sizes and dtypes that the kernels are not
     made for, and where a projection is anything but a plain linear layer.
     """
-    if not _is_narrow_and_known(x):
-        return None
-    few_on_gpu = x.is_cuda and x.numel() <= MOST_ROWS_TIMES_WIDTH
-    if not (few_on_gpu or (x.is_cpu and x.shape[0] <= MOST_ROWS_ON_CPU)):
+    if not (_is_few_on_cpu(x) or _is_few_on_gpu(x)):
         return None
     if not (type(mixer) is Mamba1 and type(norm) is RMSNorm and isinstance(state, MambaState)):
         return None
@@ -63,19 +63,24 @@ def fused_step(
 
 def logits_of(head: nn.Linear, x: Tensor) -> Tensor:
     """The logits after a step, [batch, vocab_size], from [batch, d_model]."""
-    few_on_cpu = x.is_cpu and _is_narrow_and_known(x) and x.shape[0] <= MOST_ROWS_ON_CPU
-    if not few_on_cpu or not _is_plain(head, nn.Linear) or torch.is_autocast_enabled("cpu"):
+    if not _is_few_on_cpu(x) or not _is_plain(head, nn.Linear) or torch.is_autocast_enabled("cpu"):
         return head(x)
     if head.bias is not None or not _is_ready(head.weight, x.dtype):
         return head(x)
     return few_rows_linear(x.contiguous(), head.weight)
 
 
-def _is_narrow_and_known(x: Tensor) -> bool:
-    # What Dynamo traces must hold for any number of rows; what is exported, unless it is for a certain one.
-    if torch.compiler.is_dynamo_compiling() or type(x.shape[0]) is not int:
-        return False
-    return x.dtype in (torch.float16, torch.bfloat16)
+def _is_few_on_cpu(x: Tensor) -> bool:
+    return x.is_cpu and x.dtype in (*_SIXTEEN_BITS, torch.float32) and _rows(x) <= MOST_ROWS_ON_CPU
+
+
+def _is_few_on_gpu(x: Tensor) -> bool:
+    return x.is_cuda and x.dtype in _SIXTEEN_BITS and _rows(x) * x.shape[1] <= MOST_ROWS_TIMES_WIDTH
+
+
+def _rows(x: Tensor) -> float:
+    """Infinitely many where what is traced must hold for any number, as for Dynamo and most exports."""
+    return math.inf if torch.compiler.is_dynamo_compiling() or type(x.shape[0]) is not int else x.shape[0]
 
 
 def _fits(norm: RMSNorm, mixer: Mamba1, x: Tensor, state: MambaState) -> bool:

@@ -45,8 +45,8 @@ ConvPlan make_plan(const CausalConv1dSizes& s, const Tensor& x, const Tensor& we
             ", got ", plan.rows[i]);
     }
   }
-  plan.weight = weight.data_ptr();
-  plan.bias = bias ? bias->data_ptr() : nullptr;
+  plan.weight = view(weight);
+  plan.bias = view(bias);
   return plan;
 }
 
@@ -109,10 +109,7 @@ Tensor causal_conv1d_sequences(Tensor x, Tensor weight, OptionalTensor seq_idx, 
 Tensor causal_conv1d_fwd(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor initial_states,
                          OptionalTensor sequences, bool silu) {
   const CausalConv1dSizes s = check_causal_conv1d(x, weight, bias, initial_states, sequences);
-  const ScalarType type = state_dtype(x.scalar_type());
-  const Tensor filter = to_state_dtype(weight, type);
-  const OptionalTensor offset = to_state_dtype(bias, type);
-  ConvPlan plan = make_plan(s, x, filter, offset, initial_states, sequences, silu);
+  ConvPlan plan = make_plan(s, x, weight, bias, initial_states, sequences, silu);
   Tensor out = layout_like(x);
   plan.out = view(out);
   run_items(plan, s.batch * plan.segments * plan.splits, item_grain(s.length),
@@ -124,9 +121,7 @@ CausalConv1dGradients causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, Op
                                         OptionalTensor initial_states, OptionalTensor sequences, bool silu) {
   const CausalConv1dSizes s = check_causal_conv1d_backward(dout, x, weight, bias, initial_states, sequences);
   const ScalarType type = state_dtype(x.scalar_type());
-  const Tensor filter = to_state_dtype(weight, type);
-  const OptionalTensor offset = to_state_dtype(bias, type);
-  ConvPlan plan = make_plan(s, x, filter, offset, initial_states, sequences, silu);
+  ConvPlan plan = make_plan(s, x, weight, bias, initial_states, sequences, silu);
   Tensor dx = layout_like(x);
   Tensor dinitial =
       initial_states ? torch::stable::new_zeros(x, {s.rows, s.channels, s.width - 1}) : absent_on(x);
@@ -149,9 +144,6 @@ Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, Optional
   const CausalConv1dUpdateSizes s =
       check_causal_conv1d_update(x, conv_state, weight, bias, cache_seqlens, conv_state_indices);
   check_slots("causal_conv1d_update", "conv_state_indices", conv_state_indices, s.slots);
-  const ScalarType type = state_dtype(x.scalar_type());
-  const Tensor filter = to_state_dtype(weight, type);
-  const OptionalTensor offset = to_state_dtype(bias, type);
   Tensor out = s.single ? empty_on(x, {s.batch, s.channels}, x.scalar_type())
                         : empty_on(x, {s.batch, s.channels, s.length}, x.scalar_type());
   ConvUpdatePlan plan{};
@@ -162,12 +154,12 @@ Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, Optional
   plan.state_length = s.state_length;
   plan.split_channels = 64;
   plan.silu = silu;
-  plan.float64 = type == ScalarType::Double;
+  plan.float64 = x.scalar_type() == ScalarType::Double;
   plan.x = view(x);
   plan.out = view(out);
   plan.conv_state = view(conv_state);
-  plan.weight = filter.data_ptr();
-  plan.bias = offset ? offset->data_ptr() : nullptr;
+  plan.weight = view(weight);
+  plan.bias = view(bias);
   if (conv_state_indices) {
     plan.indices = static_cast<const int32_t*>(conv_state_indices->data_ptr());
     plan.indices_stride = conv_state_indices->stride(0);

@@ -14,11 +14,11 @@ struct Filter {
   int64_t run_time_width;
   Vec<S> tap[kRoom], bias;
 
-  MAMBA_AOT_INLINE Filter(const void* weight, const void* bias_data, int64_t channel, int lanes,
-                          int64_t width)
+  Filter() = default;
+  MAMBA_AOT_INLINE Filter(const View& weight, const View& biases, int64_t channel, int lanes, int64_t width)
       : run_time_width(width), bias{} {
-    load_tile<S>(flat_view<S>(weight), channel * width, width, 1, lanes, width, tap);
-    if (bias_data) load_tile<S>(flat_view<S>(bias_data), channel, 1, 0, lanes, 1, &bias);
+    load_tile<S>(weight, channel * weight.stride[0], weight.stride[0], weight.stride[1], lanes, width, tap);
+    if (biases.data) load_tile<S>(biases, channel * biases.stride[0], biases.stride[0], 0, lanes, 1, &bias);
   }
 
   MAMBA_AOT_INLINE int64_t width() const { return kWidth ? kWidth : run_time_width; }
@@ -87,6 +87,19 @@ template <class S>
 MAMBA_AOT_INLINE Block<S> whole_item(const ConvPlan& plan, const Item& item) {
   return {plan, item.batch, item.first_channel, static_cast<int>(item.last_channel - item.first_channel)};
 }
+
+// The filters of all blocks of an item.
+template <class S, int kWidth>
+struct Filters {
+  Filter<S, kWidth> of_block[kSplitChannels / Simd<S>::kLanes];
+
+  Filters(const ConvPlan& plan, const Item& item) {
+    Filter<S, kWidth>* filter = of_block;
+    for (int64_t c = item.first_channel; c < item.last_channel; c += Simd<S>::kLanes) {
+      *filter++ = {plan.weight, plan.bias, c, block_at<S>(plan, item, c).lanes, plan.width};
+    }
+  }
+};
 
 // Calls f with the width as a compile-time number, 0 for one without code of its own.
 template <template <int> class F, class... Args>

@@ -23,8 +23,8 @@ struct ConvPlan {
   // [batch, length] each: where the step's sequence starts, and its row of the initial states (-1: none).
   // Null: each batch row is a sequence with the initial states of that row.
   const int32_t *starts, *rows;
-  // Contiguous, dtype S: [channels, width], [channels] or null
-  const void *weight, *bias;
+  // [channels, width], [channels] or null
+  View weight, bias;
 
   // Backward only. [batch, channels, length]; [rows, channels, width - 1], 0 where a sequence is empty
   View dout, dx, dinitial_states;
@@ -46,8 +46,8 @@ struct ConvUpdatePlan {
   // [batch] steps seen before, of which the ring holds the last ones; or null for a state that shifts
   const int32_t* seen;
   int64_t seen_stride;
-  // Contiguous, dtype S: [channels, width], [channels] or null
-  const void *weight, *bias;
+  // [channels, width], [channels] or null
+  View weight, bias;
 };
 
 }  // namespace mamba_aot::cpu

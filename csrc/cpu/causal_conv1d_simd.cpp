@@ -65,6 +65,7 @@ void forward_item(const ConvPlan& plan, const Item& item) {
   constexpr int kLanes = Simd<S>::kLanes, kRoom = Filter<S, kWidth>::kRoom, kRows = kRoom - 1 + kSteps;
   const int64_t before = plan.width - 1;
   const Block<S> all = whole_item<S>(plan, item);
+  const Filters<S, kWidth> filters(plan, item);
   Vec<S> tiles[kSplitChannels / kLanes * kRows], space[kRoom];
   for (int64_t t = item.begin; t < item.end; t += kSteps) {
     const int64_t steps = item.end - t < kSteps ? item.end - t : kSteps;
@@ -72,7 +73,8 @@ void forward_item(const ConvPlan& plan, const Item& item) {
     all.load_steps(plan.x, t, steps, tiles + before, kRows);
     for (int64_t b = 0; b * kLanes < all.lanes; ++b) {
       const Block<S> block = block_at<S>(plan, item, item.first_channel + b * kLanes);
-      const Filter<S, kWidth> filter(plan.weight, plan.bias, block.channel, block.lanes, plan.width);
+      // A copy, so that it stays in registers.
+      const Filter<S, kWidth> filter = filters.of_block[b];
       // A result takes the place of the oldest input that it was made from.
       Vec<S>*const inputs = tiles + b * kRows, *const y = inputs;
       const Chunk<S, kWidth, kPacked> chunk{block, filter, inputs, t};
@@ -172,6 +174,7 @@ void backward_item(const ConvPlan& plan, const Item& item) {
   constexpr int kLanes = Simd<S>::kLanes, kRoom = Filter<S, kWidth>::kRoom, kRows = kRoom - 1 + kSteps;
   constexpr int kBlocks = kSplitChannels / kLanes;
   const Block<S> all = whole_item<S>(plan, item);
+  const Filters<S, kWidth> filters(plan, item);
   const int64_t before = plan.width - 1;
   Vec<S> inputs[kBlocks * kRows], grads[kBlocks * kRows], next[kRoom];
   FilterSums<S, kWidth> sums[kBlocks];
@@ -179,7 +182,8 @@ void backward_item(const ConvPlan& plan, const Item& item) {
   const auto for_blocks = [&](int64_t t, auto f) {
     for (int64_t b = 0; b * kLanes < all.lanes; ++b) {
       const Block<S> block = block_at<S>(plan, item, item.first_channel + b * kLanes);
-      const Filter<S, kWidth> filter(plan.weight, plan.bias, block.channel, block.lanes, plan.width);
+      // A copy, so that it stays in registers.
+      const Filter<S, kWidth> filter = filters.of_block[b];
       f(Chunk<S, kWidth, kPacked>{block, filter, inputs + b * kRows, t}, grads + b * kRows, b);
     }
   };

@@ -24,11 +24,11 @@ constexpr int64_t kFewRows = 8;
 constexpr int64_t kGrain = int64_t{1} << 15;
 
 // x [batch, width], contiguous but for the length of its rows, times weight [rows, width]. Torch multiplies
-// single rows in half precision far slower than it can read the weight.
+// single rows slower than it can read the weight, in half precision far slower.
 Tensor project(const Tensor& x, const Tensor& weight) {
   const DType dtype = view_dtype(weight.scalar_type());
   const int64_t batch = x.size(0), rows = weight.size(0), width = weight.size(1);
-  if (batch > kFewRows || (dtype != DType::f16 && dtype != DType::bf16)) {
+  if (batch > kFewRows || dtype == DType::f64) {
     return torch::stable::matmul(x, torch::stable::transpose(weight, 0, 1));
   }
   Tensor out = empty_on(x, {batch, rows}, x.scalar_type());
@@ -67,8 +67,10 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
                                                 std::nullopt, std::nullopt, true);
   Tensor low = project(convolved, x_proj);
   const Tensor delta = project(columns(low, 0, s.rank), dt_proj);
-  const Tensor B = torch::stable::unsqueeze(columns(low, s.rank, s.state), 1);
-  const Tensor C = torch::stable::unsqueeze(columns(low, s.rank + s.state, s.state), 1);
+  // Widened at once, not each on its own.
+  Tensor inputs = to_state_dtype(columns(low, s.rank, 2 * s.state), A.scalar_type());
+  const Tensor B = torch::stable::unsqueeze(columns(inputs, 0, s.state), 1);
+  const Tensor C = torch::stable::unsqueeze(columns(inputs, s.state, s.state), 1);
   const Tensor y = state_update(ssm_state, convolved, delta, A, B, C, D, columns(both, s.inner, s.inner),
                                 dt_bias, std::nullopt, std::nullopt, std::nullopt, std::nullopt, std::nullopt,
                                 std::nullopt, -1, true, false, true, false);

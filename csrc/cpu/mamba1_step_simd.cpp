@@ -1,4 +1,4 @@
-// Products of a few vectors with a matrix in half precision, which take the time to read the matrix. Compiled
+// Products of a few vectors with a matrix, which take the time to read the matrix. Compiled
 // once per instruction set.
 #include "cpu/storage.h"
 
@@ -47,11 +47,14 @@ void multiply_rows(const T* matrix, const T* x, int64_t x_row, int64_t batch, in
 
 }  // namespace
 
-// out [batch, rows] = x [batch, width] times the rows [begin, end) of matrix [rows, width], float16 or
-// bfloat16; x may have longer rows, and `wide_x` has room for it in float32.
+// out [batch, rows] = x [batch, width] times the rows [begin, end) of matrix [rows, width], none of
+// them float64; x may have longer rows, and `wide_x` has room for it in float32.
 void few_rows_product(DType dtype, const void* matrix, const void* x, int64_t x_row, int64_t batch,
                       int64_t rows, int64_t width, int64_t begin, int64_t end, float* wide_x, void* out) {
-  if (dtype == DType::bf16) {
+  if (dtype == DType::f32) {
+    multiply_rows(static_cast<const float*>(matrix), static_cast<const float*>(x), x_row, batch, rows, width,
+                  begin, end, wide_x, static_cast<float*>(out));
+  } else if (dtype == DType::bf16) {
     multiply_rows(static_cast<const BFloat16*>(matrix), static_cast<const BFloat16*>(x), x_row, batch, rows,
                   width, begin, end, wide_x, static_cast<BFloat16*>(out));
   } else {

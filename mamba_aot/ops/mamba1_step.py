@@ -92,8 +92,8 @@ def mamba1_step(
 def few_rows_linear(x: Tensor, weight: Tensor) -> Tensor:
     """x weight^T, the logits of a few tokens, where it takes as long as reading the weight.
 
-    On a CPU torch multiplies single rows in sixteen bits at half the speed of its memory; up to eight rows
-    have a kernel here. Other products are torch's. There is no autograd.
+    On a CPU torch multiplies single rows more slowly than that, in sixteen bits at half the speed of the
+    memory; up to eight rows have a kernel here. Other products are torch's. There is no autograd.
 
     Args:
         x: [batch, width], contiguous, of any floating dtype; on a GPU not float64.

@@ -1,5 +1,5 @@
-"""mamba1_step and few_rows_linear against float64, states, errors, and a model that takes them beside one that
-cannot.
+"""mamba1_step and few_rows_linear against float64, states, errors, and a model that takes them beside one
+that cannot.
 """
 
 from typing import Any
@@ -178,7 +178,14 @@ def logits_of(model: MambaLM, steps: int = 6, rows: int = 2) -> tuple[Tensor, se
 
 @pytest.mark.parametrize("in_fp32", [False, True])
 def test_a_model_steps_as_its_modules_do(in_fp32: bool, device: str) -> None:
-    model = make_model(device, in_fp32)
+    check_steps(make_model(device, in_fp32), device)
+
+
+def test_a_model_of_float32_steps_on_a_cpu_as_its_modules_do() -> None:
+    check_steps(make_model("cpu").float(), "cpu")
+
+
+def check_steps(model: MambaLM, device: str) -> None:
     fused, ops = logits_of(model)
     of_the_head = {"mamba_aot::few_rows_linear"} if device == "cpu" else set()
     assert ops == {"mamba_aot::mamba1_step", "mamba_aot::rms_norm_fwd"} | of_the_head
