@@ -165,7 +165,7 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
             f"{fn}: cu_seqlens must be on {x.device} like x, got {cu_seqlens.device}. "
             "Move it with .to(x.device)."
         )
-    if not isinstance(state_len, int) or state_len < 0:
+    if not isinstance(state_len, int) or isinstance(state_len, bool) or state_len < 0:
         raise ValueError(f"{fn}: state_len must be an integer of at least 0, got {state_len!r}")
     return _ends_of_sequences(x.T.unsqueeze(0), cu_seqlens, state_len, None)
 

@@ -96,6 +96,10 @@ def selective_scan_fn(
     zoh = is_zoh("selective_scan_fn", discretization)
     if A.dim() != 2:
         raise ValueError(f"selective_scan_fn: A must be [channels, state], got {list(A.shape)}")
+    if u.dim() != 3:
+        raise ValueError(
+            f"selective_scan_fn: u must be [batch, channels, length] (3 dimensions), got {list(u.shape)}"
+        )
     is_complex = A.is_complex()
     B, C = _op_weight("B", B, is_complex, u), _op_weight("C", C, is_complex, u)
     if is_complex:
@@ -156,7 +160,7 @@ def _op_weight(name: str, weight: Tensor, is_complex: bool, u: Tensor) -> Tensor
 
 def _per_channel(bias: Tensor | None, delta: Tensor, u: Tensor) -> Tensor | None:
     """delta_bias as the op takes it: [D]. What does not fit, it refuses."""
-    if bias is None or delta.dim() != 3 or u.dim() != 3:
+    if bias is None or delta.dim() != 3:
         return bias
     heads, channels = delta.shape[1], u.shape[1]
     if heads in (0, channels) or bias.shape != (heads,) or channels % heads != 0:

@@ -182,6 +182,10 @@ def selective_state_step(
     many = _has_steps(name, state, x)
     for argument, tensor in (("state", state), ("B", B), ("C", C)):
         _require_kind(name, argument, tensor, is_complex)
+    if not (is_complex or state.is_floating_point()):
+        raise ValueError(
+            f"{name}: state must be of a floating dtype, got {state.dtype}; convert it with .float()"
+        )
     channels, states = state.shape[1:-1], state.shape[-1:]
     dims = "heads, dim" if len(channels) == 2 else "channels"
     batch = x.shape[: 2 if many else 1]

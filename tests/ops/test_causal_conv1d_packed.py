@@ -322,6 +322,7 @@ VARLEN_SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
     "x rank": ({"x": torch.zeros(1, 9, 6)}, "x must be [length, channels] (2 dimensions), got [1, 9, 6]"),
     "dtype": ({"cu_seqlens": torch.zeros(2)}, "cu_seqlens must be int32, got float32"),
     "rank": ({"cu_seqlens": int32(0, 9)[None]}, "cu_seqlens must be [sequences + 1], got [1, 2]"),
+    "state_len bool": ({"state_len": True}, "state_len must be an integer of at least 0, got True"),
     "state_len": ({"state_len": -1}, "state_len must be an integer of at least 0, got -1"),
     "no tensor": ({"x": 3}, "x must be a torch.Tensor, got int"),
 }

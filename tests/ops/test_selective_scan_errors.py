@@ -11,6 +11,14 @@ from mamba_aot.testing import make_scan_inputs
 # The base call is batch 2, channels 8, length 63, state 16; each row changes some arguments of it.
 SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
     "u rank": ({"u": torch.zeros(2, 8)}, "u must be [batch, channels, length] (3 dimensions), got [2, 8]"),
+    "u rank beside seq_idx": (
+        {"u": torch.zeros(8, 63), "seq_idx": torch.zeros(63, dtype=torch.int32)},
+        "u must be [batch, channels, length] (3 dimensions), got [8, 63]",
+    ),
+    "u rank beside complex A": (
+        {"u": torch.tensor(1.0), "A": torch.zeros(8, 16, dtype=torch.complex64)},
+        "u must be [batch, channels, length] (3 dimensions), got []",
+    ),
     "u dtype": ({"u": torch.zeros(2, 8, 63, dtype=torch.int32)}, "u must be float32, float16, bfloat16"),
     "u is no tensor": ({"u": 1.0}, "u must be a torch.Tensor, got float"),
     "delta shape": (

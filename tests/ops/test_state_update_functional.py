@@ -68,6 +68,10 @@ def test_gradients_of_the_functional_form(row: dict[str, Any]) -> None:
 
 STEP_SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
     "state": ({"state": torch.zeros(3, 8, 16)}, "state must be [batch, channels, state] = [2, 8, 16], got"),
+    "state dtype": (
+        {"state": torch.zeros(2, 8, 16).int()},
+        "state must be of a floating dtype, got torch.int32",
+    ),
     "state rank": ({"state": torch.zeros(8, 16)}, "state must be [slots, channels, state] or"),
     "x": ({"x": torch.zeros(2, 7)}, "x must be [batch, channels] = [2, 8], got [2, 7]"),
     "B": ({"B": torch.zeros(2, 15)}, "B must be [batch, state] = [2, 16], got [2, 15]"),
