@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 
 Backward = Callable[..., tuple[Tensor | None, ...]]
-_LEVEL: Any = torch._C._functorch.TransformType
 _functions: dict[Any, type[torch.autograd.Function]] = {}
 
 
@@ -39,7 +39,7 @@ def run(op: Any, tensors: tuple[Tensor | None, ...], *options: Any) -> Any:
         return op(*tensors, *options)
     levels = _levels_of_gradients()
     if levels or forward_ad._current_level >= 0:
-        if levels[1:] or _LEVEL.Jvp in levels or _have_tangents(tensors):
+        if levels[1:] or TransformType.Jvp in levels or _have_tangents(tensors):
             raise RuntimeError(_refusal(_functions[op].__name__))
         if levels:
             return _functions[op].apply(*tensors, *options)
@@ -68,8 +68,8 @@ def _levels_of_gradients() -> list[Any]:
     """The active transforms of torch.func that differentiate: grad and jvp, which all others are made of."""
     if not is_transformed():
         return []
-    levels = [level.key() for level in torch._C._functorch.get_interpreter_stack() or []]
-    return [level for level in levels if level in (_LEVEL.Grad, _LEVEL.Jvp)]
+    levels = [level.key() for level in get_interpreter_stack() or []]
+    return [level for level in levels if level in (TransformType.Grad, TransformType.Jvp)]
 
 
 def _have_tangents(tensors: Iterable[Tensor | None]) -> bool:
