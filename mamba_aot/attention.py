@@ -198,6 +198,8 @@ class Attention(nn.Module):
         max_length: int,
     ) -> KeyValueState:
         """An empty state of `max_length` slots for each of `batch` sequences."""
+        if max_length < 0:
+            raise ValueError(f"Attention: max_length must be at least 0, got {max_length}")
         weight = self.k_proj.weight
         device = weight.device if device is None else torch.device(device)
         shape = (batch, self.n_kv_heads, max_length + 1, self.head_dim)

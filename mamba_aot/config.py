@@ -2,7 +2,8 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from mamba_aot.attention import AttentionConfig
 from mamba_aot.layers import SSMConfig
@@ -99,7 +100,7 @@ def parse(kind: type[T], values: dict[str, Any], source: str, place: str = "") -
         place: Where they are inside, such as "ssm.".
 
     Raises:
-        ValueError: A key is not a field; each is named.
+        ValueError: A key is not a field, each is named; or a value is not of the type of its field.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{source}: {place.rstrip('.') or 'it'} must be a JSON object, got {values!r}")
@@ -110,7 +111,29 @@ def parse(kind: type[T], values: dict[str, Any], source: str, place: str = "") -
         inner = fields[name].default_factory
         if isinstance(inner, type) and dataclasses.is_dataclass(inner):
             parsed[name] = parse(inner, value, source, f"{place}{name}.")
+        elif not _fits(value, fields[name].type):
+            raise ValueError(f"{source}: {place}{name} must be {_wanted(fields[name].type)}, got {value!r}")
     return kind(**parsed)
+
+
+def _fits(value: object, wanted: Any) -> bool:
+    """Whether JSON gave a value of the type that a field is annotated with."""
+    if get_origin(wanted) in (Union, UnionType):
+        return any(_fits(value, one) for one in get_args(wanted))
+    if get_origin(wanted) is Literal:
+        return value in get_args(wanted)
+    # True is an int to Python, and JSON may write a float without a point.
+    return type(value) is wanted or (wanted is float and type(value) is int)
+
+
+def _wanted(annotation: Any) -> str:
+    """A field's type in words, for the error."""
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join(_wanted(one) for one in get_args(annotation))
+    if get_origin(annotation) is Literal:
+        allowed = get_args(annotation)
+        return ("one of " if len(allowed) > 1 else "") + ", ".join(map(str, allowed))
+    return "null" if annotation is type(None) else annotation.__name__
 
 
 def refuse_unknown(given: set[str], known: set[str], source: str, place: str = "") -> None:

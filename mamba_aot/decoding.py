@@ -78,7 +78,9 @@ def stream(
     """
     rows = prompt_rows(prompt)
     stops = _stops(stop_tokens)
-    _require_tokens(model, rows)
+    _require_tokens("prompt", model, torch.cat([row.to(model.device) for row in rows]))
+    if stops:
+        _require_tokens("stop_tokens", model, torch.tensor(stops))
     if max_new_tokens < 0:
         raise ValueError(f"stream: max_new_tokens must be at least 0, got {max_new_tokens}")
     if prefill_chunk is not None and prefill_chunk < 1:
@@ -131,13 +133,13 @@ def prompt_rows(prompt: Prompt) -> list[Tensor]:
     if isinstance(prompt, Tensor) and prompt.dim() not in (1, 2):
         raise ValueError(f"stream: prompt must be [length] or [batch, length], got {list(prompt.shape)}")
     batch = prompt.unsqueeze(0) if isinstance(prompt, Tensor) and prompt.dim() == 1 else prompt
+    if not isinstance(batch, Tensor | list | tuple) or not all(isinstance(row, Tensor) for row in batch):
+        raise TypeError(
+            f"stream: prompt must be a tensor of tokens or a list of such tensors, got {prompt!r:.80}; "
+            "torch.tensor makes one of a list of tokens"
+        )
     rows = list(batch)
     for row in rows:
-        if not isinstance(row, Tensor):
-            raise TypeError(
-                "stream: prompt must be a torch.Tensor or a list of them, got a list of "
-                f"{type(row).__name__}; torch.tensor makes one of a list of tokens"
-            )
         if row.dim() != 1 or row.numel() == 0 or row.dtype not in (torch.int64, torch.int32):
             raise ValueError(
                 "stream: prompt must be [length] or [batch, length], or a list of [length], of dtype int64 "
@@ -170,12 +172,12 @@ def prefill(model: LanguageModel, rows: list[Tensor], state: Any, chunk: int | N
     return logits
 
 
-def _require_tokens(model: LanguageModel, rows: list[Tensor]) -> None:
+def _require_tokens(name: str, model: LanguageModel, tokens: Tensor) -> None:
     """Raises ValueError for tokens without an embedding: on a GPU they would end the process."""
-    least, most = torch.cat([row.to(model.device) for row in rows]).aminmax()
+    least, most = tokens.aminmax()
     if least < 0 or most >= model.vocab_size:
         raise ValueError(
-            f"stream: prompt must hold tokens from 0 to {model.vocab_size - 1}, those of the model, "
+            f"stream: {name} must hold tokens from 0 to {model.vocab_size - 1}, those of the model, "
             f"got {int(least if least < 0 else most)}"
         )
 

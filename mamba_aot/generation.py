@@ -19,11 +19,16 @@ def save_state(model: MambaLM, state: State, path: str | os.PathLike[str]) -> No
     """Writes the state of `model` to a safetensors file, so that what has been read need not be read again.
 
     The file appears whole or not at all. It holds the model's configuration, not its weights.
+
+    Raises:
+        FileNotFoundError: There is no directory to write it into.
     """
     # Here, not above: importing the package must not cost what only saving and loading need.
     from safetensors.torch import save_file
 
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"save_state: {path.parent} must be a directory, there is none")
     tensors = {
         name: (torch.view_as_real(tensor) if tensor.is_complex() else tensor).detach().cpu().contiguous()
         for name, tensor in named_tensors(state)

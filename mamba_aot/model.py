@@ -117,6 +117,8 @@ class MambaLM(nn.Module):
         if attention_mask is not None:
             padding = Padding.of_mask("MambaLM", attention_mask, *ids.shape)
             ids = padding.to_start(ids)
+        if last_only and ids.shape[1] == 0:
+            raise ValueError("MambaLM: last_only needs a token in each row, got a length of 0")
         x, residual = self.embedding(ids), None
         mode = self._recompute if self.training and state is None else "none"
         for index, layer in enumerate(self._layers()):
@@ -144,7 +146,7 @@ class MambaLM(nn.Module):
         Targets of -100 do not count. `layout` is `attention_mask` or `cu_seqlens`, as in `forward`.
         """
         logits = self(ids, **layout)
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten().long())
 
     def stream(self, prompt: Prompt, max_new_tokens: int, **options: Any) -> Iterator[GeneratedToken]:
         """Continues a prompt and yields each token as it is drawn; see `mamba_aot.stream` for the options."""

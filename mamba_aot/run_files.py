@@ -1,6 +1,7 @@
 """The directory of a training run: what is written into it survives a crash at any moment."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,15 @@ class RunFiles:
             shutil.rmtree(old)
 
     def load(self, checkpoint: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The weights and the state that `save` wrote."""
-        weights = from_pretrained(checkpoint, device=device).state_dict()
-        return weights, torch.load(checkpoint / _STATE_FILE, map_location=device, weights_only=True)
+        """The weights and the state that `save` wrote; raises ValueError where a file was damaged since."""
+        try:
+            weights = from_pretrained(checkpoint, device=device).state_dict()
+            return weights, torch.load(checkpoint / _STATE_FILE, map_location=device, weights_only=True)
+        except (ValueError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"train: the checkpoint {checkpoint} is damaged; remove it, and --resume goes on from the "
+                f"one before it: {error}"
+            ) from None
 
     def _complete(self) -> list[Path]:
         return [path for path in self._checkpoints.glob(_PREFIX + "*") if path.suffix != ".partial"]
@@ -105,9 +112,12 @@ class RunFiles:
 def read_run(out: Path) -> dict[str, Any]:
     """What `run.json` holds; raises ValueError where there is no run."""
     try:
-        return json.loads((out / "run.json").read_text(encoding="utf-8"))
+        run = json.loads((out / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise ValueError(f"train: --resume needs a run in {out}, there is none that can be read") from None
+        run = None
+    if not isinstance(run, dict) or not isinstance(run.get("config"), dict):
+        raise ValueError(f"train: --resume needs a run in {out}, there is none that can be read")
+    return run
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -41,6 +41,14 @@ class TrainingConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"TrainingConfig: {name} must be an integer of at least 1, got {value!r}")
+        for name, least, holds in (
+            ("learning_rate", "above 0", self.learning_rate > 0),
+            ("max_grad_norm", "above 0", self.max_grad_norm > 0),
+            ("weight_decay", "at least 0", self.weight_decay >= 0),
+            ("warmup", "from 0 to 1", 0 <= self.warmup <= 1),
+        ):
+            if not holds:
+                raise ValueError(f"TrainingConfig: {name} must be {least}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,15 @@ def test_config_of_another_model_is_refused(saved: Path) -> None:
         from_pretrained(saved)
 
 
+def test_a_value_of_another_type_is_a_sentence(saved: Path) -> None:
+    edit_config(saved, norm_eps="small")
+    with pytest.raises(ValueError, match="norm_eps must be float, got 'small'"):
+        from_pretrained(saved)
+    (saved / "config.json").write_text('{"model_type": "mamba", "hidden_size": null}')
+    with pytest.raises(ValueError, match=r"a value in .*config\.json is of the wrong type"):
+        from_pretrained(saved)
+
+
 def test_weights_that_do_not_fit_are_named(saved: Path) -> None:
     weights = load_file(saved / "model.safetensors")
     weights["layers.0.mixer.D"] = torch.zeros(3)

@@ -108,6 +108,7 @@ def test_sampling_is_cut_as_asked() -> None:
         ({"repetition_penalty": 0.0}, "repetition_penalty must be finite and above 0"),
         ({"prefill_chunk": 0}, "prefill_chunk must be at least 1"),
         ({"cuda_graph": True}, "cuda_graph needs a model on a GPU, this one is on cpu"),
+        ({"stop_tokens": [3, 32]}, "stop_tokens must hold tokens from 0 to 31, those of the model, got 32"),
         ({"prompt": PROMPT - 300}, r"prompt must hold tokens from 0 to \d+, those of the model, got -"),
         (
             {"prompt": [PROMPT, PROMPT + 300]},
@@ -123,7 +124,9 @@ def test_bad_input_is_a_sentence(options: dict, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"prompt": [1, 2]}, "prompt must be a torch.Tensor or a list of them, got a list of int"),
+        ({"prompt": [1, 2]}, r"prompt must be a tensor of tokens or a list of such tensors, got \[1, 2\]"),
+        ({"prompt": "abc"}, "prompt must be a tensor of tokens or a list of such tensors, got 'abc'"),
+        ({"prompt": None}, "prompt must be a tensor of tokens or a list of such tensors, got None"),
         ({"stop_tokens": 5}, "stop_tokens must be a sequence of integers, got 5"),
         ({"stop_tokens": ["a"]}, "stop_tokens must be a sequence of integers, got"),
     ],

@@ -48,6 +48,12 @@ def test_learns_a_repeated_text() -> None:
     assert model.loss(tokens[:, :-1], tokens[:, 1:]).item() < 0.5
 
 
+def test_targets_may_be_of_the_dtype_that_ids_may() -> None:
+    model, tokens = make(), ids()
+    narrow = tokens.int()
+    assert torch.equal(model.loss(narrow[:, :-1], narrow[:, 1:]), model.loss(tokens[:, :-1], tokens[:, 1:]))
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_head_is_tied_only_if_asked(tied: bool) -> None:
     model = make(tie_embeddings=tied)
@@ -84,6 +90,7 @@ def test_compiles_to_one_graph() -> None:
         (lambda: make()(torch.zeros(1, 3)), "of dtype int64 or int32, got .*float32"),
         (lambda: make().step(ids(), make().allocate_state(2)), r"ids must be \[batch\]"),
         (lambda: make()(ids(), make().allocate_state(2)[:1]), "one entry per layer, 2, got 1"),
+        (lambda: make()(ids(length=0), last_only=True), "last_only needs a token in each row"),
         (lambda: MambaLMConfig(n_layer=0), "n_layer must be an integer of at least 1, got 0"),
     ],
 )

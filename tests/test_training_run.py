@@ -160,11 +160,33 @@ def test_data_is_a_file_or_a_directory(tmp_path: Path) -> None:
         ({"keep": 0}, "keep must be at least 1"),
         ({"training": {"batch": 0}}, "batch must be an integer of at least 1"),
         ({"model": {"vocab_size": 100}}, "vocab_size must be at least 256"),
+        ({"evaluate_every": "1"}, "evaluate_every must be int, got '1'"),
+        ({"compile": "no"}, "compile must be bool, got 'no'"),
+        ({"training": {"seed": True}}, r"training\.seed must be int, got True"),
+        ({"training": {"learning_rate": "a"}}, r"training\.learning_rate must be float, got 'a'"),
+        ({"training": {"max_grad_norm": -1}}, "max_grad_norm must be above 0, got -1"),
+        ({"training": {"warmup": 2}}, "warmup must be from 0 to 1, got 2"),
+        ({"model": {"layers": 5}}, r"model\.layers must be str, got 5"),
+        ({"model": {"ssm": {"dt_min": "a"}}}, r"model\.ssm\.dt_min must be float, got 'a'"),
+        ({"model": {"ssm": {"dt_rank": 1.5}}}, r"dt_rank must be int or auto, got 1\.5"),
+        ({"model": {"mamba1": {"dt_init": "x"}}}, "dt_init must be one of random, constant, got 'x'"),
     ],
 )
 def test_bad_configurations_are_a_sentence(values: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         read_config(values, "run.json")
+
+
+def test_a_damaged_checkpoint_or_run_is_a_sentence(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.run(stop=stop_after(1, run))
+    for name, damage in (("training.pt", b"PK"), ("model.safetensors", b""), ("training.pt", b"")):
+        (tmp_path / "checkpoints" / "step-00000001" / name).write_bytes(damage)
+        with pytest.raises(ValueError, match="step-00000001 is damaged; remove it"):
+            trainer(tmp_path, resume=True)
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(ValueError, match="there is none that can be read"):
+        trainer(tmp_path, resume=True)
 
 
 def test_runs_that_do_not_fit_are_a_sentence(tmp_path: Path) -> None:
