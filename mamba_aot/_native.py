@@ -61,7 +61,14 @@ def library() -> ctypes.CDLL:
             "mamba_aot: another copy of the op library is registered in this process already; "
             f"keep one of the two installations (this one is at {path})"
         )
-    if not _is_complete(path):
+    try:
+        complete = _is_complete(path)
+    except OSError as error:
+        raise ImportError(
+            f"mamba_aot: the op library at {path} cannot be read ({error.strerror}); "
+            "let this user read it, or reinstall mamba-aot"
+        ) from error
+    if not complete:
         raise ImportError(
             f"mamba_aot: the op library at {path} is incomplete ({path.stat().st_size} bytes); "
             "reinstall mamba-aot"
@@ -117,10 +124,9 @@ def variants() -> list[dict[str, Any]]:
     """A row for every kernel image in the library.
 
     Keys: `id` (`selective_scan_fwd-sm90-bf16-few`), `variant` (the id without the architecture), `stem` (of
-        the kernel
-    file), `entry` (symbol), `arch` (90 for compute capability 9.0), `ptx` (text that the driver compiles),
-    `num_warps`, `shared_bytes` a program, `registers` and `spill_bytes` a thread (0 for PTX), `size` in
-    bytes, `sha256`.
+    the kernel file), `entry` (symbol), `arch` (90 for compute capability 9.0), `ptx` (text that the driver
+    compiles), `num_warps`, `shared_bytes` a program, `registers` and `spill_bytes` a thread (0 for PTX),
+    `size` in bytes, `sha256`.
     """
     names = [field[0] for field in _Image._fields_ if field[0] != "data"]
     rows = [{name: getattr(row, name) for name in names} for row in _rows()]

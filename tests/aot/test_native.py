@@ -58,6 +58,21 @@ def test_a_truncated_file(tmp_path: Path, size: int):
     assert "reinstall mamba-aot" in said
 
 
+def test_a_file_that_may_not_be_read():
+    # Not by the file's mode, which does not keep root from reading.
+    before = """
+def refuse(*_): raise PermissionError(13, "Permission denied")
+_native.Path.open = refuse
+"""
+    said = load(_native.library_path(), before)
+    assert "cannot be read (Permission denied); let this user read it" in said
+
+
+def test_types_are_for_users_too():
+    """A package without this file has no types, to whoever installs it."""
+    assert (Path(_native.__file__).parent / "py.typed").is_file()
+
+
 def test_a_file_for_another_machine(tmp_path: Path):
     other = bytearray(_native.library_path().read_bytes())
     other[0x12] = 0xF3  # e_machine: RISC-V
