@@ -9,13 +9,11 @@ forward and its parallel scan (pscan) for forward and backward.
 
 import argparse
 import json
-import statistics
-from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 
 import torch
 from mambapy.mamba import MambaBlock, MambaConfig
+from turns import in_turn
 
 from mamba_aot import Mamba, SSMConfig
 
@@ -31,17 +29,6 @@ def same_block(peer: MambaBlock) -> Mamba:
     weights |= {name: torch.zeros(peer.config.d_state) for name in ("B_base", "C_base")}
     block.load_state_dict(weights)
     return block
-
-
-def in_turn(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median milliseconds after a warm-up; the calls take turns: a busy moment of the machine hits all."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds + 1):
-        for name, call in calls.items():
-            begin = perf_counter()
-            call()
-            times[name].append((perf_counter() - begin) * 1e3)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
 def main() -> None:

@@ -8,11 +8,10 @@ with tokens, whose A is computed once, as in `generate`.
 
 import argparse
 import json
-import statistics
 from pathlib import Path
-from time import perf_counter
 
 import torch
+from turns import in_turn
 
 from mamba_aot import MambaLM, MambaLMConfig, SSMConfig
 
@@ -32,14 +31,8 @@ def measure(dtype: torch.dtype, rounds: int) -> dict[str, float]:
         model.lm_head = whole
 
     calls = {"token": lambda: model.step(ids, state), "layers": layers, "reading": weights.sum}
-    times: dict[str, list[float]] = {name: [] for name in calls}
     with torch.inference_mode(), model.fixed_decays() as _decays:
-        for _ in range(rounds + 1):
-            for name, call in calls.items():
-                begin = perf_counter()
-                call()
-                times[name].append((perf_counter() - begin) * 1e3)
-    found = {name: statistics.median(values[1:]) for name, values in times.items()}
+        found = in_turn(calls, rounds)
     return {**found, "megabytes": size / 1e6, "share_of_bandwidth": found["reading"] / found["token"]}
 
 

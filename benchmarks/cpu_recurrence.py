@@ -10,27 +10,15 @@ layout of `mambapy` as a transposed view.
 
 import argparse
 import json
-import statistics
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 
 import torch
 from mambapy.pscan import pscan
 from torch import Tensor
+from turns import in_turn
 
 from mamba_aot import linear_recurrence
-
-
-def in_turn(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median milliseconds after a warm-up; the calls take turns: a busy moment of the machine hits all."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds + 1):
-        for name, call in calls.items():
-            begin = perf_counter()
-            call()
-            times[name].append((perf_counter() - begin) * 1e3)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
 def with_backward(scan: Callable[[Tensor, Tensor], Tensor], *values: Tensor) -> Callable[[], object]:

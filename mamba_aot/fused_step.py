@@ -12,6 +12,7 @@ from mamba_aot.layers import CausalConv1d
 from mamba_aot.mamba1 import Mamba1
 from mamba_aot.modules import MambaState
 from mamba_aot.norms import LayerNorm, RMSNorm
+from mamba_aot.ops._gradients import is_transformed
 from mamba_aot.ops.mamba1_step import few_rows_linear, mamba1_step
 
 # On a GPU each row of a batch reads the weights again. Those of a narrow layer come from the cache; beyond
@@ -79,8 +80,11 @@ def _is_few_on_gpu(x: Tensor) -> bool:
 
 
 def _rows(x: Tensor) -> float:
-    """Infinitely many where what is traced must hold for any number, as for Dynamo and most exports."""
-    return math.inf if torch.compiler.is_dynamo_compiling() or type(x.shape[0]) is not int else x.shape[0]
+    """Infinitely many where what is traced must hold for any number, as for Dynamo and most exports, and
+    under torch.vmap, for which the modules' ops have rules.
+    """
+    known = type(x.shape[0]) is int and not torch.compiler.is_dynamo_compiling()
+    return x.shape[0] if known and not is_transformed() else math.inf
 
 
 def _fits(norm: RMSNorm, mixer: Mamba1, x: Tensor, state: MambaState) -> bool:

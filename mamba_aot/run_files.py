@@ -99,7 +99,9 @@ class RunFiles:
         try:
             weights = from_pretrained(checkpoint, device=device).state_dict()
             return weights, torch.load(checkpoint / _STATE_FILE, map_location=device, weights_only=True)
-        except (ValueError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, FileNotFoundError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(
                 f"train: the checkpoint {checkpoint} is damaged; remove it, and --resume goes on from the "
                 f"one before it: {error}"

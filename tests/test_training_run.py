@@ -189,6 +189,20 @@ def test_a_damaged_checkpoint_or_run_is_a_sentence(tmp_path: Path) -> None:
         trainer(tmp_path, resume=True)
 
 
+def test_a_checkpoint_that_memory_is_too_small_for_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer(tmp_path)
+    run.run(stop=stop_after(1, run))
+
+    def load(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        trainer(tmp_path, resume=True)
+
+
 def test_runs_that_do_not_fit_are_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--resume needs a run"):
         trainer(tmp_path, resume=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mamba_aot import MambaLM, MambaLMConfig, SSMConfig
+from mamba_aot import MambaLM, MambaLMConfig, MambaState, SSMConfig
 from mamba_aot.ops.mamba1_step import few_rows_linear, mamba1_step
 from mamba_aot.reference import mamba1_step_ref
 from mamba_aot.testing import assert_close_to_fp64, assert_matches_reference, results_of
@@ -211,6 +211,23 @@ def test_a_projection_of_another_kind_is_called(device: str) -> None:
     logits, ops = logits_of(other)
     assert "mamba_aot::mamba1_step" not in ops
     assert not torch.equal(logits, logits_of(model)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_that_are_mapped_over_call_the_modules(dtype: torch.dtype) -> None:
+    """Which have rules of torch.vmap; mamba1_step, which writes states, has none and would be refused."""
+    model = make_model("cpu").float() if dtype == torch.float32 else make_model("cpu")
+    ids = torch.tensor([[1], [200]])
+    alone = torch.stack([model.step(row, model.allocate_state(1)) for row in ids])
+
+    def step(row: Tensor, convs: list[Tensor], ssms: list[Tensor]) -> Tensor:
+        return model.step(row, tuple(map(MambaState, convs, ssms)))
+
+    states = [model.allocate_state(1) for _ in ids]
+    convs = [torch.stack([state.conv for state in layer]) for layer in zip(*states, strict=True)]
+    ssms = [torch.stack([state.ssm for state in layer]) for layer in zip(*states, strict=True)]
+    tolerance = 1e-4 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(torch.vmap(step)(ids, convs, ssms), alone, rtol=tolerance, atol=tolerance)
 
 
 def test_a_head_of_another_kind_is_called() -> None:
