@@ -73,16 +73,6 @@ def block_calls(work: Work, device: torch.device, make: Callable[..., Any] = Mam
     return {"forward": forward, "forward + backward": both}
 
 
-def peak_mib(call: Call, device: torch.device) -> float:
-    """The most memory that a call takes beyond what is there before it."""
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    call()
-    torch.cuda.synchronize(device)
-    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-
-
 @contextmanager
 def prepared_model(work: Work, device: torch.device) -> Iterator[Prepared]:
     """A model ready to decode one token a call, its draw included, or to read a prompt a call."""

@@ -111,6 +111,8 @@ def _run_op(bench: Bench, work: Work) -> list[Row]:
     if device.type == "cuda":
         with torch.no_grad():
             rows[0].host_us = timing.host_us(lambda: op.function(**inputs))
+        if len(rows) > 1:
+            rows[-1].peak_mib = timing.peak_mib(lambda: _backward_call(op.function, inputs)(), device)
     return rows
 
 
@@ -219,7 +221,7 @@ def _run_block(bench: Bench, work: Work) -> list[Row]:
         ms = times.pop("mamba_aot")
         rows.append(Row(work, direction, ms, error, _entries(work), floor_ms=floor_ms, peers_ms=times))
     if device.type == "cuda":
-        rows[-1].peak_mib = models.peak_mib(ours["forward + backward"], device)
+        rows[-1].peak_mib = timing.peak_mib(ours["forward + backward"], device)
         rows[0].host_us = timing.host_us(ours["forward"], calls=20)
     return rows
 

@@ -48,6 +48,16 @@ def host_us(call: Call, calls: int = 100) -> float:
     return spent / calls * 1e6
 
 
+def peak_mib(call: Call, device: torch.device) -> float:
+    """The most memory that a call takes beyond what is there before it."""
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
 def on_one_thread(call: Call) -> Call:
     """The call with one thread of torch's."""
 
