@@ -241,6 +241,8 @@ def selective_scan_plain_fwd_kernel(
                 for j in gl.static_range(ROWS):
                     known = x_valid & (first_state + j * LANES < N)
                     h = gl.load(source + j * source_step, known & given, 0.0)
+                    # Touched here, or each tile's first step would wait for whatever was loaded last.
+                    h = gl.where(padded_length > 0, h, 0.0)
                     states += (gl.broadcast(gl.expand_dims(h, 1), nothing)[0],)
                     rates += (gl.load(A_at + j * LANES, known, 0.0) * LOG2E,)
             if ((flags & SAVE_CHUNKS) != 0) & (start % CHUNK == 0):
