@@ -28,6 +28,9 @@ from _norm_rows import (
 
 from tools.aot.spec import Config, Kernel
 
+# The backward keeps rows in blocks of at least so many channels in registers between its two passes.
+KEPT = tl.constexpr(2048)
+
 
 @triton.jit
 def rms_norm_fwd_kernel(
@@ -246,6 +249,8 @@ def rms_norm_bwd_kernel(
             mean = tl.load(mean_in + at_statistic, live, 0.0)
         along_parts = tl.zeros([ROWS, BLOCK], tl.float32)
         whole_parts = tl.zeros([ROWS, BLOCK], tl.float32)
+        h = tl.zeros([ROWS, BLOCK], tl.float32)
+        g = tl.zeros([ROWS, BLOCK], tl.float32)
         for first in range(0, end, BLOCK):
             column = first + tl.arange(0, BLOCK)
             channel = (group * G + column).to(tl.int64)[None, :]
@@ -288,7 +293,8 @@ def rms_norm_bwd_kernel(
                 if (flags & CENTERED) != 0:
                     kept = tl.zeros([ROWS], tl.float32)
                     whole = tl.zeros([ROWS], tl.float32)
-        # Reading the row again, now from the cache, leaves the registers of a whole one to other programs.
+        # Reading a row again, now from the cache, leaves its registers to other programs. Of long ones a thread
+        # holds so much that its pointers and masks would take more.
         for first in range(0, end, BLOCK):
             column = first + tl.arange(0, BLOCK)
             channel = (group * G + column).to(tl.int64)[None, :]
@@ -298,9 +304,10 @@ def rms_norm_bwd_kernel(
             x_at = x_first + channel * x_channel
             residual_at = residual_first + channel * residual_channel
             dout_at = dout_first + channel * dout_channel
-            h = load_normed(x, residual, z, mean, rstd, x_at, residual_at, z_at, mask, flags)
-            dy = gated_last(load_wide(dout + dout_at, mask, flags), z, z_at, mask, flags)
-            g = dy * load_as(weight, channel, inside, flags, 0)
+            if LOOP or BLOCK < KEPT:
+                h = load_normed(x, residual, z, mean, rstd, x_at, residual_at, z_at, mask, flags)
+                dy = gated_last(load_wide(dout + dout_at, mask, flags), z, z_at, mask, flags)
+                g = dy * load_as(weight, channel, inside, flags, 0)
             if BLOCK <= FEW:
                 g *= kept[:, None]
             du = (g - h * along[:, None] - whole[:, None]) * rstd[:, None]
@@ -389,7 +396,8 @@ KERNELS = [
         configs=[
             Config("few", when="G <= 128", LOOP=False, ROWS=4, BLOCK=128, num_warps=4),
             _whole("small", 1024, 4),
-            _whole("medium", 4096, 16, longest=True),
+            _whole("middle", 2048, 4),
+            _whole("medium", 4096, 8, longest=True),
             Config("loop", LOOP=True, ROWS=1, BLOCK=512, num_warps=4),
         ],
     ),
