@@ -4,6 +4,10 @@ A program owns a block of channels of one batch entry and walks over time in til
 channel, each with every LANES-th of its states, so no step is computed twice and few channels still fill a
 chip. What all of them need once (delta after its bias and softplus, delta u, rows of B and C) lies in shared
 memory, RUN steps of a row at a time; so do their shares of y, which are added up once a tile.
+
+Where rows and channels are too few to fill a GPU, time is split into spans that run at once. A launch before,
+with ENDS, walks all spans but the last from a state of zero; from where those end, and from their lengths in
+delta, each span then knows the state that it begins with.
 """
 
 from _arithmetic import LOG2E, anew, exp2_fast, reciprocal, softplus
@@ -23,12 +27,15 @@ def follow(a_left, b_left, a_right, b_right):
 
 
 @gluon.jit
-def fetch_rows(B_slots, C_slots, B, C, weights, state, begin_state, start, N, L, padded_length):
+def fetch_rows(
+    B_slots, C_slots, B, C, weights, state, begin_state, start, N, L, padded_length, ENDS: gl.constexpr
+):
     """Ask for B and C of a block of states in a tile, or for nothing past the end."""
     at = weights + (begin_state * padded_length + start)
     any_row = (state < N - begin_state) & (start < L)
     async_copy.async_copy_global_to_shared(B_slots, B + at, any_row)
-    async_copy.async_copy_global_to_shared(C_slots, C + at, any_row)
+    if not ENDS:
+        async_copy.async_copy_global_to_shared(C_slots, C + at, any_row)
     async_copy.commit_group()
 
 
@@ -48,13 +55,21 @@ def scalars_of(dt_slots, dtx_slots, s: gl.constexpr, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def rows_of(B_slots, C_slots, s: gl.constexpr, ROWS: gl.constexpr, RUNS: gl.constexpr, LAYOUT: gl.constexpr):
+def rows_of(
+    B_slots,
+    C_slots,
+    s: gl.constexpr,
+    ROWS: gl.constexpr,
+    RUNS: gl.constexpr,
+    LAYOUT: gl.constexpr,
+    ENDS: gl.constexpr,
+):
     """B and C of a run, by turns, for each of a thread's states."""
     rows = ()
     for j in gl.static_range(ROWS):
-        b = B_slots.slice(j * RUNS + s, 1, 2).load(LAYOUT)
-        c = C_slots.slice(j * RUNS + s, 1, 2).load(LAYOUT)
-        rows += (gl.expand_dims(b, 2), gl.expand_dims(c, 2))
+        rows += (gl.expand_dims(B_slots.slice(j * RUNS + s, 1, 2).load(LAYOUT), 2),)
+        if not ENDS:
+            rows += (gl.expand_dims(C_slots.slice(j * RUNS + s, 1, 2).load(LAYOUT), 2),)
     return rows
 
 
@@ -73,11 +88,15 @@ def selective_scan_plain_fwd_kernel(
     last_state,
     carry,
     chunk_states,
+    span_ends,
+    span_times,
     D,
     L,
     N,
     groups,
     padded_length,
+    spans,
+    span_steps,
     u_batch,
     u_channel,
     u_time,
@@ -92,6 +111,7 @@ def selective_scan_plain_fwd_kernel(
     out_time,
     flags,
     LAYOUT: gl.constexpr,
+    ENDS: gl.constexpr,
     LANES: gl.constexpr,
     STATES: gl.constexpr,
     RUN: gl.constexpr,
@@ -99,6 +119,9 @@ def selective_scan_plain_fwd_kernel(
     CHANNELS: gl.constexpr,
     PREFETCH: gl.constexpr,
 ):
+    """Of a launch with ENDS: `span_ends` [spans - 1, batch, N, D] is where a span ends, `span_times`
+    [spans - 1, batch, D] the sum of its steps.
+    """
     WARPS: gl.constexpr = gl.num_warps()
     RUNS: gl.constexpr = STEPS // RUN
     ROWS: gl.constexpr = STATES // LANES
@@ -132,16 +155,22 @@ def selective_scan_plain_fwd_kernel(
     SCALARS: gl.constexpr = gl.SwizzledSharedLayout(4, 4, QUADS, [0, 1, 2])
     dt_slots = gl.allocate_shared_memory(gl.float32, [RUN, CHANNELS, RUNS], SCALARS)
     dtx_slots = gl.allocate_shared_memory(gl.float32, [RUN, CHANNELS, RUNS], SCALARS)
-    y_slots = gl.allocate_shared_memory(
-        gl.float32, [LANES, RUN, CHANNELS, RUNS], gl.SwizzledSharedLayout(4, 4, QUADS, [1, 2, 0, 3])
-    )
+    if not ENDS:
+        y_slots = gl.allocate_shared_memory(
+            gl.float32, [LANES, RUN, CHANNELS, RUNS], gl.SwizzledSharedLayout(4, 4, QUADS, [1, 2, 0, 3])
+        )
     ROW: gl.constexpr = gl.SwizzledSharedLayout(4, 4, QUADS, [1, 0, 2])
     B_slots = gl.allocate_shared_memory(gl.float32, [2, LANES, RUN, ROWS * RUNS], ROW)
-    C_slots = gl.allocate_shared_memory(gl.float32, [2, LANES, RUN, ROWS * RUNS], ROW)
+    C_slots = B_slots if ENDS else gl.allocate_shared_memory(gl.float32, [2, LANES, RUN, ROWS * RUNS], ROW)
 
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
     block = gl.program_id(0) % (groups * blocks_per_group)
-    batch = (gl.program_id(0) // (groups * blocks_per_group)).to(gl.int64)
+    work = (gl.program_id(0) // (groups * blocks_per_group)).to(gl.int64)
+    batches = gl.num_programs(0) // (groups * blocks_per_group * (spans - 1 if ENDS else spans))
+    batch = work % batches
+    span = (work // batches).to(gl.int32)
+    begin = span * span_steps
+    end = begin + gl.minimum(span_steps, L - begin)
     group = block // blocks_per_group
     first_in_group = (block % blocks_per_group) * CHANNELS
 
@@ -155,12 +184,15 @@ def selective_scan_plain_fwd_kernel(
     time = run_start if LAYOUT == "seq" else run_start + step
     valid_tile = valid[None, :, None]
     row = channel.to(gl.int64)[None, :, None]
-    begin = run_start.to(gl.int64)
-    u_at = u + (batch * u_batch + row * u_channel + begin * u_time)
-    delta_at = delta + (batch * delta_batch + row * delta_channel + begin * delta_time)
-    z_at = z + (batch * z_batch + row * z_channel + begin * z_time)
-    out_at = out + (batch * out_batch + row * out_channel + begin * out_time)
-    D_value = gl.load(D_skip + channel, valid & ((flags & HAS_D) != 0), 0.0)[None, :, None]
+    opened = (begin + run_start).to(gl.int64)
+    u_at = u + (batch * u_batch + row * u_channel + opened * u_time)
+    delta_at = delta + (batch * delta_batch + row * delta_channel + opened * delta_time)
+    if ENDS:
+        elapsed = gl.full([CHANNELS, RUNS], 0.0, gl.float32, gl.SliceLayout(0, TILE))
+    else:
+        z_at = z + (batch * z_batch + row * z_channel + opened * z_time)
+        out_at = out + (batch * out_batch + row * out_channel + opened * out_time)
+        D_value = gl.load(D_skip + channel, valid & ((flags & HAS_D) != 0), 0.0)[None, :, None]
     bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, :, None]
 
     # Of the recurrence: which channels and states.
@@ -187,12 +219,23 @@ def selective_scan_plain_fwd_kernel(
 
     blocks = gl.cdiv(N, STATES)
     stage = 0
-    next_state, next_start = following(0, 0, N, STATES, STEPS)
-    fetch_rows(B_slots.index(0), C_slots.index(0), B, C, weights, state, 0, 0, N, L, padded_length)
+    next_state, next_start = following(0, begin, N, STATES, STEPS)
+    fetch_rows(B_slots.index(0), C_slots.index(0), B, C, weights, state, 0, begin, N, L, padded_length, ENDS)
     fetch_rows(
-        B_slots.index(1), C_slots.index(1), B, C, weights, state, next_state, next_start, N, L, padded_length
+        B_slots.index(1),
+        C_slots.index(1),
+        B,
+        C,
+        weights,
+        state,
+        next_state,
+        next_start,
+        N,
+        L,
+        padded_length,
+        ENDS,
     )
-    used = (time < L) & valid_tile
+    used = (time < end - begin) & valid_tile
     next_x = gl.load(u_at + step * u_time, used, 0.0)
     next_dt = gl.load(delta_at + step * delta_time, used, 0.0)
     # Of each state's tile only the last step goes into the next run.
@@ -202,50 +245,68 @@ def selective_scan_plain_fwd_kernel(
         states += (nothing,)
         rates += (gl.full([LANES, CHANNELS, 1], 0.0, gl.float32, STATES_OF_X),)
 
-    for start in range(0, L, STEPS):
-        used = (time < L - start) & valid_tile
-        upcoming = (time < L - start - STEPS) & valid_tile
+    for start in range(begin, end, STEPS):
+        used = (time < end - start) & valid_tile
+        upcoming = (time < end - start - STEPS) & valid_tile
         x = widened_pairs(next_x, flags)
         dt = widened_pairs(next_dt, flags) + bias
         u_at += STEPS * u_time
         delta_at += STEPS * delta_time
         next_x = gl.load(u_at + step * u_time, upcoming, 0.0)
         next_dt = gl.load(delta_at + step * delta_time, upcoming, 0.0)
-        raw_z = gl.load(z_at + step * z_time, used & ((flags & HAS_Z) != 0), 0.0)
-        z_at += STEPS * z_time
+        if not ENDS:
+            raw_z = gl.load(z_at + step * z_time, used & ((flags & HAS_Z) != 0), 0.0)
+            z_at += STEPS * z_time
         if (flags & SOFTPLUS) != 0:
             dt = softplus(dt)
         # A step of length 0 leaves the state alone: so do the steps past the end.
         dt = gl.where(used, dt, 0.0)
         dt_slots.store(dt)
         dtx_slots.store(dt * x)
-        y = D_value * x
+        if ENDS:
+            elapsed += gl.sum(dt, 0)
+        else:
+            y = D_value * x
 
         for block_of_states in range(0, blocks):
             begin_state = block_of_states * STATES
-            # The state comes from initial_state before the first tile and goes to last_state after the final
-            # one. In between it stays in registers, or in `carry` where there are more than these hold.
-            if (start == 0) | (blocks > 1):
-                opening = anew(start) == 0
-                given = gl.where(opening, (flags & HAS_STATE) != 0, True)
+            # The state comes from initial_state and the spans before, or from 0, before the first tile, and goes
+            # to last_state or span_ends after the final one. In between it stays in registers, or in `carry`
+            # where there are more than these hold.
+            if (start == begin) | (blocks > 1):
+                opening = anew(start) == begin
+                given = gl.where(opening, (not ENDS) & ((flags & HAS_STATE) != 0), True)
                 x_channel = anew(x_row).to(gl.int64)
                 first_state = begin_state + anew(lane)
-                source = gl.where(opening, initial_state + batch * D * N, carry + batch * D * N)
+                source = gl.where(opening, initial_state + batch * D * N, carry + work * D * N)
                 source += gl.where(
                     opening, x_channel * N + first_state, first_state * D.to(gl.int64) + x_channel
                 )
                 source_step = gl.where(opening, LANES, LANES * D.to(gl.int64))
                 A_at = A + (x_channel * N + first_state)
-                states = ()
+                entering = ()
                 rates = ()
                 for j in gl.static_range(ROWS):
                     known = x_valid & (first_state + j * LANES < N)
-                    h = gl.load(source + j * source_step, known & given, 0.0)
-                    # Touched here, or each tile's first step would wait for whatever was loaded last.
-                    h = gl.where(padded_length > 0, h, 0.0)
-                    states += (gl.broadcast(gl.expand_dims(h, 1), nothing)[0],)
+                    entering += (gl.load(source + j * source_step, known & given, 0.0),)
                     rates += (gl.load(A_at + j * LANES, known, 0.0) * LOG2E,)
-            if ((flags & SAVE_CHUNKS) != 0) & (start % CHUNK == 0):
+                if not ENDS:
+                    for earlier in range(0, gl.where(opening, span, 0)):
+                        past = earlier * batches + batch
+                        passed = gl.load(span_times + (past * D + x_channel), x_valid, 0.0)
+                        ends_at = span_ends + ((past * N + first_state) * D + x_channel)
+                        left = ()
+                        for j in gl.static_range(ROWS):
+                            known = x_valid & (first_state + j * LANES < N)
+                            ended = gl.load(ends_at + j * LANES * D.to(gl.int64), known, 0.0)
+                            left += (gl.fma(exp2_fast(rates[j] * passed), entering[j], ended),)
+                        entering = left
+                states = ()
+                for j in gl.static_range(ROWS):
+                    # Touched here, or each tile's first step would wait for whatever was loaded last.
+                    h = gl.where(padded_length > 0, entering[j], 0.0)
+                    states += (gl.broadcast(gl.expand_dims(h, 1), nothing)[0],)
+            if (not ENDS) & ((flags & SAVE_CHUNKS) != 0) & (start % CHUNK == 0):
                 x_channel = anew(x_row).to(gl.int64)
                 first_state = begin_state + anew(lane)
                 saved_row = batch * saved_rows + anew(start) // CHUNK
@@ -259,51 +320,65 @@ def selective_scan_plain_fwd_kernel(
             B_stage = B_slots.index(stage)
             C_stage = C_slots.index(stage)
             ahead = scalars_of(dt_slots, dtx_slots, 0, STEPS_OF_X)
-            rows_ahead = rows_of(B_stage, C_stage, 0, ROWS, RUNS, WEIGHTS_OF_X)
+            rows_ahead = rows_of(B_stage, C_stage, 0, ROWS, RUNS, WEIGHTS_OF_X, ENDS)
             for s in gl.static_range(RUNS):
                 dt_run, dtx_run = ahead
                 rows_run = rows_ahead
                 if s + 1 < RUNS:
                     ahead = scalars_of(dt_slots, dtx_slots, s + 1, STEPS_OF_X)
                     if PREFETCH:
-                        rows_ahead = rows_of(B_stage, C_stage, s + 1, ROWS, RUNS, WEIGHTS_OF_X)
+                        rows_ahead = rows_of(B_stage, C_stage, s + 1, ROWS, RUNS, WEIGHTS_OF_X, ENDS)
                 share = nothing
                 through = ()
                 for j in gl.static_range(ROWS):
-                    b = rows_run[2 * j]
-                    c = rows_run[2 * j + 1]
+                    b = rows_run[j if ENDS else 2 * j]
                     a = exp2_fast(dt_run * gl.expand_dims(rates[j], 1))
                     kick = b * dtx_run
                     kick = gl.where(first, gl.fma(a, reverse(states[j]), kick), kick)
                     run = gl.associative_scan((a, kick), 1, follow)[1]
                     through += (run,)
-                    share = c * run if j == 0 else share + c * run
+                    if not ENDS:
+                        c = rows_run[2 * j + 1]
+                        share = c * run if j == 0 else share + c * run
                 states = through
-                y_slots.slice(s, 1, 3).store(share)
+                if not ENDS:
+                    y_slots.slice(s, 1, 3).store(share)
                 if s + 1 < RUNS and not PREFETCH:
-                    rows_ahead = rows_of(B_stage, C_stage, s + 1, ROWS, RUNS, WEIGHTS_OF_X)
+                    rows_ahead = rows_of(B_stage, C_stage, s + 1, ROWS, RUNS, WEIGHTS_OF_X, ENDS)
 
-            if (start + STEPS >= L) | (blocks > 1):
-                closing = anew(start) + STEPS >= L
+            if (start + STEPS >= end) | (blocks > 1):
+                closing = anew(start) + STEPS >= end
                 x_channel = anew(x_row).to(gl.int64)
                 first_state = begin_state + anew(lane)
-                target = gl.where(closing, last_state + batch * D * N, carry + batch * D * N)
-                target += gl.where(
-                    closing, x_channel * N + first_state, first_state * D.to(gl.int64) + x_channel
-                )
-                target_step = gl.where(closing, LANES, LANES * D.to(gl.int64))
+                own = first_state * D.to(gl.int64) + x_channel
+                target = carry + work * D * N + own
+                target_step = LANES * D.to(gl.int64)
+                wanted = x_valid
+                if ENDS:
+                    target = gl.where(closing, span_ends + work * D * N + own, target)
+                else:
+                    whole = last_state + batch * D * N + x_channel * N + first_state
+                    target = gl.where(closing, whole, target)
+                    target_step = gl.where(closing, LANES, target_step)
+                    wanted = wanted & ((span == spans - 1) | (not closing))
                 for j in gl.static_range(ROWS):
                     h = pick((states[j],), last, False)[0]
-                    gl.store(target + j * target_step, h, x_valid & (first_state + j * LANES < N))
+                    gl.store(target + j * target_step, h, wanted & (first_state + j * LANES < N))
 
             next_state, next_start = following(next_state, next_start, N, STATES, STEPS)
-            fetch_rows(B_stage, C_stage, B, C, weights, state, next_state, next_start, N, L, padded_length)
+            fetch_rows(
+                B_stage, C_stage, B, C, weights, state, next_state, next_start, N, L, padded_length, ENDS
+            )
             stage = 1 - stage
-            y += gl.sum(y_slots.load(SHARES), 0)
+            if not ENDS:
+                y += gl.sum(y_slots.load(SHARES), 0)
 
-        if (flags & HAS_Z) != 0:
-            zv = widened_pairs(raw_z, flags)
-            y *= zv * reciprocal(1.0 + exp2_fast(zv * -LOG2E))
-        gl.store(out_at + step * out_time, narrowed_pairs(y, out.dtype.element_ty, flags), used)
-        out_at += STEPS * out_time
+        if not ENDS:
+            if (flags & HAS_Z) != 0:
+                zv = widened_pairs(raw_z, flags)
+                y *= zv * reciprocal(1.0 + exp2_fast(zv * -LOG2E))
+            gl.store(out_at + step * out_time, narrowed_pairs(y, out.dtype.element_ty, flags), used)
+            out_at += STEPS * out_time
     async_copy.wait_group(0)
+    if ENDS:
+        gl.store(span_times + (work * D + channel), gl.convert_layout(gl.sum(elapsed, 1), CHANNEL), valid)

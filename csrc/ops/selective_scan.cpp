@@ -45,9 +45,11 @@ constexpr int64_t kChunksInOneSum = 64;
 // times as many that run at once.
 constexpr int64_t kProgramsToFill = 512;
 constexpr int64_t kProgramsAtOnce = 3 * kProgramsToFill;
+// Spans of the plain forward have at least so many steps: the pass before them takes more than half as long.
+constexpr int64_t kLeastSpan = 512;
 // The plain forward kernel takes 16 states at a time; so few are faster one by one, as the general one does.
 constexpr int64_t kFewStates = 4;
-// Each program goes through the adjoints of all spans behind its own.
+// Each program goes through the ends of all spans before its own, or the adjoints of those behind it.
 constexpr int64_t kMostSpans = 16;
 
 // The other way, for a gradient: drop the padding, give it the input's layout and dtype.
@@ -89,6 +91,25 @@ int64_t chunks_in_a_launch(const SelectiveScanSizes& s, const Tensor& u, int64_t
 int64_t chunks_in_a_span(int64_t chunks_a_launch, int64_t programs, bool plain) {
   if (!plain || programs == 0 || programs >= kProgramsToFill) return chunks_a_launch;
   return ceil_div(chunks_a_launch, std::min(kProgramsAtOnce / programs, kMostSpans));
+}
+
+// Into how many spans of how many steps the plain forward splits time.
+struct Spans {
+  int64_t count, steps;
+};
+
+// As many as fill the GPU, where rows and channels alone do not. `ends` is the launch before.
+Spans forward_spans(const SelectiveScanSizes& s, const SelectiveScanPlainFwd::Key& ends, int32_t device) {
+  using Kernel = SelectiveScanPlainFwd;
+  const Spans whole{1, round_up(s.length, kChunk)};
+  if (s.rows * s.channels >= Kernel::SPLIT(device)) return whole;
+  const int64_t channels = Kernel::pick(ends, {}).CHANNELS;
+  const int64_t programs = s.rows * s.groups * ceil_div(s.channels / s.groups, channels);
+  const int64_t most = std::min(kMostSpans, s.length / kLeastSpan);
+  const int64_t wanted = std::min(most, kProgramsAtOnce / programs);
+  if (wanted < 2) return whole;
+  const int64_t steps = round_up(ceil_div(s.length, wanted), kChunk);
+  return {ceil_div(s.length, steps), steps};
 }
 
 // What both directions hand to their kernel besides their own tensors.
@@ -198,13 +219,18 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
   if (s.empty()) return {out, last_state, chunk_states};
 
   const Operands with(s, in, runs, cu_seqlens, 1, delta_softplus, zoh);
-  Tensor carry = empty_on(u, {s.rows, state_parts, s.channels}, ScalarType::Float);
   const Strides os(out);
   const bool rows = in_rows(s, with, {Strides(u), Strides(delta), Strides(z), os});
+  const bool general = s.complex || with.general() || s.state <= kFewStates;
+  using Layout = SelectiveScanPlainFwd::Layout;
+  SelectiveScanPlainFwd::Key plain_key{storage_of(u), rows ? Layout::seq : Layout::strided, true};
+  const int32_t device = u.get_device_index();
+  const Spans spans = general ? Spans{1, 0} : forward_spans(s, plain_key, device);
+  Tensor carry = empty_on(u, {spans.count * s.rows, state_parts, s.channels}, ScalarType::Float);
   // A program takes some channels of a group, of one row of work.
-  const auto launch = [&](auto kernel, const auto& key, auto& args) {
+  const auto launch = [&](auto kernel, const auto& key, auto& args, int64_t work) {
     using Kernel = decltype(kernel);
-    const auto& config = Kernel::pick(key, {s.rows, s.channels, s.length, u.get_device_index()});
+    const auto& config = Kernel::pick(key, {spans.count * s.rows, s.channels, s.length, device});
     put_common(args, s, in, with);
     args.out = pointer(out);
     args.initial_state = pointer(state);
@@ -214,18 +240,24 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
     os.put(args.out_batch, args.out_channel, args.out_time);
     args.flags = with.flags | (state ? kHasState : 0) | (save_states ? kSaveChunks : 0);
     const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, config.CHANNELS);
-    Kernel::launch(key, config, u.get_device_index(), s.rows * blocks, args);
+    Kernel::launch(key, config, device, work * blocks, args);
   };
-  if (s.complex || with.general() || s.state <= kFewStates) {
+  if (general) {
     SelectiveScanFwd::Args args{};
     put_general(args, s, with);
     const SelectiveScanFwd::Key key{storage_of(u), s.complex, !s.complex || with.general()};
-    launch(SelectiveScanFwd{}, key, args);
+    launch(SelectiveScanFwd{}, key, args, s.rows);
   } else {
-    using Layout = SelectiveScanPlainFwd::Layout;
+    Tensor span_ends = empty_on(u, {spans.count - 1, s.rows, state_parts, s.channels}, ScalarType::Float);
+    Tensor span_times = empty_on(u, {spans.count - 1, s.rows, s.channels}, ScalarType::Float);
     SelectiveScanPlainFwd::Args args{};
-    const SelectiveScanPlainFwd::Key key{storage_of(u), rows ? Layout::seq : Layout::strided};
-    launch(SelectiveScanPlainFwd{}, key, args);
+    args.span_ends = pointer(span_ends);
+    args.span_times = pointer(span_times);
+    args.spans = static_cast<int32_t>(spans.count);
+    args.span_steps = static_cast<int32_t>(spans.steps);
+    if (spans.count > 1) launch(SelectiveScanPlainFwd{}, plain_key, args, (spans.count - 1) * s.rows);
+    plain_key.ENDS = false;
+    launch(SelectiveScanPlainFwd{}, plain_key, args, spans.count * s.rows);
   }
   return {out, last_state, chunk_states};
 }

@@ -128,6 +128,19 @@ def test_time_in_spans_of_several_launches(length: int, layout: str) -> None:
     assert_matches_reference(scan, scan_ref, inputs)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("length", [1030, 2112])
+@pytest.mark.parametrize("state", [5, 24])
+@pytest.mark.parametrize("layout", ["seq", "channel"])
+@pytest.mark.parametrize("initial_state", [False, True], ids=["from zero", "from a state"])
+def test_forward_in_spans(length: int, state: int, layout: str, initial_state: bool) -> None:
+    """Where channels are few, it splits time from 1024 steps on: into two and into four."""
+    inputs = make_scan_inputs(
+        2, 24, length, state, layout=layout, initial_state=initial_state, groups=2, device="cuda"
+    )
+    assert_matches_reference(scan, scan_ref, inputs)
+
+
 @pytest.mark.parametrize("b_dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("c_dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_b_and_c_keep_their_own_dtypes(b_dtype: torch.dtype, c_dtype: torch.dtype, device: str) -> None:

@@ -33,6 +33,11 @@ def _channels(dtype: str) -> list[Work]:
     return [make_work("selective_scan", f"B{batch} D{dim} L2048", dtype) for batch, dim in sizes]
 
 
+def _long() -> list[Work]:
+    sizes = [(512, 1024), (512, 2048), (1024, 2048), (1024, 8192), (1536, 2048), (1536, 8192), (2048, 8192)]
+    return [make_work("selective_scan", f"B1 D{dim} L{length}") for dim, length in sizes]
+
+
 def _complex() -> list[Work]:
     sizes = [(1, 512), (1, 4096), (8, 1024), (8, 2048)]
     return [make_work("selective_scan", f"B{batch} D{dim} L2048 N4") for batch, dim in sizes]
@@ -60,6 +65,7 @@ _FILLING = tuple(1 << power for power in range(14, 20))
 PROBES = {
     "selective_scan_fwd.FEW": Probe(_FEW, _complex()),
     "selective_scan_plain_fwd.FEW": Probe(_FEW, _channels("bfloat16")),
+    "selective_scan_plain_fwd.SPLIT": Probe((0, 768, 1280, 1792, 2560), _long()),
     "linear_recurrence_fwd.FEW": Probe((0, 2048, 6144, 10240, 16384, 24576, 1 << 20), _rows()),
     "linear_recurrence_bwd.FEW": Probe((0, 2048, 6144, 10240, 16384, 24576, 1 << 20), _rows(), backward=True),
     "causal_conv1d_fwd.THREADS": Probe(_FILLING, _convolutions()),
