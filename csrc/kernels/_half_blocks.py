@@ -8,13 +8,19 @@ FLOAT16 = tl.constexpr(1 << 30)
 
 
 @triton.jit
+def widened(value, flags):
+    """int16 that stands for either sixteen-bit format, as fp32."""
+    half = value.to(tl.float16, bitcast=True).to(tl.float32)
+    brain = (value.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    return tl.where((flags & FLOAT16) != 0, half, brain)
+
+
+@triton.jit
 def load_wide(pointer, mask, flags):
     """Load fp32, or int16 that stands for either sixteen-bit format, as fp32."""
     value = tl.load(pointer, mask, 0)
     if pointer.dtype.element_ty == tl.int16:
-        half = value.to(tl.float16, bitcast=True).to(tl.float32)
-        brain = (value.to(tl.int32) << 16).to(tl.float32, bitcast=True)
-        value = tl.where((flags & FLOAT16) != 0, half, brain)
+        value = widened(value, flags)
     return value
 
 

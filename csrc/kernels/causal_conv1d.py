@@ -9,9 +9,9 @@ import triton.language as tl
 from _causal_conv1d_filter import causal_conv1d_filter_kernel
 from _causal_conv1d_narrow import causal_conv1d_bwd_kernel, causal_conv1d_fwd_kernel
 from _causal_conv1d_packed import causal_conv1d_packed_bwd_kernel, causal_conv1d_packed_fwd_kernel
-from _causal_conv1d_steps import HAS_BIAS, HAS_INDICES, HAS_SEEN, NARROW_FILTER, PADDING, SILU, silu
+from _causal_conv1d_steps import HAS_BIAS, HAS_INDICES, HAS_SEEN, NARROW_FILTER, PADDING, SILU, WORDS, silu
 from _causal_conv1d_wide import causal_conv1d_wide_bwd_kernel, causal_conv1d_wide_kernel
-from _half_blocks import load_wide, store_narrow
+from _half_blocks import load_wide, store_narrow, widened
 
 from tools.aot.spec import Config, Kernel
 
@@ -81,6 +81,26 @@ def load_either(pointer, at, mask, x, flags):
 
 
 @triton.jit
+def step_in_words(x, conv_state, weight, bias, out, d, valid, kept, flags):
+    """A step of channels whose state and taps are words: the state moves by a shift."""
+    if x.dtype.element_ty == tl.int16:
+        words = conv_state.to(tl.pointer_type(tl.int64), bitcast=True)
+        steps = tl.load(words, mask=kept, other=0)
+        taps = tl.load(weight.to(tl.pointer_type(tl.int64), bitcast=True) + d, mask=kept, other=0)
+        new = tl.load(x, mask=kept, other=0)
+        y = load_either(bias, d, kept & ((flags & HAS_BIAS) != 0), x, flags)
+        for k in tl.static_range(3):
+            tap = widened((taps >> (16 * k)).to(tl.int16), flags)
+            y += tap * widened((steps >> (16 * (k + 1))).to(tl.int16), flags)
+        y += widened((taps >> 48).to(tl.int16), flags) * widened(new, flags)
+        if (flags & SILU) != 0:
+            y = silu(y)
+        store_narrow(out, y, valid, flags)
+        moved = ((steps >> 16) & 0x0000FFFFFFFFFFFF) | (new.to(tl.int64) << 48)
+        tl.store(words, moved, mask=kept)
+
+
+@triton.jit
 def causal_conv1d_update_kernel(
     x,
     conv_state,
@@ -108,7 +128,8 @@ def causal_conv1d_update_kernel(
     """One thread owns a channel: it reads its window, then shifts its state to the left, so nothing races.
 
     With `seen` the state is a ring: its oldest step, which the next new one replaces, is at seen %
-    state_length.
+    state_length. With WORDS a channel's state is four steps of two bytes side by side, and so are its taps:
+    one word each.
     """
     channel_blocks = tl.cdiv(D, CHANNELS)
     batch = (tl.program_id(0) // channel_blocks).to(tl.int64)
@@ -128,43 +149,47 @@ def causal_conv1d_update_kernel(
     conv_state += slot * state_slot + d * state_channel
     out += (batch * D + d) * L
 
-    for t in range(L):
-        y = load_either(bias, d, kept & ((flags & HAS_BIAS) != 0), x, flags)
-        for first in range(0, width, 4):
-            # Four taps at a time, so that their loads do not wait for each other.
-            for of_four in tl.static_range(4):
-                k = first + of_four
-                here = kept & (k < width)
-                past = t - (width - 1 - k)
-                w = load_either(weight, d * width + k, here, x, flags)
-                new = load_wide(x + past * x_time, here & (past >= 0), flags)
-                at = state_length + past
-                # No remainder: of two 31-bit numbers, the sum may need 32.
-                at = tl.where(at < state_length - oldest, at + oldest, at - (state_length - oldest))
-                y += w * (new + load_wide(conv_state + at * state_time, here & (past < 0), flags))
-        if (flags & SILU) != 0:
-            y = silu(y)
-        store_narrow(out + t, y, valid, flags)
-    if ring:
-        at = oldest
-        for t in range(L):
-            if t >= L - state_length:
-                tl.store(conv_state + at * state_time, tl.load(x + t * x_time, mask=kept, other=0), mask=kept)
-            at = tl.where(at + 1 >= state_length, 0, at + 1)
+    if (flags & WORDS) != 0:
+        step_in_words(x, conv_state, weight, bias, out, d, valid, kept, flags)
     else:
-        for first in range(0, state_length, 4):
-            # Four steps are read before any of them is overwritten: the next ones lie behind all four.
-            moved = ()
-            for of_four in tl.static_range(4):
-                j = first + of_four
-                late = j + L - state_length
-                here = kept & (j < state_length)
-                old = tl.load(conv_state + (j + L) * state_time, mask=here & (late < 0), other=0)
-                new = tl.load(x + late * x_time, mask=here & (late >= 0), other=0)
-                moved += (tl.where(late < 0, old, new),)
-            for of_four in tl.static_range(4):
-                j = first + of_four
-                tl.store(conv_state + j * state_time, moved[of_four], mask=kept & (j < state_length))
+        for t in range(L):
+            y = load_either(bias, d, kept & ((flags & HAS_BIAS) != 0), x, flags)
+            for first in range(0, width, 4):
+                # Four taps at a time, so that their loads do not wait for each other.
+                for of_four in tl.static_range(4):
+                    k = first + of_four
+                    here = kept & (k < width)
+                    past = t - (width - 1 - k)
+                    w = load_either(weight, d * width + k, here, x, flags)
+                    new = load_wide(x + past * x_time, here & (past >= 0), flags)
+                    at = state_length + past
+                    # No remainder: of two 31-bit numbers, the sum may need 32.
+                    at = tl.where(at < state_length - oldest, at + oldest, at - (state_length - oldest))
+                    y += w * (new + load_wide(conv_state + at * state_time, here & (past < 0), flags))
+            if (flags & SILU) != 0:
+                y = silu(y)
+            store_narrow(out + t, y, valid, flags)
+        if ring:
+            at = oldest
+            for t in range(L):
+                if t >= L - state_length:
+                    new = tl.load(x + t * x_time, mask=kept, other=0)
+                    tl.store(conv_state + at * state_time, new, mask=kept)
+                at = tl.where(at + 1 >= state_length, 0, at + 1)
+        else:
+            for first in range(0, state_length, 4):
+                # Four steps are read before any of them is overwritten: the next ones lie behind all four.
+                moved = ()
+                for of_four in tl.static_range(4):
+                    j = first + of_four
+                    late = j + L - state_length
+                    here = kept & (j < state_length)
+                    old = tl.load(conv_state + (j + L) * state_time, mask=here & (late < 0), other=0)
+                    new = tl.load(x + late * x_time, mask=here & (late >= 0), other=0)
+                    moved += (tl.where(late < 0, old, new),)
+                for of_four in tl.static_range(4):
+                    j = first + of_four
+                    tl.store(conv_state + j * state_time, moved[of_four], mask=kept & (j < state_length))
 
 
 _STRIDED = ("batch", "channel", "time")

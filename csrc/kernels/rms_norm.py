@@ -293,8 +293,8 @@ def rms_norm_bwd_kernel(
                 if (flags & CENTERED) != 0:
                     kept = tl.zeros([ROWS], tl.float32)
                     whole = tl.zeros([ROWS], tl.float32)
-        # Reading a row again, now from the cache, leaves its registers to other programs; where a thread holds
-        # more of it, pointers and masks would take as many.
+        # Reading a row again, now from the cache, leaves its registers to other programs; where a thread
+        # holds more of it, pointers and masks would take as many.
         for first in range(0, end, BLOCK):
             column = first + tl.arange(0, BLOCK)
             channel = (group * G + column).to(tl.int64)[None, :]
