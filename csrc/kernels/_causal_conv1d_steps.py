@@ -22,8 +22,8 @@ HAS_SEQUENCES = gl.constexpr(32)
 GRADIENT = gl.constexpr(64)
 # Taps and bias of an update have the dtype of x, not fp32.
 NARROW_FILTER = gl.constexpr(128)
-# State and taps of an update are a word of four numbers for each channel.
-WORDS = gl.constexpr(256)
+# An update of one step, four taps and four kept steps at most, not a ring.
+SHORT = gl.constexpr(256)
 # Start of the sequence that a step of padding belongs to: later than any step.
 PADDING = gl.constexpr(2147483647)
 

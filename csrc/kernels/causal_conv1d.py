@@ -9,7 +9,7 @@ import triton.language as tl
 from _causal_conv1d_filter import causal_conv1d_filter_kernel
 from _causal_conv1d_narrow import causal_conv1d_bwd_kernel, causal_conv1d_fwd_kernel
 from _causal_conv1d_packed import causal_conv1d_packed_bwd_kernel, causal_conv1d_packed_fwd_kernel
-from _causal_conv1d_steps import HAS_BIAS, HAS_INDICES, HAS_SEEN, NARROW_FILTER, PADDING, SILU, WORDS, silu
+from _causal_conv1d_steps import HAS_BIAS, HAS_INDICES, HAS_SEEN, NARROW_FILTER, PADDING, SHORT, SILU, silu
 from _causal_conv1d_wide import causal_conv1d_wide_bwd_kernel, causal_conv1d_wide_kernel
 from _half_blocks import load_wide, store_narrow, widened
 
@@ -81,23 +81,34 @@ def load_either(pointer, at, mask, x, flags):
 
 
 @triton.jit
-def step_in_words(x, conv_state, weight, bias, out, d, valid, kept, flags):
-    """A step of channels whose state and taps are words: the state moves by a shift."""
-    if x.dtype.element_ty == tl.int16:
-        words = conv_state.to(tl.pointer_type(tl.int64), bitcast=True)
-        steps = tl.load(words, mask=kept, other=0)
-        taps = tl.load(weight.to(tl.pointer_type(tl.int64), bitcast=True) + d, mask=kept, other=0)
-        new = tl.load(x, mask=kept, other=0)
-        y = load_either(bias, d, kept & ((flags & HAS_BIAS) != 0), x, flags)
-        for k in tl.static_range(3):
-            tap = widened((taps >> (16 * k)).to(tl.int16), flags)
-            y += tap * widened((steps >> (16 * (k + 1))).to(tl.int16), flags)
-        y += widened((taps >> 48).to(tl.int16), flags) * widened(new, flags)
-        if (flags & SILU) != 0:
-            y = silu(y)
-        store_narrow(out, y, valid, flags)
-        moved = ((steps >> 16) & 0x0000FFFFFFFFFFFF) | (new.to(tl.int64) << 48)
-        tl.store(words, moved, mask=kept)
+def load_tap(weight, at, mask, x, flags):
+    """As load_either, by a branch that the whole program takes."""
+    if (flags & NARROW_FILTER) != 0:
+        tap = load_wide(weight.to(tl.pointer_type(x.dtype.element_ty), bitcast=True) + at, mask, flags)
+    else:
+        tap = tl.load(weight.to(tl.pointer_type(tl.float32), bitcast=True) + at, mask, 0.0)
+    return tap
+
+
+@triton.jit
+def short_step(x, conv_state, weight, bias, out, d, width, state_length, state_time, valid, kept, flags):
+    """One step with at most four taps and four kept steps, each of which is read once."""
+    last = conv_state + (state_length - 1) * state_time
+    tap = d * width + width - 1
+    steps = (tl.load(x, kept, 0),)
+    taps = (load_tap(weight, tap, kept, x, flags),)
+    for lag in tl.static_range(1, 4):
+        steps += (tl.load(last - (lag - 1) * state_time, kept & (state_length >= lag), 0),)
+        taps += (load_tap(weight, tap - lag, kept & (width > lag), x, flags),)
+    y = load_tap(bias, d, kept & ((flags & HAS_BIAS) != 0), x, flags)
+    for back in tl.static_range(4):
+        step = steps[3 - back]
+        y += taps[3 - back] * (widened(step, flags) if step.dtype == tl.int16 else step)
+    if (flags & SILU) != 0:
+        y = silu(y)
+    store_narrow(out, y, valid, flags)
+    for lag in tl.static_range(4):
+        tl.store(last - lag * state_time, steps[lag], kept & (state_length > lag))
 
 
 @triton.jit
@@ -128,8 +139,7 @@ def causal_conv1d_update_kernel(
     """One thread owns a channel: it reads its window, then shifts its state to the left, so nothing races.
 
     With `seen` the state is a ring: its oldest step, which the next new one replaces, is at seen %
-    state_length. With WORDS a channel's state is four steps of two bytes side by side, and so are its taps:
-    one word each.
+    state_length.
     """
     channel_blocks = tl.cdiv(D, CHANNELS)
     batch = (tl.program_id(0) // channel_blocks).to(tl.int64)
@@ -149,8 +159,8 @@ def causal_conv1d_update_kernel(
     conv_state += slot * state_slot + d * state_channel
     out += (batch * D + d) * L
 
-    if (flags & WORDS) != 0:
-        step_in_words(x, conv_state, weight, bias, out, d, valid, kept, flags)
+    if (flags & SHORT) != 0:
+        short_step(x, conv_state, weight, bias, out, d, width, state_length, state_time, valid, kept, flags)
     else:
         for t in range(L):
             y = load_either(bias, d, kept & ((flags & HAS_BIAS) != 0), x, flags)

@@ -28,7 +28,7 @@ enum Flag : int32_t {
   kHasSequences = 32,
   kGradient = 64,
   kNarrowFilter = 128,
-  kWords = 256,
+  kShort = 256,
 };
 
 // Filters up to this width have kernels of their own; wider ones loop over their taps.
@@ -345,11 +345,7 @@ Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, Optional
   const ScalarType read = narrow ? x.scalar_type() : ScalarType::Float;
   const Tensor filter = to_state_dtype(weight, read);
   const OptionalTensor offset = to_state_dtype(bias, read);
-  const auto in_words = [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data_ptr()) % 8 == 0; };
-  const bool words = narrow && x.element_size() == 2 && s.length == 1 && s.width == 4 &&
-                     s.state_length == 4 && !cache_seqlens && conv_state.stride(2) == 1 &&
-                     conv_state.stride(1) % 4 == 0 && conv_state.stride(0) % 4 == 0 && in_words(conv_state) &&
-                     in_words(filter);
+  const bool brief = s.length == 1 && s.width <= 4 && s.state_length <= 4 && !cache_seqlens;
   const CausalConv1dUpdate::Key key{storage_of(x)};
   const auto& config = CausalConv1dUpdate::pick(key, {});
   CausalConv1dUpdate::Args args{};
@@ -375,7 +371,7 @@ Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, Optional
   args.indices_batch = conv_state_indices ? conv_state_indices->stride(0) : 0;
   args.flags = format_flag(x) | (silu ? kSilu : 0) | (bias ? kHasBias : 0) |
                (conv_state_indices ? kHasIndices : 0) | (cache_seqlens ? kHasSeen : 0) |
-               (narrow ? kNarrowFilter : 0) | (words ? kWords : 0);
+               (narrow ? kNarrowFilter : 0) | (brief ? kShort : 0);
   CausalConv1dUpdate::launch(key, config, x.get_device_index(),
                              s.batch * ceil_div(s.channels, config.CHANNELS), args);
   return out;

@@ -98,17 +98,18 @@ struct Spans {
   int64_t count, steps;
 };
 
-// As many as fill the GPU, where rows and channels alone do not. `ends` is the launch before.
+// As many as fill the GPU, where rows and channels alone do not: fewer than SPLIT at 4096 steps, half of that
+// at 2048, half as many again from 6144 on. `ends` is the launch before.
 Spans forward_spans(const SelectiveScanSizes& s, const SelectiveScanPlainFwd::Key& ends, int32_t device) {
   using Kernel = SelectiveScanPlainFwd;
   const Spans whole{1, round_up(s.length, kChunk)};
-  if (s.rows * s.channels >= Kernel::SPLIT(device)) return whole;
-  const int64_t channels = Kernel::pick(ends, {}).CHANNELS;
-  const int64_t programs = s.rows * s.groups * ceil_div(s.channels / s.groups, channels);
   const int64_t most = std::min(kMostSpans, s.length / kLeastSpan);
-  const int64_t wanted = std::min(most, kProgramsAtOnce / programs);
-  if (wanted < 2) return whole;
-  const int64_t steps = round_up(ceil_div(s.length, wanted), kChunk);
+  if (most < 4 || s.rows * s.channels * 8 >= Kernel::SPLIT(device) * std::min<int64_t>(most, 12))
+    return whole;
+  const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, Kernel::pick(ends, {}).CHANNELS);
+  const int64_t count = std::min(most, kProgramsAtOnce / (s.rows * blocks));
+  if (count < 2) return whole;
+  const int64_t steps = round_up(ceil_div(s.length, count), kChunk);
   return {ceil_div(s.length, steps), steps};
 }
 
