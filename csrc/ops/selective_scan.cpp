@@ -99,12 +99,12 @@ struct Spans {
 };
 
 // As many as fill the GPU, where rows and channels alone do not: fewer than SPLIT at 4096 steps, half of that
-// at 2048, half as many again from 6144 on. `ends` is the launch before.
+// at 2048, a quarter more from 5120 on. `ends` is the launch before.
 Spans forward_spans(const SelectiveScanSizes& s, const SelectiveScanPlainFwd::Key& ends, int32_t device) {
   using Kernel = SelectiveScanPlainFwd;
   const Spans whole{1, round_up(s.length, kChunk)};
   const int64_t most = std::min(kMostSpans, s.length / kLeastSpan);
-  if (most < 4 || s.rows * s.channels * 8 >= Kernel::SPLIT(device) * std::min<int64_t>(most, 12))
+  if (most < 4 || s.rows * s.channels * 8 >= Kernel::SPLIT(device) * std::min<int64_t>(most, 10))
     return whole;
   const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, Kernel::pick(ends, {}).CHANNELS);
   const int64_t count = std::min(most, kProgramsAtOnce / (s.rows * blocks));

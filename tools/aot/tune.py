@@ -65,7 +65,7 @@ _FILLING = tuple(1 << power for power in range(14, 20))
 PROBES = {
     "selective_scan_fwd.FEW": Probe(_FEW, _complex()),
     "selective_scan_plain_fwd.FEW": Probe(_FEW, _channels("bfloat16")),
-    "selective_scan_plain_fwd.SPLIT": Probe((0, 768, 1280, 1792), _long()),
+    "selective_scan_plain_fwd.SPLIT": Probe((0, 800, 1200, 1600, 2400), _long()),
     "linear_recurrence_fwd.FEW": Probe((0, 2048, 6144, 10240, 16384, 24576, 1 << 20), _rows()),
     "linear_recurrence_bwd.FEW": Probe((0, 2048, 6144, 10240, 16384, 24576, 1 << 20), _rows(), backward=True),
     "causal_conv1d_fwd.THREADS": Probe(_FILLING, _convolutions()),
