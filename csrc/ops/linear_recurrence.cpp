@@ -4,6 +4,7 @@
 
 #include "generated/linear_recurrence.gen.h"
 #include "ops/launch_arguments.h"
+#include "runtime/batch_invariant.h"
 
 namespace mamba_aot::cuda {
 namespace {
@@ -79,7 +80,7 @@ LinearRecurrenceOutputs linear_recurrence_fwd(Tensor a, Tensor b, OptionalTensor
   const bool row_wise =
       is_row_wise(h, strides[0]) && is_row_wise(a, strides[1]) && is_row_wise(b, strides[2]);
   const auto key = key_of<LinearRecurrenceFwd>(b, s, row_wise);
-  const auto& config = LinearRecurrenceFwd::pick(key, {s.rows, b.get_device_index()});
+  const auto& config = LinearRecurrenceFwd::pick(key, {batch_invariant() ? 1 : s.rows, b.get_device_index()});
   LinearRecurrenceFwd::Args args{};
   args.a = pointer(a);
   args.b = pointer(b);

@@ -10,6 +10,7 @@
 #include "ops/selective_scan_passes.h"
 #include "ops/selective_scan_states.h"
 #include "ops/selective_scan_sums.h"
+#include "runtime/batch_invariant.h"
 
 namespace mamba_aot::cuda {
 namespace {
@@ -98,16 +99,18 @@ struct Spans {
   int64_t count, steps;
 };
 
+// How many rows a forward kernel is chosen for.
+int64_t rows_to_choose_by(const SelectiveScanSizes& s) { return batch_invariant() ? 1 : s.rows; }
+
 // As many as fill the GPU, where rows and channels alone do not: fewer than SPLIT at 4096 steps, half of that
 // at 2048, a quarter more from 5120 on. `ends` is the launch before.
 Spans forward_spans(const SelectiveScanSizes& s, const SelectiveScanPlainFwd::Key& ends, int32_t device) {
   using Kernel = SelectiveScanPlainFwd;
   const Spans whole{1, round_up(s.length, kChunk)};
-  const int64_t most = std::min(kMostSpans, s.length / kLeastSpan);
-  if (most < 4 || s.rows * s.channels * 8 >= Kernel::SPLIT(device) * std::min<int64_t>(most, 10))
-    return whole;
+  const int64_t rows = rows_to_choose_by(s), most = std::min(kMostSpans, s.length / kLeastSpan);
+  if (most < 4 || rows * s.channels * 8 >= Kernel::SPLIT(device) * std::min<int64_t>(most, 10)) return whole;
   const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, Kernel::pick(ends, {}).CHANNELS);
-  const int64_t count = std::min(most, kProgramsAtOnce / (s.rows * blocks));
+  const int64_t count = std::min(most, kProgramsAtOnce / (rows * blocks));
   if (count < 2) return whole;
   const int64_t steps = round_up(ceil_div(s.length, count), kChunk);
   return {ceil_div(s.length, steps), steps};
@@ -231,7 +234,8 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
   // A program takes some channels of a group, of one row of work.
   const auto launch = [&](auto kernel, const auto& key, auto& args, int64_t work) {
     using Kernel = decltype(kernel);
-    const auto& config = Kernel::pick(key, {spans.count * s.rows, s.channels, s.length, device});
+    const auto& config =
+        Kernel::pick(key, {spans.count * rows_to_choose_by(s), s.channels, s.length, device});
     put_common(args, s, in, with);
     args.out = pointer(out);
     args.initial_state = pointer(state);

@@ -1,5 +1,8 @@
 """Laws that hold for any right implementation of the ops, whatever their numbers."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -151,6 +154,45 @@ def test_channels_and_sequences_are_separate(op: Callable, make: Callable, layou
     for left, right in zip(before, op(**inputs), strict=True):
         others = [channel for channel in range(24) if channel != 5]
         assert torch.equal(left[::2, others], right[::2, others])
+
+
+@each_op
+@each_layout
+def test_a_sequence_alone_gives_what_it_gives_in_a_batch(
+    op: Callable, make: Callable, layout: str, device: str
+) -> None:
+    """Bit for bit, where the kernel is the same: ALONE says more about GPUs."""
+    inputs = make(device, batch=3, layout=layout)
+    of_a_batch = (*SEQUENCES, "x", "initial_state", "initial_states")
+    alone = {name: t[1:2] if name in of_a_batch and t is not None else t for name, t in inputs.items()}
+    for whole, part in zip(op(**inputs), op(**alone), strict=True):
+        assert torch.equal(whole[1:2], part)
+
+
+ALONE = """
+import torch
+from mamba_aot import linear_recurrence, selective_scan_fn
+from mamba_aot.testing import make_scan_inputs
+
+BATCH = ("u", "delta", "B", "C", "z", "initial_state")
+for size in (dict(dim=1024, length=4096, state=16), dict(dim=1024, length=300, state=16, is_complex=True)):
+    inputs = make_scan_inputs(9, **size, initial_state=True, device="cuda")
+    whole = selective_scan_fn(**inputs, return_last_state=True)
+    alone = {k: t[4:5] if k in BATCH else t for k, t in inputs.items()}
+    parts = selective_scan_fn(**alone, return_last_state=True)
+    for left, right in zip(whole, parts):
+        assert torch.equal(left[4:5], right), size
+a, b = torch.rand(2, 9, 2000, 1000, device="cuda")
+assert torch.equal(linear_recurrence(a, b)[4:5], linear_recurrence(a[4:5], b[4:5]))
+"""
+
+
+@pytest.mark.gpu
+def test_a_gpu_takes_sequences_one_by_one_if_asked_to() -> None:
+    """Sizes at which it otherwise takes other kernels for one than for nine, and splits time for one."""
+    environment = {**os.environ, "MAMBA_AOT_BATCH_INVARIANT": "1"}
+    done = subprocess.run([sys.executable, "-c", ALONE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @each_op
