@@ -306,14 +306,18 @@ def selective_scan_plain_fwd_kernel(
                     # Touched here, or each tile's first step would wait for whatever was loaded last.
                     h = gl.where(padded_length > 0, entering[j], 0.0)
                     states += (gl.broadcast(gl.expand_dims(h, 1), nothing)[0],)
-            if (not ENDS) & ((flags & SAVE_CHUNKS) != 0) & (start % CHUNK == 0):
-                x_channel = anew(x_row).to(gl.int64)
-                first_state = begin_state + anew(lane)
-                saved_row = batch * saved_rows + anew(start) // CHUNK
-                saved = chunk_states + ((saved_row * N + first_state) * D + x_channel)
-                for j in gl.static_range(ROWS):
-                    h = pick((states[j],), last, False)[0]
-                    gl.store(saved + j * LANES * D.to(gl.int64), h, x_valid & (first_state + j * LANES < N))
+            # Two conditions, for Triton 3.6 keeps a branch that `&` with a constant would close.
+            if not ENDS:  # noqa: SIM102
+                if ((flags & SAVE_CHUNKS) != 0) & (start % CHUNK == 0):
+                    x_channel = anew(x_row).to(gl.int64)
+                    first_state = begin_state + anew(lane)
+                    saved_row = batch * saved_rows + anew(start) // CHUNK
+                    saved = chunk_states + ((saved_row * N + first_state) * D + x_channel)
+                    for j in gl.static_range(ROWS):
+                        h = pick((states[j],), last, False)[0]
+                        gl.store(
+                            saved + j * LANES * D.to(gl.int64), h, x_valid & (first_state + j * LANES < N)
+                        )
 
             # What the threads wait for here: rows asked for two blocks of states ago, and dt_slots.
             async_copy.wait_group(1)
