@@ -112,6 +112,7 @@ def _run_op(bench: Bench, work: Work) -> list[Row]:
         with torch.no_grad():
             rows[0].host_us = timing.host_us(lambda: op.function(**inputs))
         if len(rows) > 1:
+            # A forward, the gradients that come in, a backward.
             rows[-1].peak_mib = timing.peak_mib(lambda: _backward_call(op.function, inputs)(), device)
     return rows
 
