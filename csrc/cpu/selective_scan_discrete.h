@@ -37,6 +37,10 @@ struct Discrete {
 
   MAMBA_AOT_INLINE Discrete(Vec<S> dt, Vec<S> dt_log2e, Vec<S> dt_two_over_pi, Vec<S> A_re, Vec<S> A_im,
                             const Inverse<S, kComplex>& inverse) {
+    if constexpr (!kComplex && !kZoh && sizeof(S) == 4) {
+      e_re = exp_of_product(dt_log2e, A_re);
+      return;
+    }
     const ExpParts<S> growth(dt, A_re, dt_log2e);
     const Vec<S> size = growth.exp();
     if constexpr (kComplex) {

@@ -223,7 +223,9 @@ struct ScanItem {
   void load_step_sizes(int64_t block, Vec<S>* dt) const {
     load_delta(block, dt);
     const Vec<S> bias = per_channel(plan.delta_bias, block);
-    if (plan.softplus) {
+    if (plan.softplus && parts == 2) {
+      for (int64_t t = 0; t < steps; ++t) dt[t] = softplus_exact<S>(dt[t] + bias);
+    } else if (plan.softplus) {
       for (int64_t t = 0; t < steps; ++t) dt[t] = softplus<S>(dt[t] + bias);
     } else if (plan.delta_bias) {
       for (int64_t t = 0; t < steps; ++t) dt[t] = dt[t] + bias;

@@ -19,6 +19,9 @@ struct Constants<float> {
   static constexpr float kHalfPi[] = {1.5708008f, -4.454455e-06f, -1.6513996e-13f};
   // (expm1(r) - r) / r^2, highest power first.
   static constexpr float kExp[] = {0.0013926927f, 0.008363774f, 0.04166655f, 0.16666573f, 0.5f};
+  // (2^r - 1) / r for r in [-1/2, 1/2].
+  static constexpr float kExp2[] = {0.00015353362f, 0.0013398875f, 0.00961843692f,
+                                    0.0555033237f,  0.240226477f,  0.693147182f};
   // (sin(r) - r) / r^3 and (cos(r) - 1 + r^2 / 2) / r^4 in r^2.
   static constexpr float kSin[] = {-0.0001958283f, 0.008332725f, -0.16666664f};
   static constexpr float kCos[] = {2.4542871e-05f, -0.0013888279f, 0.041666664f};
@@ -115,6 +118,17 @@ MAMBA_AOT_INLINE Vec<S> expm1(Vec<S> x) {
   return ExpParts<S>(x, splat<S>(1), x * splat<S>(kLog2E)).expm1();
 }
 
+// exp(x y), given x log2(e), in fewer instructions than ExpParts: the product is rounded, so the relative
+// error grows with |x y|, as it does where PyTorch multiplies first. Below 2^-126 the result is 0.
+MAMBA_AOT_INLINE VecF exp_of_product(VecF x_log2e, VecF y) {
+  using K = Constants<float>;
+  const VecF t = max(splat<float>(-K::kExponentBias), x_log2e * y);
+  const VecF rounded = min(splat<float>(K::kRound + K::kExponentBias), t + splat<float>(K::kRound));
+  const VecF f = t - (rounded - splat<float>(K::kRound));
+  const VecF scale = (VecF)(((VecI)rounded + K::kExponentBias) << K::kMantissaBits);
+  return fma(scale, polynomial<float>(f, K::kExp2) * f, scale);
+}
+
 // sin, cos and cos - 1 of x y, given x 2/pi. Cody-Waite reduction to a quarter turn; beyond about 1e6 (float)
 // the result is as meaningless as the rounded product, but stays within [-1, 1].
 template <class S>
@@ -151,24 +165,26 @@ MAMBA_AOT_INLINE Vec<S> log1p_unit(Vec<S> x) {
   return fma(polynomial<S>(z, Constants<S>::kLog) * z, s, s + s);
 }
 
-MAMBA_AOT_INLINE VecD softplus_double(VecD x) {
-  const VecD zero{};
-  const VecD soft = max(zero, x) + log1p_unit<double>(exp<double>(x < zero ? x : -x));
-  return x > splat<double>(20) ? x : soft;
-}
-
-// log(1 + exp(x)); x itself above 20, as in PyTorch. Always computed in double: it gives the step size dt,
-// whose error a complex state turns into an error of the phase, |dt A| times as large.
+// log(1 + exp(x)); x itself above 20, as in PyTorch.
 template <class S>
 MAMBA_AOT_INLINE Vec<S> softplus(Vec<S> x) {
+  const Vec<S> zero{};
+  const Vec<S> soft = max(zero, x) + log1p_unit<S>(exp<S>(x < zero ? x : -x));
+  return x > splat<S>(20) ? x : soft;
+}
+
+// The same in double, rounded once: for the step size dt of complex states, which turn its error into an
+// error of the phase, |dt A| times as large.
+template <class S>
+MAMBA_AOT_INLINE Vec<S> softplus_exact(Vec<S> x) {
   if constexpr (sizeof(S) == 8) {
-    return softplus_double(x);
+    return softplus<double>(x);
   } else {
     typedef float Narrow __attribute__((vector_size(kVectorBytes / 2)));
     Narrow half[2];
     std::memcpy(half, &x, sizeof x);
     for (Narrow& h : half)
-      h = __builtin_convertvector(softplus_double(__builtin_convertvector(h, VecD)), Narrow);
+      h = __builtin_convertvector(softplus<double>(__builtin_convertvector(h, VecD)), Narrow);
     std::memcpy(&x, half, sizeof x);
     return x;
   }
