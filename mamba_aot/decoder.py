@@ -36,14 +36,20 @@ class Decoder:
     """
 
     def __init__(
-        self, model: LanguageModel, state: Any, rows: list[Tensor], how: Sampling, stops: tuple[int, ...]
+        self,
+        model: LanguageModel,
+        state: Any,
+        rows: list[Tensor],
+        how: Sampling,
+        stops: tuple[int, ...],
+        logprobs: bool = False,
     ) -> None:
         self.model, self.state, self.how = model, state, how
         device, batch = model.device, len(rows)
         self.generator: torch.Generator | None = None
         self.stops = torch.tensor(stops, device=device, dtype=torch.int64) if stops else None
         self.ids = torch.zeros(batch, device=device, dtype=torch.int64)
-        self.logprobs = torch.zeros(batch, device=device)
+        self.logprobs = torch.zeros(batch, device=device) if logprobs else None
         self.finished = torch.zeros(batch, device=device, dtype=torch.bool)
         self.rows = rows
         self.seen: Tensor | None = None
@@ -70,7 +76,8 @@ class Decoder:
             ids = torch.where(self.finished, self.stops[0], ids)
             self.finished |= (ids[:, None] == self.stops).any(1)
         self.ids.copy_(ids)
-        wide = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-        self.logprobs.copy_(wide.gather(-1, ids.unsqueeze(-1)).squeeze(-1))
+        if self.logprobs is not None:
+            wide = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+            self.logprobs.copy_(wide.gather(-1, ids.unsqueeze(-1)).squeeze(-1))
         if self.seen is not None:
             self.seen.scatter_(1, ids.unsqueeze(-1), True)

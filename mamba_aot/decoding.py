@@ -21,14 +21,14 @@ class GeneratedToken:
         index: Position among the generated tokens, from 0.
         ids: The token of every sequence, int64 [B].
         logprobs: Log-probability, in nats, of each under the model itself (temperature 1, nothing cut),
-            float32 [B].
+            float32 [B]; None where they were not asked for.
         finished: Whether each sequence has drawn a stop token, now or earlier, bool [B]; from then on its ids
             are the first of the stop tokens.
     """
 
     index: int
     ids: Tensor
-    logprobs: Tensor
+    logprobs: Tensor | None
     finished: Tensor
 
 
@@ -50,6 +50,7 @@ def stream(
     state: Any = None,
     prefill_chunk: int | None = None,
     cuda_graph: bool | None = None,
+    logprobs: bool = True,
 ) -> Iterator[GeneratedToken]:
     """Continues a prompt and yields each token as it is drawn.
 
@@ -70,6 +71,7 @@ def stream(
             takes, and does not change the result. None reads all at once.
         cuda_graph: Whether a step and its draw are captured as a CUDA graph and replayed, which takes the
             time of a few steps to make; None does so on a GPU for more than 16 tokens.
+        logprobs: Whether tokens come with their log-probabilities.
 
     Raises:
         TypeError: The prompt is no tensor, or `stop_tokens` no sequence of integers.
@@ -91,7 +93,7 @@ def stream(
     how = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     if cuda_graph is None:
         cuda_graph = on_gpu and max_new_tokens > 16
-    return _stream(model, rows, max_new_tokens, how, stops, seed, state, prefill_chunk, cuda_graph)
+    return _stream(model, rows, max_new_tokens, how, stops, seed, state, prefill_chunk, cuda_graph, logprobs)
 
 
 @overload
@@ -113,7 +115,8 @@ def generate(
         Prompt and new tokens: int64 [L + n] or [B, L + n], with n below `max_new_tokens` if all sequences
         have stopped; for a list of prompts a list, each with its tokens up to its own stop token.
     """
-    steps = list(stream(model, prompt, max_new_tokens, **options))
+    # What nobody sees is not computed.
+    steps = list(stream(model, prompt, max_new_tokens, **{"logprobs": False, **options}))
     rows = prompt_rows(prompt)
     device = rows[0].device
     new = torch.stack([s.ids for s in steps], dim=-1) if steps else rows[0].new_empty(len(rows), 0)
@@ -200,11 +203,12 @@ def _stream(
     state: Any,
     chunk: int | None,
     cuda_graph: bool,
+    logprobs: bool,
 ) -> Iterator[GeneratedToken]:
     if state is None:
         longest = max(row.shape[0] for row in rows)
         state = model.allocate_state(len(rows), max_length=longest + max_new_tokens)
-    decoder = Decoder(model, state, rows, how, stops)
+    decoder = Decoder(model, state, rows, how, stops, logprobs)
     decoder.generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
     logits = prefill(model, rows, state, chunk)
     # Kept by name for as long as a graph may read them.
@@ -217,8 +221,7 @@ def _stream(
                     advance = capture(decoder)
             else:
                 advance()
-            yield GeneratedToken(
-                index, decoder.ids.clone(), decoder.logprobs.clone(), decoder.finished.clone()
-            )
+            drawn = None if decoder.logprobs is None else decoder.logprobs.clone()
+            yield GeneratedToken(index, decoder.ids.clone(), drawn, decoder.finished.clone())
             if stops and bool(decoder.finished.all()):
                 return

@@ -53,7 +53,11 @@ def test_logprobs_are_those_of_the_model() -> None:
     assert [token.index for token in tokens] == list(range(8))
     whole = torch.cat([PROMPT, torch.cat([token.ids for token in tokens])])
     expected = model(whole.unsqueeze(0)).log_softmax(-1)[0, 4:-1].gather(-1, whole[5:, None]).squeeze(-1)
-    torch.testing.assert_close(torch.cat([t.logprobs for t in tokens]), expected, rtol=1e-4, atol=1e-4)
+    found = [token.logprobs for token in tokens if token.logprobs is not None]
+    torch.testing.assert_close(torch.cat(found), expected, rtol=1e-4, atol=1e-4)
+    without = list(stream(model, PROMPT, 8, temperature=0.7, seed=1, logprobs=False))
+    assert torch.equal(torch.cat([t.ids for t in without]), whole[5:])
+    assert all(t.logprobs is None for t in without)
 
 
 def test_a_seed_gives_the_same_tokens() -> None:

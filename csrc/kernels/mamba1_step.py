@@ -10,7 +10,19 @@ next is fp32.
 
 from _arithmetic import exp, sigmoid, softplus
 from _half import FLOAT16, narrowed, widened
-from _matrix_vector import even_and_odd, load_tile, load_wide_pairs, matrix_vector, multiply_add, tile_layout
+from _matrix_vector import (
+    ROUNDS,
+    WIDE,
+    allocate_rows,
+    even_and_odd,
+    fetch_first_rows,
+    load_wide_tiles,
+    multiply_add,
+    multiply_rows,
+    part_columns,
+    shared_tiles,
+)
+from _overlap import let_next_kernel_begin, prefetch_into_l2, wait_for_earlier_kernels
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.language import debug_barrier
@@ -24,6 +36,8 @@ WIDE_OUT = gl.constexpr(8)
 # From these bits on: the dtypes of residual and sum, two bits each (0 fp32, 1 fp16, 2 bf16).
 RESIDUAL_TYPE = gl.constexpr(16)
 SUM_TYPE = gl.constexpr(18)
+# Bytes of its rows that a program asks for before it may read them. More gained nothing.
+PREFETCHED = gl.constexpr(16384)
 
 
 @gluon.jit
@@ -42,33 +56,58 @@ def mamba1_step_in_kernel(
     inner,
     taps,
     kept,
+    count,
     flags,
-    ROWS: gl.constexpr,
+    SPLIT: gl.constexpr,
+    TILES: gl.constexpr,
 ):
-    """xz[:inner] = silu(conv(u)), xz[inner:] = z, where u, z = in_proj(norm(x + residual))."""
+    """xz[:inner] = silu(conv(u)), xz[inner:] = z, where u, z = in_proj(norm(x + residual)).
+
+    `count` rows of in_proj a program.
+    """
     E: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    blocks = 2 * inner // ROWS
-    block = gl.program_id(0) % blocks
-    batch = (gl.program_id(0) // blocks).to(gl.int64)
-    first = block * ROWS
-    row = first + gl.arange(0, ROWS, E)
+    MOST_ROWS: gl.constexpr = ROUNDS * gl.num_warps() // SPLIT
+    programs = gl.cdiv(2 * inner, count)
+    program = gl.program_id(0) % programs
+    batch = (gl.program_id(0) // programs).to(gl.int64)
+    first = program * count
+    count = gl.minimum(count, 2 * inner - first)
+    half = width // 2
+    in_proj += first.to(gl.int64) * half
+    slots = allocate_rows(SPLIT, TILES)
+    # What an unknown kernel before this one may still write is asked for, not read. The next kernel may read
+    # its weights before it waits, because it begins when this one has waited.
+    prefetch_into_l2(in_proj, gl.minimum(count * width * 2, PREFETCHED))
+    wait_for_earlier_kernels()
+    let_next_kernel_begin()
+    fetch_first_rows(slots, in_proj, 0, count, half, SPLIT, TILES)
+    own = gl.arange(0, MOST_ROWS, E)
+    row = first + own
     conv_state += batch * inner * kept
+    convolves = (own < count) & (row < inner)
     lagged, weights, bias = load_convolution(
-        conv_state, conv_weight, conv_bias, row, inner, taps, kept, flags
+        conv_state, conv_weight, conv_bias, row, convolves, taps, kept, flags
     )
-    u = normed_matrix_vector(
-        x, residual, batch * width, norm_weight, in_proj, block, blocks, sum_out, eps, width, flags, ROWS
-    )
-    u = gl.convert_layout(u, E)
-    if first < inner:
-        u = convolved(u, conv_state, row, kept, lagged, weights, bias, flags)
-    gl.store(xz + batch * 2 * inner + row, u)
+    square = 0.0
+    u = gl.zeros([MOST_ROWS], gl.float32, E)
+    for part in range(0, gl.cdiv(half, SPLIT * TILES * WIDE)):
+        if part > 0:
+            fetch_first_rows(slots, in_proj, part, count, half, SPLIT, TILES)
+        even, odd, squares = scaled_token(
+            x, residual, batch * width, norm_weight, sum_out, part, half, program == 0, flags, SPLIT, TILES
+        )
+        square += squares
+        sums = multiply_rows(slots, in_proj, part, count, even, odd, half, flags, SPLIT, TILES)
+        u += gl.convert_layout(sums, E)
+    # The row's 1 / rms is one factor of all sums.
+    u *= gl.rsqrt(square / width + eps)
+    y = convolved(u, conv_state, row, convolves, kept, lagged, weights, bias, flags)
+    gl.store(xz + batch * 2 * inner + row, gl.where(row < inner, y, u), own < count)
 
 
 @gluon.jit
-def load_convolution(conv_state, conv_weight, conv_bias, row, inner, taps, kept, flags):
+def load_convolution(conv_state, conv_weight, conv_bias, row, here, taps, kept, flags):
     """Of some channels, as stored: what they were one, two and three steps ago, taps by lag, bias."""
-    here = row < inner
     last = conv_state + row * kept + kept - 1
     tap = conv_weight + row * taps + taps - 1
     lagged = (
@@ -86,7 +125,7 @@ def load_convolution(conv_state, conv_weight, conv_bias, row, inner, taps, kept,
 
 
 @gluon.jit
-def convolved(u, conv_state, row, kept, lagged, weights, bias, flags):
+def convolved(u, conv_state, row, here, kept, lagged, weights, bias, flags):
     """silu(conv(u)) of some channels; what is kept moves by one step."""
     new = narrowed(u, conv_state.dtype.element_ty, flags)
     y = widened(new, flags) * widened(weights[0], flags) + widened(bias, flags)
@@ -95,65 +134,52 @@ def convolved(u, conv_state, row, kept, lagged, weights, bias, flags):
     last = conv_state + row * kept + kept - 1
     # Several threads hold the same channel, and one of them stores it: not before all have read.
     debug_barrier()
-    gl.store(last, new, kept > 0)
+    gl.store(last, new, here & (kept > 0))
     for lag in gl.static_range(3):
-        gl.store(last - (lag + 1), lagged[lag], kept > lag + 1)
+        gl.store(last - (lag + 1), lagged[lag], here & (kept > lag + 1))
     return y * sigmoid(y)
 
 
 @gluon.jit
-def normed_matrix_vector(
+def scaled_token(
     x,
     residual,
     at_token,
     norm_weight,
-    matrix,
-    block,
-    blocks,
     sum_out,
-    eps,
-    width,
+    part,
+    half,
+    stores,
     flags,
-    ROWS: gl.constexpr,
+    SPLIT: gl.constexpr,
+    TILES: gl.constexpr,
 ):
-    """matrix_vector of norm(x + residual); the blocks share the work of storing the sum."""
-    WARPS: gl.constexpr = gl.num_warps()
-    STEP: gl.constexpr = 128 * WARPS
-    TILE: gl.constexpr = tile_layout(ROWS, WARPS)
-    half = width // 2
+    """A part of (x + residual) norm_weight: tiles of even ones, of odd ones, and the sum of squares without
+    the weight. One program of a token stores x + residual.
+    """
     float16 = (flags & FLOAT16) != 0
-    matrix += (block * ROWS).to(gl.int64) * half
-    k = gl.arange(0, STEP, gl.SliceLayout(0, TILE))
-    at_row = (gl.arange(0, ROWS, gl.SliceLayout(1, TILE)) * half)[:, None]
     # Without a residual, neither is true.
     code = (flags >> RESIDUAL_TYPE) & 3
-    is_wide = gl.where(((flags & HAS_RESIDUAL) != 0) & (code == 0), -1, 0)
-    wide_residual = residual.to(gl.pointer_type(gl.float32), bitcast=True)
-    sums = gl.zeros([ROWS, STEP], gl.float32, TILE)
-    square = gl.zeros([STEP], gl.float32, gl.SliceLayout(0, TILE))
-    tile = load_tile(matrix, at_row, k, half)
-    for begin in range(0, half, STEP):
-        here = begin + k
-        inside = here < half
-        following = load_tile(matrix, at_row, here + STEP, half)
-        pairs = gl.load(x + at_token // 2 + here, inside, 0)
-        scales = gl.load(norm_weight + here, inside, 0)
-        narrow_residual = gl.load(residual + at_token // 2 + here, inside & (code > 0), 0)
-        added_even, added_odd = load_wide_pairs(wide_residual + at_token, begin, half & is_wide, ROWS)
-        if code > 0:
-            added_even, added_odd = even_and_odd(narrow_residual, code == 1)
-        even, odd = even_and_odd(pairs, float16)
-        scale_even, scale_odd = even_and_odd(scales, float16)
-        even += added_even
-        odd += added_odd
-        if begin // STEP % blocks == block:
-            store_as(sum_out, at_token + 2 * here, even, inside, (flags >> SUM_TYPE) & 3)
-            store_as(sum_out, at_token + 2 * here + 1, odd, inside, (flags >> SUM_TYPE) & 3)
-        square += even * even + odd * odd
-        # The row's 1 / rms is one factor of all sums: it is known at their end.
-        sums = multiply_add(tile, even * scale_even, odd * scale_odd, sums, flags)
-        tile = following
-    return gl.sum(sums, 1) * gl.rsqrt(gl.sum(square, 0) / width + eps)
+    is_wide = ((flags & HAS_RESIDUAL) != 0) & (code == 0)
+    wide_residual = residual.to(gl.pointer_type(gl.float32), bitcast=True) + at_token
+    k, inside = part_columns(part, half, SPLIT, TILES)
+    pairs = gl.load(x + at_token // 2 + k, inside, 0)
+    scales = gl.load(norm_weight + k, inside, 0)
+    narrow_residual = gl.load(residual + at_token // 2 + k, inside & (code > 0), 0)
+    added_even = gl.load(wide_residual + 2 * k, inside & is_wide, 0.0)
+    added_odd = gl.load(wide_residual + 2 * k + 1, inside & is_wide, 0.0)
+    if code > 0:
+        added_even, added_odd = even_and_odd(narrow_residual, code == 1)
+    even, odd = even_and_odd(pairs, float16)
+    scale_even, scale_odd = even_and_odd(scales, float16)
+    even += added_even
+    odd += added_odd
+    if stores:
+        store_as(sum_out, at_token + 2 * k, even, inside, (flags >> SUM_TYPE) & 3)
+        store_as(sum_out, at_token + 2 * k + 1, odd, inside, (flags >> SUM_TYPE) & 3)
+    square = gl.sum(gl.sum(even * even + odd * odd, 1), 0)
+    even = shared_tiles(even * scale_even, SPLIT, TILES)
+    return even, shared_tiles(odd * scale_odd, SPLIT, TILES), square
 
 
 @gluon.jit
@@ -169,18 +195,55 @@ def store_as(pointer, at, value, mask, code):
 
 
 @gluon.jit
-def mamba1_step_project_kernel(x, matrix, out, wide_out, rows, width, x_row, flags, ROWS: gl.constexpr):
-    """Matrix [rows, width] times fp32 [width] for each batch row: into `wide_out`, or narrowed into `out`."""
+def mamba1_step_project_kernel(
+    x,
+    matrix,
+    out,
+    wide_out,
+    rows,
+    width,
+    x_row,
+    count,
+    flags,
+    SPLIT: gl.constexpr,
+    TILES: gl.constexpr,
+):
+    """Matrix [rows, width] times fp32 [width] for each batch row: into `wide_out`, or narrowed into `out`.
+
+    `count` rows a program.
+    """
     E: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    blocks = rows // ROWS
-    first = gl.program_id(0) % blocks * ROWS
-    batch = (gl.program_id(0) // blocks).to(gl.int64)
-    y = gl.convert_layout(matrix_vector(matrix, first, x + batch * x_row, width, flags, ROWS), E)
-    at = batch * rows + first + gl.arange(0, ROWS, E)
+    MOST_ROWS: gl.constexpr = ROUNDS * gl.num_warps() // SPLIT
+    programs = gl.cdiv(rows, count)
+    first = gl.program_id(0) % programs * count
+    batch = (gl.program_id(0) // programs).to(gl.int64)
+    count = gl.minimum(count, rows - first)
+    half = width // 2
+    matrix += first.to(gl.int64) * half
+    let_next_kernel_begin()
+    slots = allocate_rows(SPLIT, TILES)
+    fetch_first_rows(slots, matrix, 0, count, half, SPLIT, TILES)
+    wait_for_earlier_kernels()
+    x += batch * x_row
+    y = gl.zeros([MOST_ROWS], gl.float32, E)
+    for part in range(0, gl.cdiv(half, SPLIT * TILES * WIDE)):
+        if part > 0:
+            fetch_first_rows(slots, matrix, part, count, half, SPLIT, TILES)
+        even, odd = load_wide_tiles(x, part, half, SPLIT, TILES)
+        y += gl.convert_layout(
+            multiply_rows(slots, matrix, part, count, even, odd, half, flags, SPLIT, TILES), E
+        )
+    own = gl.arange(0, MOST_ROWS, E)
+    at = batch * rows + first + own
     if (flags & WIDE_OUT) != 0:
-        gl.store(wide_out + at, y)
+        gl.store(wide_out + at, y, own < count)
     else:
-        gl.store(out + at, narrowed(y, out.dtype.element_ty, flags))
+        gl.store(out + at, narrowed(y, out.dtype.element_ty, flags), own < count)
+
+
+@gluon.jit
+def load_narrow(matrix, at_row, k, half):
+    return gl.load(matrix + (at_row + k[None, :]), (at_row >= 0) & (k < half)[None, :], 0)
 
 
 @gluon.jit
@@ -222,25 +285,29 @@ def mamba1_step_state_kernel(
     half = rank // 2
     k = gl.arange(0, STEP, gl.SliceLayout(0, K))
     at_row = ((first + gl.arange(0, CHANNELS, gl.SliceLayout(1, K))) * half)[:, None]
-    # All that comes from memory is asked for before the first sum.
-    tile = load_tile(dt_proj, at_row, k, half)
+    let_next_kernel_begin()
+    # All that comes from memory is asked for before the first sum, and what is older than this layer's first
+    # kernel before the second has ended.
+    tile = load_narrow(dt_proj, at_row, k, half)
     h = gl.load(state + at)
     rates = gl.load(A + at)
+    skip = gl.load(D_skip + channel)
+    stored_bias = gl.load(dt_bias + channel)
+    wait_for_earlier_kernels()
     B = gl.load(low + rank + n)
     C = gl.load(low + rank + N + n)
     x = gl.load(xz + channel)
     z = gl.load(xz + inner + channel)
-    skip = gl.load(D_skip + channel)
-    bias = widened(gl.load(dt_bias + channel), flags)
+    bias = widened(stored_bias, flags)
     sums = gl.zeros([CHANNELS, STEP], gl.float32, K)
     for begin in range(0, half, STEP):
-        following = load_tile(dt_proj, at_row, begin + STEP + k, half)
+        following = load_narrow(dt_proj, at_row, begin + STEP + k, half)
         pair = begin + gl.arange(0, STEP, gl.SliceLayout(1, OF_PAIR))
         of_pair = (2 * pair)[:, None] + gl.arange(0, 2, gl.SliceLayout(0, OF_PAIR))[None, :]
         even, odd = gl.split(gl.load(low + of_pair, (pair < half)[:, None], 0.0))
         even = gl.convert_layout(even, gl.SliceLayout(0, K), assert_trivial=True)
         odd = gl.convert_layout(odd, gl.SliceLayout(0, K), assert_trivial=True)
-        sums = multiply_add(tile, even, odd, sums, flags)
+        sums = multiply_add(tile, even[None, :], odd[None, :], sums, flags)
         tile = following
     delta = softplus(gl.convert_layout(gl.sum(sums, 1), ROW) + bias)
     h = exp(delta[:, None] * rates) * h + (delta * x)[:, None] * B[None, :]
@@ -259,22 +326,30 @@ KERNELS = [
             **_PAIRS,
             **_HALVES,
             **dict(residual="*i32", sum_out="*i32", xz="*f32", eps="f32"),
-            **dict.fromkeys(("width", "inner", "taps", "kept", "flags"), "i32"),
+            **dict.fromkeys(("width", "inner", "taps", "kept", "count", "flags"), "i32"),
         },
         aligned=lambda _: [*_PAIRS, "residual", "sum_out", "xz", "width", "inner"],
-        configs=[Config("only", ROWS=4, num_warps=2)],
+        shape=["width"],
+        tuned=["PROGRAMS"],
+        configs=[
+            Config("narrow", when="width <= 768", SPLIT=1, TILES=3, num_warps=8),
+            Config("middle", when="width <= 2048", SPLIT=2, TILES=4, num_warps=8),
+            Config("wide", SPLIT=2, TILES=5, num_warps=8),
+        ],
     ),
     Kernel(
         mamba1_step_project_kernel,
         args={
             **dict(x="*f32", matrix="*i32", out="*half", wide_out="*f32"),
-            **dict(rows="i32", width="i32", x_row="i64", flags="i32"),
+            **dict(rows="i32", width="i32", x_row="i64", count="i32", flags="i32"),
         },
         aligned=lambda _: ["x", "matrix", "out", "wide_out", "rows", "width", "x_row"],
-        shape=["rows"],
+        shape=["width"],
+        tuned=["PROGRAMS"],
         configs=[
-            Config("few", when="rows <= 1024", ROWS=2, num_warps=8),
-            Config("many", ROWS=4, num_warps=4),
+            Config("narrow", when="width <= 1536", SPLIT=2, TILES=3, num_warps=8),
+            Config("middle", when="width <= 4096", SPLIT=4, TILES=4, num_warps=8),
+            Config("wide", SPLIT=4, TILES=5, num_warps=8),
         ],
     ),
     Kernel(

@@ -14,6 +14,8 @@ using generated::Mamba1StepState;
 // Bits of the kernels' `flags`, the same as in csrc/kernels/mamba1_step.py.
 enum Flag : int32_t { kHasResidual = 2, kHasBias = 4, kWideOut = 8 };
 constexpr int kResidualType = 16, kSumType = 18;
+// ROUNDS of csrc/kernels/_matrix_vector.py.
+constexpr int64_t kMostRounds = 32;
 
 int32_t dtype_code(const Tensor& t) {
   return t.scalar_type() == ScalarType::Half ? 1 : t.scalar_type() == ScalarType::BFloat16 ? 2 : 0;
@@ -28,9 +30,16 @@ void check_limits(const Mamba1StepSizes& s, const Tensor& x) {
         s.rank);
   check(s.state == 16, fn, ": on CUDA A must have 16 states, got ", s.state);
   check(s.taps <= 4, fn, ": on CUDA conv_weight must have at most 4 taps, got ", s.taps);
-  check(s.batch * s.inner < (int64_t{1} << 27) && s.width < (int64_t{1} << 27), fn,
-        ": on CUDA batch times channels and d_model must be below 2^27, got ", s.batch * s.inner, " and ",
+  check(s.batch * s.inner < (int64_t{1} << 24) && s.width < (int64_t{1} << 24), fn,
+        ": on CUDA batch times channels and d_model must be below 2^24, got ", s.batch * s.inner, " and ",
         s.width);
+}
+
+// How many rows of a matrix a program takes so that there are about `programs`: some it multiplies at once.
+int64_t rows_of_program(int64_t batch, int64_t rows, int64_t at_once, int64_t programs) {
+  const int64_t wanted = (batch * rows + programs - 1) / programs;
+  const int64_t rounds = (wanted + at_once - 1) / at_once;
+  return (rounds < kMostRounds ? rounds : kMostRounds) * at_once;
 }
 
 void check_aligned(const char* name, const Tensor& t) {
@@ -42,7 +51,10 @@ void check_aligned(const char* name, const Tensor& t) {
 void project(const Tensor& x, int64_t x_row, const Tensor& weight, const Tensor& out) {
   const Mamba1StepProject::Key key{};
   const int64_t rows = weight.size(0);
-  const auto& config = Mamba1StepProject::pick(key, {rows});
+  const int32_t device = weight.get_device_index();
+  const auto& config = Mamba1StepProject::pick(key, {weight.size(1), device});
+  const int64_t count =
+      rows_of_program(x.size(0), rows, config.num_warps / config.SPLIT, Mamba1StepProject::PROGRAMS(device));
   const bool wide = out.scalar_type() == ScalarType::Float;
   Mamba1StepProject::Args args{};
   args.x = pointer(x);
@@ -52,8 +64,9 @@ void project(const Tensor& x, int64_t x_row, const Tensor& weight, const Tensor&
   args.rows = static_cast<int32_t>(rows);
   args.width = static_cast<int32_t>(weight.size(1));
   args.x_row = x_row;
+  args.count = static_cast<int32_t>(count);
   args.flags = format_flag(weight) | (wide ? kWideOut : 0);
-  Mamba1StepProject::launch(key, config, weight.get_device_index(), x.size(0) * (rows / config.ROWS), args);
+  Mamba1StepProject::launch(key, config, device, x.size(0) * ((rows + count - 1) / count), args);
 }
 
 }  // namespace
@@ -85,7 +98,9 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
   const int32_t format = format_flag(x), device = x.get_device_index();
 
   const Mamba1StepIn::Key in_key{};
-  const auto& in_config = Mamba1StepIn::pick(in_key, {});
+  const auto& in_config = Mamba1StepIn::pick(in_key, {s.width, device});
+  const int64_t in_rows = rows_of_program(s.batch, 2 * s.inner, in_config.num_warps / in_config.SPLIT,
+                                          Mamba1StepIn::PROGRAMS(device));
   Mamba1StepIn::Args in{};
   in.x = pointer(x);
   in.residual = pointer(residual);
@@ -103,7 +118,8 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
   in.kept = static_cast<int32_t>(s.kept);
   in.flags = format | (conv_bias ? kHasBias : 0) | dtype_code(sum) << kSumType |
              (residual ? kHasResidual | dtype_code(*residual) << kResidualType : 0);
-  Mamba1StepIn::launch(in_key, in_config, device, s.batch * (2 * s.inner / in_config.ROWS), in);
+  in.count = static_cast<int32_t>(in_rows);
+  Mamba1StepIn::launch(in_key, in_config, device, s.batch * ((2 * s.inner + in_rows - 1) / in_rows), in);
 
   project(xz, 2 * s.inner, x_proj, low);
 

@@ -43,7 +43,7 @@ const Driver* load() {
   find(cuda, "cuLibraryGetKernel", api->library_kernel);
   find(cuda, "cuKernelSetAttribute", api->kernel_attribute);
   find(cuda, "cuKernelGetFunction", api->kernel_function);
-  find(cuda, "cuLaunchKernel", api->launch);
+  find(cuda, "cuLaunchKernelEx", api->launch);
   // Only a process that has loaded torch's CUDA library can hold CUDA tensors, so it is never loaded from
   // here.
   Handle torch_cuda = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);

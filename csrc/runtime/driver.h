@@ -10,6 +10,26 @@ namespace mamba_aot::runtime {
 using Handle = void*;
 using Status = int;
 
+// CUlaunchAttribute of cuda.h: a number that says which, and a value of up to 64 bytes.
+struct LaunchAttribute {
+  unsigned id;
+  unsigned reserved;
+  union {
+    int number;
+    char bytes[64];
+  };
+};
+
+// CUlaunchConfig of cuda.h.
+struct LaunchConfig {
+  unsigned grid[3];
+  unsigned block[3];
+  unsigned shared_bytes;
+  Handle stream;
+  LaunchAttribute* attributes;
+  unsigned attribute_count;
+};
+
 struct Driver {
   Status (*init)(unsigned flags);
   Status (*driver_version)(int* version);
@@ -26,9 +46,7 @@ struct Driver {
   Status (*library_kernel)(Handle* kernel, Handle library, const char* name);
   Status (*kernel_attribute)(int attribute, int value, Handle kernel, int device);
   Status (*kernel_function)(Handle* function, Handle kernel);
-  Status (*launch)(Handle function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                   unsigned block_y, unsigned block_z, unsigned shared_bytes, Handle stream,
-                   void** parameters, void** extra);
+  Status (*launch)(const LaunchConfig* config, Handle function, void** parameters, void** extra);
   // torch's shim: the current stream of a device, 0 on success.
   int32_t (*torch_stream)(int32_t device, void** stream);
 };

@@ -15,6 +15,7 @@ struct Loaded {
   Handle context;
   unsigned threads;
   unsigned shared_bytes;
+  bool overlaps;
 };
 
 namespace {
@@ -26,6 +27,10 @@ constexpr int kMaxDynamicSharedBytes = 8;
 constexpr int kSharedBytesWithoutAsking = 48 * 1024;
 constexpr int kJitErrorLogBuffer = 5;
 constexpr int kJitErrorLogBufferBytes = 6;
+
+constexpr unsigned kProgrammaticStreamSerialization = 6;
+// From here on graphs take such launches, too.
+constexpr int kOverlapDriver = 12030;
 
 std::mutex& loading() {
   static auto* mutex = new std::mutex;
@@ -129,8 +134,11 @@ const Loaded* load(const Driver& api, Variant& variant, int32_t device) {
   Handle function = nullptr;
   const Status status = api.kernel_function(&function, kernel);
   if (status != 0) fail(api, status, std::string(image.id) + ": preparing the kernel", device);
-  auto* loaded = new Loaded{function, context, static_cast<unsigned>(32 * image.num_warps),
-                            static_cast<unsigned>(image.shared_bytes)};
+  int version = 0;
+  api.driver_version(&version);
+  auto* loaded =
+      new Loaded{function, context, static_cast<unsigned>(32 * image.num_warps),
+                 static_cast<unsigned>(image.shared_bytes), image.overlaps && version >= kOverlapDriver};
   variant.loaded[device].store(loaded, std::memory_order_release);
   return loaded;
 }
@@ -159,8 +167,16 @@ void launch(Variant& variant, int32_t device, uint64_t grid_x, void** parameters
                              std::to_string(device));
   }
   const ContextScope scope(api, loaded->context, device);
-  const Status status = api.launch(loaded->function, static_cast<unsigned>(grid_x), 1, 1, loaded->threads, 1,
-                                   1, loaded->shared_bytes, stream, parameters, nullptr);
+  LaunchAttribute overlap{};
+  overlap.id = kProgrammaticStreamSerialization;
+  overlap.number = 1;
+  const LaunchConfig config{{static_cast<unsigned>(grid_x), 1, 1},
+                            {loaded->threads, 1, 1},
+                            loaded->shared_bytes,
+                            stream,
+                            &overlap,
+                            loaded->overlaps ? 1u : 0u};
+  const Status status = api.launch(&config, loaded->function, parameters, nullptr);
   if (status != 0) {
     fail(api, status, std::string(variant.name) + ": launching " + std::to_string(grid_x) + " programs",
          device);

@@ -28,6 +28,7 @@ struct Image {
   int32_t shared_bytes;  // dynamic shared memory of one program
   int32_t registers;     // a thread; 0 for PTX
   int32_t spill_bytes;   // local memory a thread: spills and stack; 0 for PTX
+  bool overlaps;         // may be launched before the kernel before it has ended: it waits by itself
   const char* sha256;
 };
 

@@ -11,7 +11,7 @@ import pytest
 
 from tools.aot import cubin
 from tools.aot.build import BuildError, build
-from tools.aot.compile import CompileError, check_launchable
+from tools.aot.compile import CompileError, check_launchable, ptx_for
 
 ARCHS = [80, 90]
 
@@ -41,6 +41,13 @@ def test_ptx_is_for_any_newer_gpu(checkout: Path):
     text = images(checkout)["axpy-ptx80.bin"].decode()
     assert text.count(".version 8.0\n.target sm_80\n") == 11
     assert "//" not in text
+
+
+def test_newer_instructions_are_for_newer_architectures_alone():
+    text = ".version 8.0\n.target sm_80\n// from sm_90: griddepcontrol.wait;\nret;\n"
+    assert ptx_for(text, 89) == text
+    assert ptx_for(text, 90) == ".version 8.0\n.target sm_90\ngriddepcontrol.wait;\nret;\n"
+    assert ptx_for(".target sm_80\nret;\n", 90) == ".target sm_80\nret;\n"
 
 
 def test_two_places_give_the_same_bytes(checkout: Path, fresh_checkout: Path):

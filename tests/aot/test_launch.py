@@ -93,6 +93,24 @@ def test_arguments_reach_the_kernel(checkout: Path, fakes: Path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("program", "setting", "overlaps"),
+    [
+        ("reverse()", {}, True),
+        ("reverse()", dict(FAKE_CAPABILITY="80"), False),
+        ("reverse()", dict(FAKE_CAPABILITY="100"), False),
+        ("reverse()", dict(FAKE_DRIVER="12020"), False),
+        ("axpy()", {}, False),
+    ],
+)
+def test_kernels_that_wait_by_themselves_may_begin_early(
+    checkout: Path, fakes: Path, program: str, setting: dict, overlaps: bool
+):
+    lines = [line for line in run(checkout, fakes, program, **setting) if line.startswith("launch")]
+    # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    assert [line.endswith(" attribute 6=1") for line in lines] == [overlaps]
+
+
 def test_a_second_launch_loads_nothing(checkout: Path, fakes: Path):
     lines = run(checkout, fakes, "axpy(); axpy(); axpy()")
     assert len([line for line in lines if line.startswith("load")]) == 1
@@ -206,7 +224,7 @@ def test_a_tuned_number_is_that_of_the_gpu(checkout: Path, fakes: Path, capabili
         ),
         (
             "axpy()",
-            dict(FAKE_FAIL="cuLaunchKernel"),
+            dict(FAKE_FAIL="cuLaunchKernelEx"),
             "axpy-f32-add-small: launching 7 programs failed on CUDA device 0",
         ),
         (

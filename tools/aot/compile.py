@@ -22,6 +22,8 @@ from tools.aot.emit import images_source, write_if_changed
 from tools.aot.image import Image, pack
 from tools.aot.spec import Variant
 
+# Lines of a kernel's assembler that only newer architectures have: csrc/kernels/_overlap.py.
+_NEWER = "// from sm_90: "
 # A PTX of this version is understood by every driver since CUDA 12.0, the oldest one the library works with.
 _PTX_VERSION = 80
 
@@ -69,7 +71,7 @@ def compile_variant(variant: Variant, archs: list[int]) -> dict[tree.Target, Ima
         check_launchable(variant.kernel.runtime_parameters, name, compiled)
         for arch in archs:
             name = variant.id(f"sm{arch}")
-            cubins[arch] = _assemble(compiled.asm["ptx"], arch, options)
+            cubins[arch] = _assemble(ptx_for(compiled.asm["ptx"], arch), arch, options)
     except CompileError:
         raise
     except Exception as error:
@@ -93,7 +95,12 @@ def compile_variant(variant: Variant, archs: list[int]) -> dict[tree.Target, Ima
                 raise CompileError(f"{variant.id(target.name)}: got a cubin for sm_{facts.arch}")
             registers, spill_bytes = facts.registers, facts.spill_bytes
         images[target] = Image(
-            id=variant.id(target.name), data=data, registers=registers, spill_bytes=spill_bytes, **common
+            id=variant.id(target.name),
+            data=data,
+            registers=registers,
+            spill_bytes=spill_bytes,
+            overlaps=not target.ptx and target.arch >= 90 and _NEWER in compiled.asm["ptx"],
+            **common,
         )
     return images
 
@@ -156,6 +163,13 @@ def check_launchable(parameters: list[str], name: str, compiled: Any) -> None:
     expected = len(parameters) + 2
     if head.count(".param ") != expected:
         raise CompileError(f"{name}: must take {expected} parameters, got {head.count('.param ')}")
+
+
+def ptx_for(text: str, arch: int) -> str:
+    """The PTX that sm_80 and newer understand, or from sm_90 on with what only those do."""
+    if arch < 90 or _NEWER not in text:
+        return text
+    return text.replace(_NEWER, "").replace(".target sm_80", ".target sm_90")
 
 
 def plain_ptx(text: str) -> str:

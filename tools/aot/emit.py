@@ -260,7 +260,8 @@ def images_source(
     for position, target in enumerate(targets):
         rows = [
             f"{{{_quoted(i.id)}, {_quoted(i.entry)}, {symbol} + {start}, {len(i.data)}, "
-            f"{i.num_warps}, {i.shared_bytes}, {i.registers}, {i.spill_bytes},\n     {_quoted(i.sha256)}}},"
+            f"{i.num_warps}, {i.shared_bytes}, {i.registers}, {i.spill_bytes}, "
+            f"{_literal(i.overlaps)},\n     {_quoted(i.sha256)}}},"
             for i, start in images[position :: len(targets)]
         ]
         name = f"k{camel(stem)}_{target.name}"

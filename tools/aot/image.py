@@ -21,6 +21,7 @@ class Image:
     shared_bytes: int
     registers: int
     spill_bytes: int
+    overlaps: bool
 
     @property
     def sha256(self) -> str:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from mamba_aot import _native
-from mamba_aot.benchmark import cases, correctness, machine, timing
+from mamba_aot.benchmark import cases, correctness, machine, models, timing
 from mamba_aot.benchmark.runner import timed_calls
-from mamba_aot.benchmark.shapes import Work, make_work
+from mamba_aot.benchmark.shapes import MODELS, Work, make_work
 from tools.aot import tree, tuned
 
 
@@ -59,6 +59,11 @@ def _norms() -> list[Work]:
     return [make_work("rms_norm", shape) for shape in ("B1 L2048 D2048", "B8 L2048 D768", "B8 L2048 D2048")]
 
 
+def _decoding() -> list[Work]:
+    sizes = [(1, 24, 768), (4, 24, 768), (1, 48, 2048), (1, 64, 2560)]
+    return [make_work("decode", f"B{batch} layers{layers} M{width}") for batch, layers, width in sizes]
+
+
 # Of numbers that count rows or channels: values between the shapes, and never and always.
 _FEW = (0, 1024, 3072, 6144, 8192, 12288, 1 << 20)
 _FILLING = tuple(1 << power for power in range(14, 20))
@@ -70,6 +75,8 @@ PROBES = {
     "linear_recurrence_bwd.FEW": Probe((0, 2048, 6144, 10240, 16384, 24576, 1 << 20), _rows(), backward=True),
     "causal_conv1d_fwd.THREADS": Probe(_FILLING, _convolutions()),
     "causal_conv1d_bwd.THREADS": Probe(_FILLING, _convolutions(), backward=True),
+    "mamba1_step_in.PROGRAMS": Probe((66, 132, 264, 396, 528), _decoding()),
+    "mamba1_step_project.PROGRAMS": Probe((66, 132, 264, 396, 528), _decoding()),
     "rms_norm_bwd.PROGRAMS": Probe((128, 256, 512, 1024, 2048, 4096), _norms(), backward=True),
 }
 
@@ -99,7 +106,7 @@ def _best(name: str, probe: Probe, device: torch.device) -> int:
     try:
         for value in probe.values:
             _native.set_tuned(name, value)
-            correctness.check(probe.works[0], device)
+            _check(probe.works[0], device)
             times[value] = [_time(work, probe.backward, device) for work in probe.works]
     finally:
         _native.set_tuned(name, None)
@@ -118,7 +125,17 @@ def _best(name: str, probe: Probe, device: torch.device) -> int:
     return best
 
 
+def _check(work: Work, device: torch.device) -> None:
+    if work.op in MODELS:
+        models.check_model(work, device)
+    else:
+        correctness.check(work, device)
+
+
 def _time(work: Work, backward: bool, device: torch.device) -> float:
+    if work.op in MODELS:
+        with models.prepared_model(work, device) as prepared:
+            return timing.time_replays(prepared.call, device)
     with torch.no_grad():
         inputs = cases.enlarge(work, cases.sample(work), device)
     calls = timed_calls(cases.op_of(work).function, inputs, backward, device)
