@@ -17,7 +17,7 @@ from mamba_aot.ops.mamba1_step import few_rows_linear, mamba1_step
 
 # On a GPU each row of a batch reads the weights again. Those of a narrow layer come from the cache; beyond
 # this many rows times d_model one product for all rows is faster.
-MOST_ROWS_TIMES_WIDTH = 4 * 768
+MOST_ROWS_TIMES_WIDTH = 8192
 # On a CPU the kernels' own products are for this many rows.
 MOST_ROWS_ON_CPU = 8
 _SIXTEEN_BITS = (torch.float16, torch.bfloat16)

@@ -6,6 +6,20 @@ from _half import narrowed, widened
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+# Bits of `flags`, the same as in csrc/ops/state_update.cpp.
+SOFTPLUS = gl.constexpr(1)
+HAS_D = gl.constexpr(2)
+HAS_Z = gl.constexpr(4)
+HAS_BIAS = gl.constexpr(8)
+HAS_GATE = gl.constexpr(16)
+HAS_SOURCE = gl.constexpr(32)
+HAS_TARGET = gl.constexpr(64)
+HAS_ACCEPTED = gl.constexpr(128)
+HAS_INTERMEDIATE = gl.constexpr(256)
+UPDATE = gl.constexpr(512)
+ZOH = gl.constexpr(1024)
+# ROWS only: A is one number per head.
+TIED = gl.constexpr(2048)
 # From this bit of `flags` on: the dtype of A, B, C, D, dt_bias, gate, two bits each (0 fp32, 1 fp16, 2 bf16).
 DTYPES = gl.constexpr(12)
 # How far the bit for the format of the state lies below the one for x, dt, z and out: see _half.py.
@@ -94,3 +108,9 @@ def along(index, stride, SHORT: gl.constexpr):
         return index * stride.to(gl.int32)
     else:
         return index.to(gl.int64) * stride
+
+
+@gluon.jit
+def is_padding(slot, slots, pad):
+    """Slots beyond the state are padding too: nothing outside it is ever touched."""
+    return (slot < 0) | (slot >= slots) | (slot == pad)

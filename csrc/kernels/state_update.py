@@ -15,10 +15,23 @@ from _recurrence import (
     zoh_input,
 )
 from _state_update_operands import (
+    HAS_ACCEPTED,
+    HAS_BIAS,
+    HAS_D,
+    HAS_GATE,
+    HAS_INTERMEDIATE,
+    HAS_SOURCE,
+    HAS_TARGET,
+    HAS_Z,
+    SOFTPLUS,
+    TIED,
+    UPDATE,
+    ZOH,
     along,
     decoded,
     decoded_parts,
     dtype_code,
+    is_padding,
     load_bits,
     load_parts,
     load_state,
@@ -26,32 +39,12 @@ from _state_update_operands import (
     store_state,
     widened_state,
 )
+from _state_update_plain import state_update_plain_kernel
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.language import debug_barrier
 
 from tools.aot.spec import Config, Kernel
-
-# Bits of `flags`, the same as in csrc/ops/state_update.cpp.
-SOFTPLUS = gl.constexpr(1)
-HAS_D = gl.constexpr(2)
-HAS_Z = gl.constexpr(4)
-HAS_BIAS = gl.constexpr(8)
-HAS_GATE = gl.constexpr(16)
-HAS_SOURCE = gl.constexpr(32)
-HAS_TARGET = gl.constexpr(64)
-HAS_ACCEPTED = gl.constexpr(128)
-HAS_INTERMEDIATE = gl.constexpr(256)
-UPDATE = gl.constexpr(512)
-ZOH = gl.constexpr(1024)
-# ROWS only: A is one number per head.
-TIED = gl.constexpr(2048)
-
-
-@gluon.jit
-def is_padding(slot, slots, pad):
-    """Slots beyond the state are padding too: nothing outside it is ever touched."""
-    return (slot < 0) | (slot >= slots) | (slot == pad)
 
 
 @gluon.jit
@@ -359,5 +352,20 @@ KERNELS = [
             Config("any", when="L == 1", MANY=False, STATES=16, CHANNELS=32, num_warps=4, maxnreg=128),
             Config("any_steps", MANY=True, STATES=16, CHANNELS=32, num_warps=4),
         ],
+    ),
+    Kernel(
+        state_update_plain_kernel,
+        args={
+            **dict.fromkeys(("x", "dt", "z", "out"), "*T"),
+            **dict.fromkeys(("B", "C", "D_skip", "dt_bias"), "*u8"),
+            **dict.fromkeys(("state", "A"), "*f32"),
+            **dict(source="*i32", source_batch="i64", slots="i64", pad="i64", dim="i32", flags="i32"),
+            **dict.fromkeys(("state_slot", "x_batch", "dt_batch", "z_batch", "out_batch"), "i64"),
+            **dict.fromkeys(("B_batch", "C_batch"), "i64"),
+            **dict.fromkeys(("state_channel", "A_channel"), "i32"),
+        },
+        axes=dict(T=["f32", "half"]),
+        aligned=lambda _: ["state", "A", "state_slot", "state_channel", "A_channel"],
+        configs=[Config("only", CHANNELS=128, num_warps=4)],
     ),
 ]

@@ -8,8 +8,9 @@ namespace mamba_aot::cuda {
 namespace {
 
 using generated::StateUpdate;
+using generated::StateUpdatePlain;
 
-// Bits of the kernel's `flags`, the same as in csrc/kernels/state_update.py.
+// Bits of the kernel's `flags`, the same as in csrc/kernels/_state_update_operands.py.
 enum Flag : int32_t {
   kSoftplus = 1,
   kHasD = 2,
@@ -115,6 +116,52 @@ Tensor state_update(Tensor state, Tensor x, Tensor dt, Tensor A_, Tensor B_, Ten
                        rows(state, held) && rows(intermediate_states, intermediate) && in.n == 1 &&
                        read.n == 1 && (!gate || of_gate.n == 1) &&
                        near({&held, &of_x, &of_dt, &of_z, &of_out, &rates, &skip, &of_bias, &intermediate});
+  const int32_t flags =
+      (dt_softplus ? kSoftplus : 0) | (D ? kHasD : 0) | (z ? kHasZ : 0) | (bias ? kHasBias : 0) |
+      (gate ? kHasGate : 0) | (state_batch_indices ? kHasSource : 0) |
+      (dst_state_batch_indices ? kHasTarget : 0) | (accepted_steps ? kHasAccepted : 0) |
+      (intermediate_states ? kHasIntermediate : 0) | (update_state ? kUpdate : 0) | (zoh ? kZoh : 0) |
+      (tied ? kTied : 0) | dtype_flag(A, 0) | dtype_flag(B, 1) | dtype_flag(C, 2) | dtype_flag(D, 3) |
+      dtype_flag(bias, 4) | dtype_flag(gate, 5) | format_flag(x) | (format_flag(state) >> kStateFormat);
+  const bool plain = in_rows && !tied && s.steps == 1 && s.state == 16 && s.heads == 1 && s.groups == 1 &&
+                     state.scalar_type() == ScalarType::Float && !gate && !dst_state_batch_indices &&
+                     !accepted_steps && !intermediate_states && update_state && !zoh && of_x.channel == 1 &&
+                     of_dt.channel == 1 && of_out.channel == 1 && (!z || of_z.channel == 1) &&
+                     (!D || skip.channel == 1) && (!bias || of_bias.channel == 1) &&
+                     s.dim * held.channel < INT32_MAX && s.dim * rates.channel < INT32_MAX;
+  if (plain) {
+    StateUpdatePlain::Args args{};
+    args.state = pointer(state);
+    args.x = pointer(x);
+    args.dt = pointer(dt);
+    args.A = pointer(A);
+    args.B = pointer(B);
+    args.C = pointer(C);
+    args.D_skip = pointer(D);
+    args.z = pointer(z);
+    args.dt_bias = pointer(bias);
+    args.source = pointer(state_batch_indices);
+    args.out = pointer(result);
+    args.dim = static_cast<int32_t>(s.dim);
+    args.slots = s.slots;
+    args.pad = pad_slot_id;
+    args.state_slot = held.batch;
+    args.state_channel = static_cast<int32_t>(held.channel);
+    args.x_batch = of_x.batch;
+    args.dt_batch = of_dt.batch;
+    args.z_batch = of_z.batch;
+    args.out_batch = of_out.batch;
+    args.A_channel = static_cast<int32_t>(rates.channel);
+    args.B_batch = in.batch;
+    args.C_batch = read.batch;
+    args.source_batch = stride_of(state_batch_indices);
+    args.flags = flags;
+    const StateUpdatePlain::Key plain_key{storage_of(x)};
+    const auto& config = StateUpdatePlain::pick(plain_key, {});
+    const int64_t blocks = (s.dim + config.CHANNELS - 1) / config.CHANNELS;
+    StateUpdatePlain::launch(plain_key, config, x.get_device_index(), s.batch * blocks, args);
+    return returned;
+  }
   const StateUpdate::Key key{storage_of(x), storage_of(state), s.complex, in_rows};
   const auto& config = StateUpdate::pick(key, {s.state, s.steps});
   // A pass over the steps takes STATES states; sums of several passes over several steps meet in memory.
@@ -197,13 +244,7 @@ Tensor state_update(Tensor state, Tensor x, Tensor dt, Tensor A_, Tensor B_, Ten
   args.source_batch = stride_of(state_batch_indices);
   args.target_batch = stride_of(dst_state_batch_indices);
   args.accepted_batch = stride_of(accepted_steps);
-  args.flags = (dt_softplus ? kSoftplus : 0) | (D ? kHasD : 0) | (z ? kHasZ : 0) | (bias ? kHasBias : 0) |
-               (gate ? kHasGate : 0) | (state_batch_indices ? kHasSource : 0) |
-               (dst_state_batch_indices ? kHasTarget : 0) | (accepted_steps ? kHasAccepted : 0) |
-               (intermediate_states ? kHasIntermediate : 0) | (update_state ? kUpdate : 0) |
-               (zoh ? kZoh : 0) | (tied ? kTied : 0) | dtype_flag(A, 0) | dtype_flag(B, 1) |
-               dtype_flag(C, 2) | dtype_flag(D, 3) | dtype_flag(bias, 4) | dtype_flag(gate, 5) |
-               format_flag(x) | (format_flag(state) >> kStateFormat);
+  args.flags = flags;
   const int64_t blocks = (s.dim + config.CHANNELS - 1) / config.CHANNELS;
   StateUpdate::launch(key, config, x.get_device_index(), s.batch * s.heads * blocks, args);
   return returned;

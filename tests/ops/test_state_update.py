@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from steps import assert_refused
+from steps import assert_refused, dense
 
 from mamba_aot import selective_state_update
 from mamba_aot.reference import selective_state_update_ref
@@ -70,6 +70,41 @@ def assert_step_matches(inputs: dict[str, Any]) -> None:
 def test_matches_float64(row: dict[str, Any], device: str) -> None:
     inputs = make_state_update_inputs(**row, device=device)
     assert_step_matches(inputs)
+
+
+# As models call it: everything contiguous, for which there is a kernel of its own on a GPU.
+MODEL = {"batch": 3, "groups": 1}
+MODEL_ROWS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "1 channel": {"dim": 1},
+    "24 channels": {"dim": 24},
+    "129 channels": {"dim": 129},
+    "1000 channels": {"dim": 1000},
+    "slots": {"slots": 7, "dim": 200},
+    "no options": NOTHING,
+    "float16": HALF,
+    "float16, no options": {**HALF, **NOTHING},
+    "bfloat16": {**BRAIN, "dim": 129},
+    "bfloat16, weights too": {**BRAIN, "weight_dtype": torch.bfloat16},
+    "bfloat16, state too": {**BRAIN, "state_dtype": torch.bfloat16},
+    "bfloat16, slots": {**BRAIN, "slots": 5},
+}
+
+
+@pytest.mark.parametrize("row", MODEL_ROWS.values(), ids=MODEL_ROWS)
+def test_a_step_of_a_model_matches_float64(row: dict[str, Any], device: str) -> None:
+    inputs = dense(make_state_update_inputs(**{**MODEL, **row}, device=device))
+    assert_step_matches(inputs)
+    if inputs["state_batch_indices"] is None:
+        return
+    inputs["state_batch_indices"][1] = -1
+    assert_step_matches(inputs)
+    before = inputs["state"].clone()
+    out = selective_state_update(**inputs)
+    assert not out[1].any()
+    live = inputs["state_batch_indices"].tolist()
+    for slot in range(before.shape[0]):
+        assert torch.equal(inputs["state"][slot], before[slot]) == (slot not in live)
 
 
 @pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
