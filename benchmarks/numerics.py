@@ -1,7 +1,7 @@
 """Records how near the ops come to their limits of error, and writes docs/numerics.md from the records.
 
     python benchmarks/numerics.py --out benchmarks/results/cpu/numerics.json
-    python benchmarks/numerics.py --device cuda --out benchmarks/results/h100/numerics.json
+    python benchmarks/numerics.py --device cuda --out benchmarks/results/h200/numerics.json
     python benchmarks/numerics.py --page
 
 from the root of the repository (`PYTHONPATH=.`), with the extra `dev`. The cases are those of
@@ -20,7 +20,7 @@ from mamba_aot.testing import measure_against_fp64
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "numerics.md"
-RECORDS = {"CPU": "cpu", "NVIDIA H100": "h100"}
+RECORDS = {"CPU": "cpu", "NVIDIA H200": "h200"}
 DOUBLE = (torch.float64, torch.complex128)
 
 INTRODUCTION = """# How exact the ops are

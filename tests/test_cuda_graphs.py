@@ -79,6 +79,59 @@ def test_a_step_of_decoding_is_replayed() -> None:
         torch.testing.assert_close(logits, model.step(ids, other))
 
 
+def make_fused() -> MambaLM:
+    """A model whose layers step in kernels that begin while those before them still run."""
+    torch.manual_seed(0)
+    config = MambaLMConfig(n_layer=6, ssm=SSMConfig(d_model=768), layers="m")
+    return MambaLM(config, device="cuda", dtype=torch.bfloat16).eval()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("batch", [1, 3])
+def test_kernels_that_overlap_read_what_was_written(batch: int) -> None:
+    model, tokens = make_fused(), make_ids(200, batch)
+
+    def run(how: str) -> tuple[list[Tensor], list[Tensor]]:
+        state = model.allocate_state(batch)
+        ids, logits = tokens[0].clone(), torch.empty(batch, 256, device="cuda", dtype=torch.bfloat16)
+
+        def step() -> None:
+            logits.copy_(model.step(ids, state))
+
+        replay = capture(step).replay if how == "graph" else step
+        for layer in state:
+            layer.conv.zero_()
+            layer.ssm.zero_()
+        found = []
+        for row in tokens:
+            ids.copy_(row)
+            replay()
+            found.append(logits.clone())
+            if how == "one kernel after the other":
+                torch.cuda.synchronize()
+        return found, [tensor for layer in state for tensor in (layer.conv, layer.ssm)]
+
+    slow = run("one kernel after the other")
+    for how in ("graph", "call by call"):
+        for found, wanted in zip(run(how), slow, strict=True):
+            assert all(map(torch.equal, found, wanted)), how
+
+
+@torch.inference_mode()
+def test_weights_written_right_before_a_step_are_read() -> None:
+    model, ids = make_fused(), make_ids(1)
+    written = [p for name, p in model.named_parameters() if name.endswith("_proj.weight")]
+    versions = [[torch.randn_like(p) * 0.03 for p in written] for _ in range(2)]
+    found: list[list[Tensor]] = [[], []]
+    for turn in range(100):
+        state = model.allocate_state(1)
+        for weight, value in zip(written, versions[turn % 2], strict=True):
+            weight.copy_(value)
+        found[turn % 2].append(model.step(ids, state))
+    assert all(torch.equal(logits, of[0]) for of in found for logits in of)
+    assert not torch.equal(found[0][0], found[1][0])
+
+
 def test_reduce_overhead_replays_graphs_in_decoding() -> None:
     model = make_model().eval()
     state, other = model.allocate_state(2), model.allocate_state(2)

@@ -49,9 +49,8 @@ def state_update_plain_kernel(
     """Channels and states lie side by side in everything that has them, channels of the state in rows."""
     N: gl.constexpr = 16
     WARPS: gl.constexpr = gl.num_warps()
-    # Four lanes share four channels, and a warp has the same channels in both layouts: shuffles lead from one
-    # to the other.
-    X: gl.constexpr = gl.BlockedLayout([4, 4], [8, 4], [WARPS, 1], [1, 0])
+    # Four lanes share two channels; what there is one of per channel is computed by one of them.
+    X: gl.constexpr = gl.BlockedLayout([2, 4], [8, 4], [WARPS, 1], [1, 0])
     P: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
     ROW: gl.constexpr = gl.SliceLayout(1, X)
     blocks = gl.cdiv(dim, CHANNELS)
@@ -90,7 +89,8 @@ def state_update_plain_kernel(
         decay = exp2_fast(gl.convert_layout(step, ROW)[:, None] * (rates * LOG2E))
         inflow = gl.convert_layout(step * value, ROW)[:, None] * decoded(b, dtype_code(flags, 1))[None, :]
         h = gl.fma(decay, h, inflow)
-        gl.store(at_state, h, inside)
+        # Read again after all other layers' states, so there is no use in keeping it in the cache.
+        gl.store(at_state, h, inside, cache_modifier=".cs")
         y = gl.convert_layout(gl.sum(decoded(c, dtype_code(flags, 2))[None, :] * h, 1), P)
         y += value * decoded(skip, dtype_code(flags, 3))
         if (flags & HAS_Z) != 0:

@@ -366,6 +366,6 @@ KERNELS = [
         },
         axes=dict(T=["f32", "half"]),
         aligned=lambda _: ["state", "A", "state_slot", "state_channel", "A_channel"],
-        configs=[Config("only", CHANNELS=128, num_warps=4)],
+        configs=[Config("only", CHANNELS=64, num_warps=4)],
     ),
 ]
