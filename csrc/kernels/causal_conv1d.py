@@ -9,6 +9,7 @@ import triton.language as tl
 from _causal_conv1d_filter import causal_conv1d_filter_kernel
 from _causal_conv1d_narrow import causal_conv1d_bwd_kernel, causal_conv1d_fwd_kernel
 from _causal_conv1d_packed import causal_conv1d_packed_bwd_kernel, causal_conv1d_packed_fwd_kernel
+from _causal_conv1d_step import causal_conv1d_step_kernel
 from _causal_conv1d_steps import HAS_BIAS, HAS_INDICES, HAS_SEEN, NARROW_FILTER, PADDING, SHORT, SILU, silu
 from _causal_conv1d_wide import causal_conv1d_wide_bwd_kernel, causal_conv1d_wide_kernel
 from _half_blocks import load_wide, store_narrow, widened
@@ -355,6 +356,16 @@ KERNELS = [
             **_strides("x"),
         },
         axes=dict(T=["f32", "half"]),
+        configs=[Config("block", CHANNELS=128, num_warps=4)],
+    ),
+    Kernel(
+        causal_conv1d_step_kernel,
+        args={
+            **dict.fromkeys(("x", "conv_state", "weight", "bias", "out"), "*T"),
+            **dict(indices="*i32", D="i32", slots="i32", flags="i32"),
+            **dict(x_batch="i64", state_slot="i64", indices_batch="i64"),
+        },
+        axes=dict(T=["f32", "half"], KEPT=[3, 4]),
         configs=[Config("block", CHANNELS=128, num_warps=4)],
     ),
 ]

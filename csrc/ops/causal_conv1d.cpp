@@ -14,6 +14,7 @@ using generated::CausalConv1dFwd;
 using generated::CausalConv1dPackedBwd;
 using generated::CausalConv1dPackedFwd;
 using generated::CausalConv1dSequences;
+using generated::CausalConv1dStep;
 using generated::CausalConv1dUpdate;
 using generated::CausalConv1dWide;
 using generated::CausalConv1dWideBwd;
@@ -346,6 +347,30 @@ Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, Optional
   const Tensor filter = to_state_dtype(weight, read);
   const OptionalTensor offset = to_state_dtype(bias, read);
   const bool brief = s.length == 1 && s.width <= 4 && s.state_length <= 4 && !cache_seqlens;
+  const int32_t flags =
+      format_flag(x) | (silu ? kSilu : 0) | (bias ? kHasBias : 0) | (conv_state_indices ? kHasIndices : 0);
+  if (s.single && narrow && s.width == 4 && (s.state_length == 3 || s.state_length == 4) && !cache_seqlens &&
+      x.stride(1) == 1 && conv_state.stride(2) == 1 && conv_state.stride(1) == s.state_length &&
+      s.channels < INT32_MAX / 4) {
+    const CausalConv1dStep::Key key{storage_of(x), static_cast<int32_t>(s.state_length)};
+    const auto& config = CausalConv1dStep::pick(key, {});
+    CausalConv1dStep::Args args{};
+    args.x = pointer(x);
+    args.conv_state = pointer(conv_state);
+    args.weight = pointer(filter);
+    args.bias = pointer(offset);
+    args.indices = pointer(conv_state_indices);
+    args.out = pointer(out);
+    args.D = static_cast<int32_t>(s.channels);
+    args.slots = static_cast<int32_t>(s.slots);
+    args.x_batch = x.stride(0);
+    args.state_slot = conv_state.stride(0);
+    args.indices_batch = conv_state_indices ? conv_state_indices->stride(0) : 0;
+    args.flags = flags;
+    CausalConv1dStep::launch(key, config, x.get_device_index(),
+                             s.batch * ceil_div(s.channels, config.CHANNELS), args);
+    return out;
+  }
   const CausalConv1dUpdate::Key key{storage_of(x)};
   const auto& config = CausalConv1dUpdate::pick(key, {});
   CausalConv1dUpdate::Args args{};
@@ -369,9 +394,7 @@ Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, Optional
   args.state_time = conv_state.stride(2);
   args.seen_batch = cache_seqlens ? cache_seqlens->stride(0) : 0;
   args.indices_batch = conv_state_indices ? conv_state_indices->stride(0) : 0;
-  args.flags = format_flag(x) | (silu ? kSilu : 0) | (bias ? kHasBias : 0) |
-               (conv_state_indices ? kHasIndices : 0) | (cache_seqlens ? kHasSeen : 0) |
-               (narrow ? kNarrowFilter : 0) | (brief ? kShort : 0);
+  args.flags = flags | (cache_seqlens ? kHasSeen : 0) | (narrow ? kNarrowFilter : 0) | (brief ? kShort : 0);
   CausalConv1dUpdate::launch(key, config, x.get_device_index(),
                              s.batch * ceil_div(s.channels, config.CHANNELS), args);
   return out;

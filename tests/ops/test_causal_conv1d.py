@@ -152,8 +152,11 @@ def test_gradients_arrive_in_any_memory_order(layout: str, device: str) -> None:
         )
 
 
-def test_update_leaves_padding_and_other_slots_alone(device: str) -> None:
-    inputs = make_conv_update_inputs(batch=3, slots=5, steps=2, device=device)
+@pytest.mark.parametrize(
+    "row", [{"steps": 2}, {}, {"kept": 4, "dim": 130, **BRAIN}], ids=["2", "1", "kept 4"]
+)
+def test_update_leaves_padding_and_other_slots_alone(row: dict[str, Any], device: str) -> None:
+    inputs = make_conv_update_inputs(**{"batch": 3, "slots": 5, **row}, device=device)
     inputs["conv_state_indices"][1] = -1
     assert_step_matches(inputs)
     before = inputs["conv_state"].clone()
