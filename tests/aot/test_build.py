@@ -11,7 +11,7 @@ import pytest
 
 from tools.aot import cubin
 from tools.aot.build import BuildError, build
-from tools.aot.compile import CompileError, check_launchable, ptx_for
+from tools.aot.compile import CompileError, check_launchable, ptx_for, waits_by_itself
 
 ARCHS = [80, 90]
 
@@ -48,6 +48,9 @@ def test_newer_instructions_are_for_newer_architectures_alone():
     assert ptx_for(text, 89) == text
     assert ptx_for(text, 90) == ".version 8.0\n.target sm_90\ngriddepcontrol.wait;\nret;\n"
     assert ptx_for(".target sm_80\nret;\n", 90) == ".target sm_80\nret;\n"
+    assert waits_by_itself(text, 90)
+    assert not waits_by_itself(text, 89)
+    assert not waits_by_itself(text.replace("griddepcontrol.wait", "griddepcontrol.launch_dependents"), 90)
 
 
 def test_two_places_give_the_same_bytes(checkout: Path, fresh_checkout: Path):

@@ -99,7 +99,7 @@ def compile_variant(variant: Variant, archs: list[int]) -> dict[tree.Target, Ima
             data=data,
             registers=registers,
             spill_bytes=spill_bytes,
-            overlaps=not target.ptx and target.arch >= 90 and _NEWER in compiled.asm["ptx"],
+            overlaps=not target.ptx and waits_by_itself(compiled.asm["ptx"], target.arch),
             **common,
         )
     return images
@@ -170,6 +170,11 @@ def ptx_for(text: str, arch: int) -> str:
     if arch < 90 or _NEWER not in text:
         return text
     return text.replace(_NEWER, "").replace(".target sm_80", ".target sm_90")
+
+
+def waits_by_itself(text: str, arch: int) -> bool:
+    """Whether the kernel may be launched before the one before it has ended."""
+    return arch >= 90 and f"{_NEWER}griddepcontrol.wait;" in text
 
 
 def plain_ptx(text: str) -> str:
