@@ -15,9 +15,8 @@ from mamba_aot.norms import LayerNorm, RMSNorm
 from mamba_aot.ops._gradients import is_transformed
 from mamba_aot.ops.mamba1_step import few_rows_linear, mamba1_step
 
-# On a GPU each row of a batch reads the weights again. Those of a narrow layer come from the cache; beyond
-# this many rows times d_model one product for all rows is faster.
-MOST_ROWS_TIMES_WIDTH = 8192
+# On a GPU what lies between the products of so many rows matters; more were not timed.
+MOST_ROWS_ON_GPU = 128
 # On a CPU the kernels' own products are for this many rows.
 MOST_ROWS_ON_CPU = 8
 _SIXTEEN_BITS = (torch.float16, torch.bfloat16)
@@ -76,7 +75,7 @@ def _is_few_on_cpu(x: Tensor) -> bool:
 
 
 def _is_few_on_gpu(x: Tensor) -> bool:
-    return x.is_cuda and x.dtype in _SIXTEEN_BITS and _rows(x) * x.shape[1] <= MOST_ROWS_TIMES_WIDTH
+    return x.is_cuda and x.dtype in _SIXTEEN_BITS and _rows(x) <= MOST_ROWS_ON_GPU
 
 
 def _rows(x: Tensor) -> float:

@@ -1,4 +1,5 @@
 """mamba1_step: a layer's token in four launches, matrix-vector products with the work around them fused in.
+Batches that are worth a tensor core have the kernels of _mamba1_step_rows.py.
 
 mamba1_step_in: residual + x, RMSNorm, in_proj, convolution, SiLU
 mamba1_step_project: x_proj, and later out_proj
@@ -10,6 +11,15 @@ next is fp32.
 
 from _arithmetic import exp, sigmoid, softplus
 from _half import FLOAT16, narrowed, widened
+from _mamba1_step_convolution import convolved, load_convolution
+from _mamba1_step_rows import (
+    mamba1_step_rows_convolution_kernel,
+    mamba1_step_rows_norm_kernel,
+    mamba1_step_rows_project_kernel,
+    mamba1_step_rows_state_kernel,
+    mamba1_step_rows_sum_kernel,
+)
+from _mamba1_step_sum import HAS_RESIDUAL, RESIDUAL_TYPE, SUM_TYPE, store_as
 from _matrix_vector import (
     ROUNDS,
     WIDE,
@@ -25,17 +35,11 @@ from _matrix_vector import (
 from _overlap import let_next_kernel_begin, prefetch_into_l2, wait_for_earlier_kernels
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.language import debug_barrier
 
 from tools.aot.spec import Config, Kernel
 
-# Bits of `flags`, the same as in csrc/ops/mamba1_step.cpp.
-HAS_RESIDUAL = gl.constexpr(2)
-HAS_BIAS = gl.constexpr(4)
+# A bit of `flags`, the same as in csrc/ops/mamba1_step.cpp.
 WIDE_OUT = gl.constexpr(8)
-# From these bits on: the dtypes of residual and sum, two bits each (0 fp32, 1 fp16, 2 bf16).
-RESIDUAL_TYPE = gl.constexpr(16)
-SUM_TYPE = gl.constexpr(18)
 # Bytes of its rows that a program asks for before it may read them. More gained nothing.
 PREFETCHED = gl.constexpr(16384)
 
@@ -83,10 +87,10 @@ def mamba1_step_in_kernel(
     fetch_first_rows(slots, in_proj, 0, count, half, SPLIT, TILES)
     own = gl.arange(0, MOST_ROWS, E)
     row = first + own
-    conv_state += batch * inner * kept
+    place = batch * inner + row
     convolves = (own < count) & (row < inner)
     lagged, weights, bias = load_convolution(
-        conv_state, conv_weight, conv_bias, row, convolves, taps, kept, flags
+        conv_state, conv_weight, conv_bias, place, row, convolves, taps, kept, flags
     )
     square = 0.0
     u = gl.zeros([MOST_ROWS], gl.float32, E)
@@ -101,43 +105,8 @@ def mamba1_step_in_kernel(
         u += gl.convert_layout(sums, E)
     # The row's 1 / rms is one factor of all sums.
     u *= gl.rsqrt(square / width + eps)
-    y = convolved(u, conv_state, row, convolves, kept, lagged, weights, bias, flags)
+    y = convolved(u, conv_state, place, convolves, kept, lagged, weights, bias, flags)
     gl.store(xz + batch * 2 * inner + row, gl.where(row < inner, y, u), own < count)
-
-
-@gluon.jit
-def load_convolution(conv_state, conv_weight, conv_bias, row, here, taps, kept, flags):
-    """Of some channels, as stored: what they were one, two and three steps ago, taps by lag, bias."""
-    last = conv_state + row * kept + kept - 1
-    tap = conv_weight + row * taps + taps - 1
-    lagged = (
-        gl.load(last, here & (taps > 1), 0),
-        gl.load(last - 1, here & (taps > 2), 0),
-        gl.load(last - 2, here & (taps > 3), 0),
-    )
-    weights = (
-        gl.load(tap, here, 0),
-        gl.load(tap - 1, here & (taps > 1), 0),
-        gl.load(tap - 2, here & (taps > 2), 0),
-        gl.load(tap - 3, here & (taps > 3), 0),
-    )
-    return lagged, weights, gl.load(conv_bias + row, here & ((flags & HAS_BIAS) != 0), 0)
-
-
-@gluon.jit
-def convolved(u, conv_state, row, here, kept, lagged, weights, bias, flags):
-    """silu(conv(u)) of some channels; what is kept moves by one step."""
-    new = narrowed(u, conv_state.dtype.element_ty, flags)
-    y = widened(new, flags) * widened(weights[0], flags) + widened(bias, flags)
-    for lag in gl.static_range(3):
-        y += widened(lagged[lag], flags) * widened(weights[lag + 1], flags)
-    last = conv_state + row * kept + kept - 1
-    # Several threads hold the same channel, and one of them stores it: not before all have read.
-    debug_barrier()
-    gl.store(last, new, here & (kept > 0))
-    for lag in gl.static_range(3):
-        gl.store(last - (lag + 1), lagged[lag], here & (kept > lag + 1))
-    return y * sigmoid(y)
 
 
 @gluon.jit
@@ -180,18 +149,6 @@ def scaled_token(
     square = gl.sum(gl.sum(even * even + odd * odd, 1), 0)
     even = shared_tiles(even * scale_even, SPLIT, TILES)
     return even, shared_tiles(odd * scale_odd, SPLIT, TILES), square
-
-
-@gluon.jit
-def store_as(pointer, at, value, mask, code):
-    if code == 0:
-        gl.store(pointer.to(gl.pointer_type(gl.float32), bitcast=True) + at, value, mask)
-    elif code == 1:
-        half = value.to(gl.float16)
-        gl.store(pointer.to(gl.pointer_type(gl.float16), bitcast=True) + at, half, mask)
-    else:
-        brain = value.to(gl.bfloat16)
-        gl.store(pointer.to(gl.pointer_type(gl.bfloat16), bitcast=True) + at, brain, mask)
 
 
 @gluon.jit
@@ -330,7 +287,7 @@ KERNELS = [
         },
         aligned=lambda _: [*_PAIRS, "residual", "sum_out", "xz", "width", "inner"],
         shape=["width"],
-        tuned=["PROGRAMS"],
+        tuned=["PROGRAMS", "FEW"],
         configs=[
             Config("narrow", when="width <= 768", SPLIT=1, TILES=3, num_warps=8),
             Config("middle", when="width <= 2048", SPLIT=2, TILES=4, num_warps=8),
@@ -361,5 +318,51 @@ KERNELS = [
         },
         aligned=lambda _: ["dt_proj", "A", "state", "xz", "low", "out", "inner", "rank"],
         configs=[Config("only", CHANNELS=16, num_warps=4)],
+    ),
+    Kernel(
+        mamba1_step_rows_norm_kernel,
+        args={
+            **dict.fromkeys(("x", "norm_weight", "out"), "*half"),
+            **dict(residual="*i32", sum_out="*i32", eps="f32", width="i32", flags="i32"),
+        },
+        aligned=lambda _: ["x", "norm_weight", "out", "residual", "sum_out", "width"],
+        configs=[Config("only", BLOCK=4096, num_warps=16)],
+    ),
+    Kernel(
+        mamba1_step_rows_convolution_kernel,
+        args={**dict(xz="*half"), **_HALVES, **dict.fromkeys(("inner", "taps", "kept", "flags"), "i32")},
+        aligned=lambda _: ["xz", "inner"],
+        configs=[Config("only", CHANNELS=256, num_warps=4)],
+    ),
+    Kernel(
+        mamba1_step_rows_project_kernel,
+        args={
+            **dict(x="*i32", matrix="*i32", out="*half", shares="*f32"),
+            **dict(rows="i32", width="i32", batch="i32", x_row="i64", parts="i32", flags="i32"),
+        },
+        aligned=lambda _: ["x", "matrix", "out", "shares", "rows", "width", "x_row"],
+        shape=["rows"],
+        tuned=["NARROW", "WIDE", "PROGRAMS", "WIDTH"],
+        configs=[
+            Config("narrow", when="rows < NARROW", M=1, N=4, SPLIT=8, STEPS=1, num_warps=8),
+            Config("middle", M=2, N=8, SPLIT=8, STEPS=1, num_warps=8),
+        ],
+    ),
+    Kernel(
+        mamba1_step_rows_sum_kernel,
+        args=dict(shares="*f32", out="*half", size="i64", parts="i32", flags="i32"),
+        aligned=lambda _: ["shares", "out", "size"],
+        configs=[Config("only", BLOCK=512, num_warps=4)],
+    ),
+    Kernel(
+        mamba1_step_rows_state_kernel,
+        args={
+            **dict.fromkeys(("A", "D_skip", "state"), "*f32"),
+            **dict.fromkeys(("low", "xz", "out", "dt_bias"), "*half"),
+            **dict(dt_proj="*i32"),
+            **dict.fromkeys(("batch", "inner", "rank", "flags"), "i32"),
+        },
+        aligned=lambda _: ["dt_proj", "A", "state", "xz", "low", "out", "inner", "rank"],
+        configs=[Config("only", N=4, num_warps=4)],
     ),
 ]

@@ -40,8 +40,6 @@ constexpr int64_t kForwardBlocks = 4, kBackwardBlocks = 16;
 // In steps: kernels add that to a length in 32 bits.
 constexpr int64_t kLongestWalk = 8191;
 
-int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
-
 void check_limits(const char* fn, int64_t channels, int64_t length) {
   check(channels < INT32_MAX - kLongestWalk && length < INT32_MAX - kLongestWalk, fn,
         ": on CUDA channels and length must each be below 2^31 - ", kLongestWalk + 1, ", got ", channels,

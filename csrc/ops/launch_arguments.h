@@ -44,6 +44,8 @@ inline OptionalTensor in_float32(const OptionalTensor& t) {
   return in_float32(*t);
 }
 
+constexpr int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
+
 inline void* pointer(const Tensor& t) { return t.data_ptr(); }
 inline void* pointer(const OptionalTensor& t) { return t ? t->data_ptr() : nullptr; }
 

@@ -19,8 +19,6 @@ enum Flag : int32_t {
   kSaveChunks = 4,
 };
 
-int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
-
 void check_limits(const LinearRecurrenceSizes& s) {
   constexpr int64_t kLimit = INT32_MAX - 1024;
   check(s.length < kLimit && s.rows < kLimit,

@@ -1,8 +1,12 @@
-// mamba1_step on CUDA: check, allocate, four launches. The kernels are csrc/kernels/mamba1_step.py.
+// mamba1_step on CUDA: check, allocate, four launches, or those of mamba1_step_rows.h. The kernels are
+// csrc/kernels/mamba1_step.py.
 #include "ops/mamba1_step.h"
+
+#include <algorithm>
 
 #include "generated/mamba1_step.gen.h"
 #include "ops/launch_arguments.h"
+#include "ops/mamba1_step_rows.h"
 
 namespace mamba_aot::cuda {
 namespace {
@@ -37,9 +41,8 @@ void check_limits(const Mamba1StepSizes& s, const Tensor& x) {
 
 // How many rows of a matrix a program takes so that there are about `programs`: some it multiplies at once.
 int64_t rows_of_program(int64_t batch, int64_t rows, int64_t at_once, int64_t programs) {
-  const int64_t wanted = (batch * rows + programs - 1) / programs;
-  const int64_t rounds = (wanted + at_once - 1) / at_once;
-  return (rounds < kMostRounds ? rounds : kMostRounds) * at_once;
+  const int64_t wanted = ceil_div(batch * rows, std::max<int64_t>(1, programs));
+  return std::min(ceil_div(wanted, at_once), kMostRounds) * at_once;
 }
 
 void check_aligned(const char* name, const Tensor& t) {
@@ -66,7 +69,7 @@ void project(const Tensor& x, int64_t x_row, const Tensor& weight, const Tensor&
   args.x_row = x_row;
   args.count = static_cast<int32_t>(count);
   args.flags = format_flag(weight) | (wide ? kWideOut : 0);
-  Mamba1StepProject::launch(key, config, device, x.size(0) * ((rows + count - 1) / count), args);
+  Mamba1StepProject::launch(key, config, device, x.size(0) * ceil_div(rows, count), args);
 }
 
 }  // namespace
@@ -75,9 +78,9 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
                               Tensor conv_state, Tensor conv_weight, OptionalTensor conv_bias, Tensor x_proj,
                               Tensor dt_proj, Tensor dt_bias, Tensor A, Tensor D, Tensor ssm_state,
                               Tensor out_proj, double eps, bool wide_sum) {
-  const Mamba1StepSizes s =
-      check_mamba1_step({x, residual, norm_weight, in_proj, conv_state, conv_weight, conv_bias, x_proj,
-                         dt_proj, dt_bias, A, D, ssm_state, out_proj});
+  const Mamba1StepTensors t{x,      residual, norm_weight, in_proj, conv_state, conv_weight, conv_bias,
+                            x_proj, dt_proj,  dt_bias,     A,       D,          ssm_state,   out_proj};
+  const Mamba1StepSizes s = check_mamba1_step(t);
   check_limits(s, x);
   check_aligned("x", x);
   if (residual) check_aligned("residual", *residual);
@@ -89,13 +92,20 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
   check_aligned("ssm_state", ssm_state);
   check_aligned("out_proj", out_proj);
   const ScalarType narrow = x.scalar_type(), wide = ScalarType::Float;
-  Tensor out = empty_on(x, {s.batch, s.width}, narrow);
   Tensor sum = empty_on(x, {s.batch, s.width}, wide_sum ? wide : residual ? residual->scalar_type() : narrow);
-  if (s.batch == 0) return {out, sum};
+  if (s.batch == 0) return {empty_on(x, {0, s.width}, narrow), sum};
+  const int32_t format = format_flag(x), device = x.get_device_index();
+  const int32_t flags = format | (conv_bias ? kHasBias : 0) | dtype_code(sum) << kSumType |
+                        (residual ? kHasResidual | dtype_code(*residual) << kResidualType : 0);
+  // In the kernels of this file each row of a batch reads the weights again; those of a narrow layer come
+  // from the cache. Beyond so many rows times d_model, tensor cores are faster.
+  if (s.batch * s.width > Mamba1StepIn::FEW(device)) {
+    return {mamba1_step_rows(t, s, eps, flags, sum), sum};
+  }
+  Tensor out = empty_on(x, {s.batch, s.width}, narrow);
   Tensor xz = empty_on(x, {s.batch, 2 * s.inner}, wide);
   Tensor low = empty_on(x, {s.batch, s.rank + 2 * s.state}, wide);
   Tensor y = empty_on(x, {s.batch, s.inner}, wide);
-  const int32_t format = format_flag(x), device = x.get_device_index();
 
   const Mamba1StepIn::Key in_key{};
   const auto& in_config = Mamba1StepIn::pick(in_key, {s.width, device});
@@ -116,10 +126,9 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
   in.inner = static_cast<int32_t>(s.inner);
   in.taps = static_cast<int32_t>(s.taps);
   in.kept = static_cast<int32_t>(s.kept);
-  in.flags = format | (conv_bias ? kHasBias : 0) | dtype_code(sum) << kSumType |
-             (residual ? kHasResidual | dtype_code(*residual) << kResidualType : 0);
+  in.flags = flags;
   in.count = static_cast<int32_t>(in_rows);
-  Mamba1StepIn::launch(in_key, in_config, device, s.batch * ((2 * s.inner + in_rows - 1) / in_rows), in);
+  Mamba1StepIn::launch(in_key, in_config, device, s.batch * ceil_div(2 * s.inner, in_rows), in);
 
   project(xz, 2 * s.inner, x_proj, low);
 

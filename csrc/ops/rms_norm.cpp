@@ -36,8 +36,6 @@ constexpr int64_t kWholeBackward = 4096;
 // A program adds up at most this many rows in one fp32 number; more would cost digits.
 constexpr int64_t kRowsInOneSum = 256;
 
-int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
-
 void check_limits(const char* fn, const RmsNormSizes& s) {
   check(s.channels < INT32_MAX - 8192, fn, ": on CUDA channels must be below 2^31 - 8192, got ", s.channels);
   check(s.all_rows() < (INT32_MAX - 1024) / std::max<int64_t>(1, s.groups), fn,

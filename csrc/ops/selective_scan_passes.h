@@ -8,8 +8,6 @@
 
 namespace mamba_aot::cuda {
 
-inline int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
-
 // Walks every span of a launch of the backward from an adjoint of zero.
 inline void launch_adjoint(const generated::SelectiveScanPlainBwd::Args& of, const SelectiveScanSizes& s,
                            const Tensor& u, bool rows) {

@@ -31,8 +31,10 @@ def mamba1_step(
 ) -> tuple[Tensor, Tensor]:
     """Adds `residual`, norms, and takes one step of a `Mamba1` block; writes the new states in place.
 
-    Between the products nothing is rounded on a GPU, but for what `conv_state` keeps. All tensors are
-    contiguous and, where no dtype is given, of the dtype of `x`.
+    On a GPU nothing of a few rows is rounded between the products, but for what `conv_state` keeps; what many
+    rows pass from one to the next is of the dtype of `x`. How many that are was measured, so the last digits
+    of a row depend on how many others there are. All tensors are contiguous and, where no dtype is given, of
+    the dtype of `x`.
 
     Args:
         x: [batch, d_model], float16 or bfloat16; on a CPU float32 or float64, too.

@@ -86,6 +86,16 @@ ROWS: dict[str, dict[str, Any]] = {
     "1 tap": {"taps": 1, "kept": 0},
     "large eps": {"eps": 0.5},
     "more rows than the CPU's own product takes": {"batch": 9},
+    "tensor cores": {"batch": 12, "width": 768, "inner": 1536, "rank": 48},
+    "tensor cores, float16": {"batch": 33, "width": 272, "dtype": torch.float16, "residual": torch.float16},
+    "tensor cores, residual float32": {"batch": 40, "width": 256, "residual": torch.float32},
+    "tensor cores, no residual": {"batch": 40, "width": 256, "residual": None, "residual_in_fp32": True},
+    "tensor cores, no bias, 4 steps kept": {"batch": 40, "width": 256, "conv_bias": False, "kept": 4},
+    "tensor cores, 1 tap": {"batch": 40, "width": 256, "taps": 1, "kept": 0},
+    "tensor cores, 2.8b": {"batch": 17, "width": 2560, "inner": 5120, "rank": 160},
+    "tensor cores, columns in three parts": {"batch": 9, "width": 1040, "inner": 2576, "rank": 80},
+    "tensor cores, d_model in two parts": {"batch": 3, "width": 4112},
+    "tensor cores, 130 rows": {"batch": 130, "width": 80, "inner": 176},
 }
 # What only the CPU takes.
 MORE: dict[str, dict[str, Any]] = {
@@ -118,10 +128,27 @@ def test_float64_is_computed_as_such() -> None:
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
 
-def test_two_runs_are_equal(device: str) -> None:
-    inputs = make_inputs(batch=3, width=768, inner=1536, rank=48, device=device)
+@pytest.mark.parametrize("batch", [3, 40])
+def test_two_runs_are_equal(batch: int, device: str) -> None:
+    inputs = make_inputs(batch=batch, width=768, inner=1536, rank=48, device=device)
     first, second = (results_of(mamba1_step, inputs, backward=False, written=WRITTEN) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("batch", [3, 40, 70])
+def test_order_and_neighbours_do_not_matter(batch: int, device: str) -> None:
+    inputs = make_inputs(batch=batch, width=256, inner=512, rank=32, device=device)
+    others = make_inputs(batch=batch, width=256, inner=512, rank=32, device=device)
+    order = torch.arange(batch - 1, -1, -1, device=device)
+    for name in ("x", "residual", *WRITTEN):
+        others[name] = inputs[name][order].clone()
+        # A neighbour that could spoil all others.
+        others[name][0] = torch.nan
+    first, second = (
+        results_of(mamba1_step, given, backward=False, written=WRITTEN) for given in (inputs, others)
+    )
+    for name in first:
+        assert torch.equal(first[name][:-1], second[name][order.cpu()][:-1]), name
 
 
 @pytest.mark.parametrize("row", [{}, {"residual": None, "residual_in_fp32": True}], ids=["base", "wide sum"])

@@ -64,6 +64,11 @@ def _decoding() -> list[Work]:
     return [make_work("decode", f"B{batch} layers{layers} M{width}") for batch, layers, width in sizes]
 
 
+def _batches() -> list[Work]:
+    sizes = [(4, 768), (16, 768), (64, 768), (4, 1024), (64, 1024), (4, 2048), (64, 2560)]
+    return [make_work("decode", f"B{batch} layers8 M{width}") for batch, width in sizes]
+
+
 # Of numbers that count rows or channels: values between the shapes, and never and always.
 _FEW = (0, 1024, 3072, 6144, 8192, 12288, 1 << 20)
 _FILLING = tuple(1 << power for power in range(14, 20))
@@ -76,7 +81,12 @@ PROBES = {
     "causal_conv1d_fwd.THREADS": Probe(_FILLING, _convolutions()),
     "causal_conv1d_bwd.THREADS": Probe(_FILLING, _convolutions(), backward=True),
     "mamba1_step_in.PROGRAMS": Probe((66, 132, 264, 396, 528), _decoding()),
+    "mamba1_step_in.FEW": Probe((0, 2048, 4096, 6144, 8192, 12288), _batches()),
     "mamba1_step_project.PROGRAMS": Probe((66, 132, 264, 396, 528), _decoding()),
+    "mamba1_step_rows_project.NARROW": Probe((0, 256, 1025, 2049, 1 << 20), _batches()),
+    "mamba1_step_rows_project.WIDE": Probe((0, 1 << 21, 3 << 20, 4500000, 1 << 23, 1 << 40), _batches()),
+    "mamba1_step_rows_project.PROGRAMS": Probe((66, 132, 200, 264, 396), _batches()),
+    "mamba1_step_rows_project.WIDTH": Probe((512, 768, 1024, 2048, 1 << 20), _batches()),
     "rms_norm_bwd.PROGRAMS": Probe((128, 256, 512, 1024, 2048, 4096), _norms(), backward=True),
 }
 
