@@ -79,17 +79,21 @@ def test_a_step_of_decoding_is_replayed() -> None:
         torch.testing.assert_close(logits, model.step(ids, other))
 
 
-def make_fused() -> MambaLM:
+# One row and few; tensor cores; tensor cores between torch's products. The last number is d_model.
+FUSED = pytest.mark.parametrize(("batch", "width"), [(1, 768), (3, 768), (16, 768), (48, 768), (20, 2048)])
+
+
+def make_fused(width: int) -> MambaLM:
     """A model whose layers step in kernels that begin while those before them still run."""
     torch.manual_seed(0)
-    config = MambaLMConfig(n_layer=6, ssm=SSMConfig(d_model=768), layers="m")
+    config = MambaLMConfig(n_layer=6, ssm=SSMConfig(d_model=width), layers="m")
     return MambaLM(config, device="cuda", dtype=torch.bfloat16).eval()
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("batch", [1, 3])
-def test_kernels_that_overlap_read_what_was_written(batch: int) -> None:
-    model, tokens = make_fused(), make_ids(200, batch)
+@FUSED
+def test_kernels_that_overlap_read_what_was_written(batch: int, width: int) -> None:
+    model, tokens = make_fused(width), make_ids(200, batch)
 
     def run(how: str) -> tuple[list[Tensor], list[Tensor]]:
         state = model.allocate_state(batch)
@@ -118,13 +122,14 @@ def test_kernels_that_overlap_read_what_was_written(batch: int) -> None:
 
 
 @torch.inference_mode()
-def test_weights_written_right_before_a_step_are_read() -> None:
-    model, ids = make_fused(), make_ids(1)
+@FUSED
+def test_weights_written_right_before_a_step_are_read(batch: int, width: int) -> None:
+    model, ids = make_fused(width), make_ids(batch)
     written = [p for name, p in model.named_parameters() if name.endswith("_proj.weight")]
     versions = [[torch.randn_like(p) * 0.03 for p in written] for _ in range(2)]
     found: list[list[Tensor]] = [[], []]
     for turn in range(100):
-        state = model.allocate_state(1)
+        state = model.allocate_state(batch)
         for weight, value in zip(written, versions[turn % 2], strict=True):
             weight.copy_(value)
         found[turn % 2].append(model.step(ids, state))

@@ -7,6 +7,7 @@
 #include "generated/mamba1_step.gen.h"
 #include "ops/launch_arguments.h"
 #include "ops/mamba1_step_rows.h"
+#include "runtime/batch_invariant.h"
 
 namespace mamba_aot::cuda {
 namespace {
@@ -99,7 +100,7 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
                         (residual ? kHasResidual | dtype_code(*residual) << kResidualType : 0);
   // In the kernels of this file each row of a batch reads the weights again; those of a narrow layer come
   // from the cache. Beyond so many rows times d_model, tensor cores are faster.
-  if (s.batch * s.width > Mamba1StepIn::FEW(device)) {
+  if (!batch_invariant() && s.batch * s.width > Mamba1StepIn::FEW(device)) {
     return {mamba1_step_rows(t, s, eps, flags, sum), sum};
   }
   Tensor out = empty_on(x, {s.batch, s.width}, narrow);

@@ -2,6 +2,10 @@
 that cannot.
 """
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -149,6 +153,29 @@ def test_order_and_neighbours_do_not_matter(batch: int, device: str) -> None:
     )
     for name in first:
         assert torch.equal(first[name][:-1], second[name][order.cpu()][:-1]), name
+
+
+ALONE = """
+import sys
+import torch
+sys.path.insert(0, sys.argv[1])
+from test_mamba1_step import WRITTEN, make_inputs
+from mamba_aot.ops.mamba1_step import mamba1_step
+inputs = make_inputs(batch=40, width=256, inner=512, rank=32, device="cuda")
+alone = {k: t[7:8].clone() if k in ("x", "residual", *WRITTEN) else t for k, t in inputs.items()}
+for left, right in zip(mamba1_step(**inputs), mamba1_step(**alone)):
+    assert torch.equal(left[7:8], right)
+assert all(torch.equal(inputs[name][7:8], alone[name]) for name in WRITTEN)
+"""
+
+
+@pytest.mark.gpu
+def test_a_gpu_takes_rows_one_by_one_if_asked_to() -> None:
+    """As many as tensor cores take otherwise, which round between the products."""
+    command = [sys.executable, "-c", ALONE, str(Path(__file__).parent)]
+    environment = {**os.environ, "MAMBA_AOT_BATCH_INVARIANT": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("row", [{}, {"residual": None, "residual_in_fp32": True}], ids=["base", "wide sum"])
