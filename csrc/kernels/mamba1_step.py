@@ -332,7 +332,11 @@ KERNELS = [
         mamba1_step_rows_convolution_kernel,
         args={**dict(xz="*half"), **_HALVES, **dict.fromkeys(("inner", "taps", "kept", "flags"), "i32")},
         aligned=lambda _: ["xz", "inner"],
-        configs=[Config("only", CHANNELS=256, num_warps=4)],
+        shape=["inner"],
+        configs=[
+            Config("narrow", when="inner < 4096", CHANNELS=128, num_warps=4),
+            Config("wide", CHANNELS=256, num_warps=4),
+        ],
     ),
     Kernel(
         mamba1_step_rows_project_kernel,
@@ -363,6 +367,6 @@ KERNELS = [
             **dict.fromkeys(("batch", "inner", "rank", "flags"), "i32"),
         },
         aligned=lambda _: ["dt_proj", "A", "state", "xz", "low", "out", "inner", "rank"],
-        configs=[Config("only", N=4, num_warps=4)],
+        configs=[Config("only", N=2, num_warps=4)],
     ),
 ]

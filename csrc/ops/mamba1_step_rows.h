@@ -37,7 +37,7 @@ inline void norm(const Mamba1StepTensors& t, const Mamba1StepSizes& s, double ep
 
 inline void convolve(const Mamba1StepTensors& t, const Mamba1StepSizes& s, int32_t flags, const Tensor& xz) {
   const Mamba1StepRowsConvolution::Key key{};
-  const auto& config = Mamba1StepRowsConvolution::pick(key, {});
+  const auto& config = Mamba1StepRowsConvolution::pick(key, {s.inner});
   Mamba1StepRowsConvolution::Args args{};
   args.xz = pointer(xz);
   args.conv_state = pointer(t.conv_state);
