@@ -50,6 +50,8 @@ constexpr const char* kSchemas[] = {
 
     "few_rows_linear(Tensor x, Tensor weight) -> Tensor",
 
+    "argmax_rows(Tensor x) -> Tensor",
+
     "linear_recurrence_fwd(Tensor a, Tensor b, Tensor? initial_state, bool complex, bool reverse, "
     "bool save_states) -> (Tensor h, Tensor last_state, Tensor chunk_states)",
 
@@ -87,6 +89,7 @@ constexpr Op kOps[] = {
     MAMBA_AOT_OP(state_update),
     MAMBA_AOT_OP(mamba1_step),
     MAMBA_AOT_OP(few_rows_linear),
+    MAMBA_AOT_OP(argmax_rows),
     MAMBA_AOT_OP(linear_recurrence_fwd),
     MAMBA_AOT_OP(linear_recurrence_bwd),
     MAMBA_AOT_OP(rms_norm_fwd),

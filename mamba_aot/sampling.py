@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mamba_aot.ops.mamba1_step import argmax_rows
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -59,7 +61,7 @@ def draw(
         weaker = torch.where(logits > 0, logits / how.repetition_penalty, logits * how.repetition_penalty)
         logits = torch.where(seen, weaker, logits)
     if how.temperature == 0:
-        return logits.argmax(-1)
+        return _argmax(logits)
     logits = logits.float() / how.temperature
     if how.top_k is None and how.top_p is None and how.min_p is None:
         return _race(logits.softmax(-1), generator)
@@ -99,4 +101,10 @@ def _race(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
     That is what torch.multinomial does, number for number, but for its check that waits for the device.
     """
     clocks = torch.empty_like(probabilities).exponential_(generator=generator)
-    return (probabilities / clocks).argmax(-1)
+    return _argmax(probabilities / clocks)
+
+
+def _argmax(x: Tensor) -> Tensor:
+    """Of each row of [B, V]."""
+    fast = x.is_cuda and x.dtype != torch.float64 and not torch.compiler.is_compiling()
+    return argmax_rows(x) if fast else x.argmax(-1)

@@ -1,4 +1,4 @@
-// The CPU half of mamba1_step, the ops it is made of one after the other, and of few_rows_linear.
+// The CPU half of mamba1_step, the ops it is made of one after the other, of few_rows_linear and argmax_rows.
 #include "ops/mamba1_step.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -15,6 +15,9 @@ namespace mamba_aot::cpu {
 MAMBA_AOT_PER_ISA(void, few_rows_product,
                   (DType dtype, const void* matrix, const void* x, int64_t x_row, int64_t batch, int64_t rows,
                    int64_t width, int64_t begin, int64_t end, float* wide_x, void* out))
+MAMBA_AOT_PER_ISA(void, greatest_of_rows,
+                  (DType dtype, const void* x, int64_t stride, int64_t size, int64_t begin, int64_t end,
+                   int64_t* out))
 
 namespace {
 
@@ -80,6 +83,20 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
 Tensor few_rows_linear(Tensor x, Tensor weight) {
   check_few_rows_linear(x, weight);
   return project(x, weight);
+}
+
+Tensor argmax_rows(Tensor x) {
+  check_argmax_rows(x);
+  const int64_t rows = x.size(0), size = x.size(1), stride = x.stride(0);
+  Tensor out = empty_on(x, {rows}, ScalarType::Long);
+  int64_t* to = static_cast<int64_t*>(out.data_ptr());
+  const DType dtype = view_dtype(x.scalar_type());
+  const auto kernel = pick_greatest_of_rows(dtype == DType::f64);
+  const void* from = x.data_ptr();
+  torch::stable::parallel_for(0, rows, kGrain / size + 1, [&](int64_t begin, int64_t end) {
+    kernel(dtype, from, stride, size, begin, end, to);
+  });
+  return out;
 }
 
 }  // namespace mamba_aot::cpu

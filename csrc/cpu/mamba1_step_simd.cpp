@@ -45,6 +45,25 @@ void multiply_rows(const T* matrix, const T* x, int64_t x_row, int64_t batch, in
   }
 }
 
+// As torch orders them: NaN is greater than any number.
+template <class T>
+int64_t first_greatest(const T* row, int64_t size) {
+  int64_t found = 0;
+  auto greatest = widen(row[0]);
+  for (int64_t k = 1; k < size && greatest == greatest; ++k) {
+    const auto number = widen(row[k]);
+    if (number <= greatest) continue;
+    found = k;
+    greatest = number;
+  }
+  return found;
+}
+
+template <class T>
+void greatest_of(const T* x, int64_t stride, int64_t size, int64_t begin, int64_t end, int64_t* out) {
+  for (int64_t row = begin; row < end; ++row) out[row] = first_greatest(x + row * stride, size);
+}
+
 }  // namespace
 
 // out [batch, rows] = x [batch, width] times the rows [begin, end) of matrix [rows, width], none of
@@ -60,6 +79,20 @@ void few_rows_product(DType dtype, const void* matrix, const void* x, int64_t x_
   } else {
     multiply_rows(static_cast<const Half*>(matrix), static_cast<const Half*>(x), x_row, batch, rows, width,
                   begin, end, wide_x, static_cast<Half*>(out));
+  }
+}
+
+// out[row] = where the first of the greatest numbers of a row of x [rows, size] is.
+void greatest_of_rows(DType dtype, const void* x, int64_t stride, int64_t size, int64_t begin, int64_t end,
+                      int64_t* out) {
+  if (dtype == DType::f32) {
+    greatest_of(static_cast<const float*>(x), stride, size, begin, end, out);
+  } else if (dtype == DType::f64) {
+    greatest_of(static_cast<const double*>(x), stride, size, begin, end, out);
+  } else if (dtype == DType::bf16) {
+    greatest_of(static_cast<const BFloat16*>(x), stride, size, begin, end, out);
+  } else {
+    greatest_of(static_cast<const Half*>(x), stride, size, begin, end, out);
   }
 }
 

@@ -9,6 +9,7 @@ Weights are read once a batch row. Every sum is in fp32 and has one order. What 
 next is fp32.
 """
 
+from _argmax_rows import argmax_rows_kernel, argmax_rows_parts_kernel
 from _arithmetic import exp, sigmoid, softplus
 from _half import FLOAT16, narrowed, widened
 from _mamba1_step_convolution import convolved, load_convolution
@@ -368,5 +369,17 @@ KERNELS = [
         },
         aligned=lambda _: ["dt_proj", "A", "state", "xz", "low", "out", "inner", "rank"],
         configs=[Config("only", N=2, num_warps=4)],
+    ),
+    Kernel(
+        argmax_rows_parts_kernel,
+        args=dict(x="*half", keys="*i64", size="i64", row_stride="i64", parts="i32", code="i32"),
+        aligned=lambda _: ["keys"],
+        configs=[Config("only", BLOCK=2048, num_warps=4)],
+    ),
+    Kernel(
+        argmax_rows_kernel,
+        args=dict(keys="*i64", out="*i64", parts="i32"),
+        aligned=lambda _: ["keys", "out"],
+        configs=[Config("only", BLOCK=128, num_warps=1)],
     ),
 ]

@@ -12,6 +12,8 @@
 namespace mamba_aot::cuda {
 namespace {
 
+using generated::ArgmaxRows;
+using generated::ArgmaxRowsParts;
 using generated::Mamba1StepIn;
 using generated::Mamba1StepProject;
 using generated::Mamba1StepState;
@@ -157,6 +159,34 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
 Tensor few_rows_linear(Tensor x, Tensor weight) {
   check_few_rows_linear(x, weight);
   return torch::stable::matmul(x, torch::stable::transpose(weight, 0, 1));
+}
+
+Tensor argmax_rows(Tensor x) {
+  check_argmax_rows(x);
+  check(x.scalar_type() != ScalarType::Double, "argmax_rows: x must not be float64 on CUDA. Pass x.float().");
+  const int64_t rows = x.size(0), size = x.size(1);
+  const int32_t device = x.get_device_index();
+  Tensor out = empty_on(x, {rows}, ScalarType::Long);
+  const ArgmaxRowsParts::Key parts_key{};
+  const auto& parts_config = ArgmaxRowsParts::pick(parts_key, {});
+  const int64_t parts = ceil_div(size, parts_config.BLOCK);
+  Tensor keys = empty_on(x, {rows, parts}, ScalarType::Long);
+  ArgmaxRowsParts::Args found{};
+  found.x = pointer(x);
+  found.keys = pointer(keys);
+  found.size = size;
+  found.row_stride = x.stride(0);
+  found.parts = static_cast<int32_t>(parts);
+  found.code = dtype_code(x);
+  ArgmaxRowsParts::launch(parts_key, parts_config, device, rows * parts, found);
+
+  const ArgmaxRows::Key key{};
+  ArgmaxRows::Args args{};
+  args.keys = pointer(keys);
+  args.out = pointer(out);
+  args.parts = static_cast<int32_t>(parts);
+  ArgmaxRows::launch(key, ArgmaxRows::pick(key, {}), device, rows, args);
+  return out;
 }
 
 }  // namespace mamba_aot::cuda

@@ -33,6 +33,9 @@ Mamba1StepSizes check_mamba1_step(const Mamba1StepTensors& t);
 // Checks x [batch, width] and weight [rows, width]. Throws std::invalid_argument.
 void check_few_rows_linear(const Tensor& x, const Tensor& weight);
 
+// Checks x [rows, size]. Throws std::invalid_argument.
+void check_argmax_rows(const Tensor& x);
+
 using Mamba1StepOutputs = std::tuple<Tensor, Tensor>;
 
 // Both namespaces implement the schema of library.cpp, argument for argument.
@@ -42,6 +45,7 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
                               Tensor dt_proj, Tensor dt_bias, Tensor A, Tensor D, Tensor ssm_state,
                               Tensor out_proj, double eps, bool wide_sum);
 Tensor few_rows_linear(Tensor x, Tensor weight);
+Tensor argmax_rows(Tensor x);
 }  // namespace cpu
 
 namespace cuda {
@@ -50,6 +54,7 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
                               Tensor dt_proj, Tensor dt_bias, Tensor A, Tensor D, Tensor ssm_state,
                               Tensor out_proj, double eps, bool wide_sum);
 Tensor few_rows_linear(Tensor x, Tensor weight);
+Tensor argmax_rows(Tensor x);
 }  // namespace cuda
 
 }  // namespace mamba_aot

@@ -72,4 +72,13 @@ void check_few_rows_linear(const Tensor& x, const Tensor& weight) {
   check(weight.is_contiguous(), fn, ": weight must be contiguous. Pass weight.contiguous().");
 }
 
+void check_argmax_rows(const Tensor& x) {
+  const char* fn = "argmax_rows";
+  Arg{fn, "x", x}.has_rank("[rows, size]", 2).is_data_dtype();
+  const int64_t size = x.size(1);
+  check(size > 0 && size < (int64_t{1} << 31), fn, ": x must have 1 to 2^31 - 1 numbers a row, got ", size);
+  check(x.stride(1) == 1 || size == 1, fn, ": the numbers of a row of x must lie side by side. Pass ",
+        "x.contiguous().");
+}
+
 }  // namespace mamba_aot

@@ -1,5 +1,5 @@
-"""A token through a layer with a published block, the work between matrix products fused into them; and the
-product after the last layer.
+"""A token through a layer with a published block, the work between matrix products fused into them; the
+product after the last layer, and which token it makes the most probable.
 """
 
 import torch
@@ -111,6 +111,27 @@ def few_rows_linear(x: Tensor, weight: Tensor) -> Tensor:
     return torch.ops.mamba_aot.few_rows_linear(x, weight)
 
 
+@torch.no_grad()
+@raises_typed_errors
+def argmax_rows(x: Tensor) -> Tensor:
+    """`x.argmax(-1)` for the few long rows that logits are, and the first of several that are equal.
+
+    On a GPU torch gives a row to one group of threads, which takes longer than reading it.
+
+    Args:
+        x: [rows, size], of any floating dtype; on a GPU not float64. A row lies side by side.
+
+    Returns:
+        [rows], int64. NaN is greater than any number.
+
+    Raises:
+        TypeError: `x` is not a tensor.
+        ValueError: A shape, dtype or layout is not as above.
+        RuntimeError: The GPU, its driver or a kernel image for it is missing.
+    """
+    return torch.ops.mamba_aot.argmax_rows(x)
+
+
 @torch.library.register_fake("mamba_aot::mamba1_step")
 def _(
     x: Tensor,
@@ -137,3 +158,8 @@ def _(
 @torch.library.register_fake("mamba_aot::few_rows_linear")
 def _(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[0]))
+
+
+@torch.library.register_fake("mamba_aot::argmax_rows")
+def _(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[:1], dtype=torch.int64)

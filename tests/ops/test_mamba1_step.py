@@ -1,5 +1,5 @@
-"""mamba1_step and few_rows_linear against float64, states, errors, and a model that takes them beside one
-that cannot.
+"""mamba1_step, few_rows_linear and argmax_rows against float64, states, errors, and a model that takes them
+beside one that cannot.
 """
 
 import os
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_aot import MambaLM, MambaLMConfig, MambaState, SSMConfig
-from mamba_aot.ops.mamba1_step import few_rows_linear, mamba1_step
+from mamba_aot.ops.mamba1_step import argmax_rows, few_rows_linear, mamba1_step
 from mamba_aot.reference import mamba1_step_ref
 from mamba_aot.testing import assert_close_to_fp64, assert_matches_reference, results_of
 
@@ -313,6 +313,54 @@ def test_products_of_few_rows(batch: int, rows: int, width: int, dtype: torch.dt
     assert got.dtype == dtype
     truth = x.cpu().double() @ weight.cpu().double().T
     assert_close_to_fp64(got.cpu(), x.cpu() @ weight.cpu().T, truth, "product")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("rows", "size"), [(1, 50280), (5, 50277), (64, 2049), (3, 2048), (2, 1), (0, 7), (1, 400_000)]
+)
+def test_argmax_is_the_first_of_the_greatest(rows: int, size: int, dtype: torch.dtype, device: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(rows, size + 3, generator=generator).to(dtype)[:, 1 : size + 1]
+    # In sixteen bits many numbers are equal.
+    wanted = [row.tolist().index(max(row.tolist())) for row in x]
+    assert argmax_rows(x.to(device)).tolist() == wanted
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_argmax_of_what_is_no_common_number(dtype: torch.dtype, device: str) -> None:
+    inf, nan, size = float("inf"), float("nan"), 3000
+    x = torch.full((7, size), -1.0)
+    x[0, 2500], x[0, 2700] = nan, inf
+    x[1, 100], x[1, 2900] = inf, inf
+    x[2] = -inf
+    x[3, 17], x[3, 16] = 0.0, -0.0
+    x[4, 5], x[4, 2999] = nan, nan
+    x[5, 2048] = -0.5
+    x[6] = -65504
+    assert argmax_rows(x.to(device, dtype)).tolist() == [2500, 100, 0, 16, 5, 2048, 0]
+
+
+def test_opcheck_of_argmax(device: str) -> None:
+    op = torch.ops.mamba_aot.argmax_rows.default
+    x = torch.randn(3, 50, device=device)
+    torch.library.opcheck(op, (x,), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "sentence"),
+    [
+        (torch.ones(4), ValueError, r"x must be \[rows, size\]"),
+        (torch.ones(3, 0), ValueError, "x must have 1 to 2"),
+        (torch.ones(4, 3).T, ValueError, "the numbers of a row of x must lie side by side"),
+        (torch.ones(2, 3, dtype=torch.int64), ValueError, "x must be"),
+        (None, TypeError, "x must be a torch.Tensor"),
+    ],
+    ids=["rank", "size", "layout", "dtype", "type"],
+)
+def test_errors_of_argmax(x: Any, error: type[Exception], sentence: str) -> None:
+    with pytest.raises(error, match=f"^argmax_rows: {sentence}" if error is ValueError else sentence):
+        argmax_rows(x)
 
 
 def test_opcheck_of_few_rows(device: str) -> None:
