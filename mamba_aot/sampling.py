@@ -5,7 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mamba_aot.ops._gradients import is_transformed
 from mamba_aot.ops.mamba1_step import argmax_rows
+
+# What argmax_rows reads on a GPU.
+_READ = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -106,5 +110,8 @@ def _race(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def _argmax(x: Tensor) -> Tensor:
     """Of each row of [B, V]."""
-    fast = x.is_cuda and x.dtype != torch.float64 and not torch.compiler.is_compiling()
-    return argmax_rows(x) if fast else x.argmax(-1)
+    plain = type(x) is Tensor and x.is_cuda and x.dtype in _READ and x.stride(-1) == 1
+    # A compiler makes its own, and torch.vmap and other kinds of tensors have rules for torch's alone.
+    if not plain or is_transformed() or torch.compiler.is_compiling():
+        return x.argmax(-1)
+    return argmax_rows(x)

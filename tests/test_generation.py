@@ -192,6 +192,16 @@ def test_a_finished_sequence_waits_for_the_others() -> None:
     assert bool(last.finished[0])
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_greedy_takes_logits_in_any_memory_order_and_mapped_over(device: str) -> None:
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)).to(device)
+    wanted = logits.argmax(-1)
+    for laid_out in (logits, logits.T.contiguous().T):
+        assert torch.equal(sample(laid_out, temperature=0), wanted)
+    mapped = torch.vmap(lambda row: sample(row[None], temperature=0)[0])(logits)
+    assert torch.equal(mapped, wanted)
+
+
 def test_repetition_is_penalised() -> None:
     logits = torch.tensor([[2.0, 1.5, -1.0, -1.5]])
     seen = torch.tensor([[True, False, True, False]])

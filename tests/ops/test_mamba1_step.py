@@ -97,7 +97,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "tensor cores, no bias, 4 steps kept": {"batch": 40, "width": 256, "conv_bias": False, "kept": 4},
     "tensor cores, 1 tap": {"batch": 40, "width": 256, "taps": 1, "kept": 0},
     "tensor cores, 2.8b": {"batch": 17, "width": 2560, "inner": 5120, "rank": 160},
-    "tensor cores, columns in three parts": {"batch": 9, "width": 1040, "inner": 2576, "rank": 80},
+    "tensor cores, columns in parts": {"batch": 9, "width": 1040, "inner": 2576, "rank": 80},
     "tensor cores, d_model in two parts": {"batch": 3, "width": 4112},
     "tensor cores, 130 rows": {"batch": 130, "width": 80, "inner": 176},
 }
@@ -325,6 +325,17 @@ def test_argmax_is_the_first_of_the_greatest(rows: int, size: int, dtype: torch.
     # In sixteen bits many numbers are equal.
     wanted = [row.tolist().index(max(row.tolist())) for row in x]
     assert argmax_rows(x.to(device)).tolist() == wanted
+
+
+def test_argmax_of_float64_on_a_cpu() -> None:
+    x = torch.tensor([[1.0, 1 + 1e-12, 1.0]], dtype=torch.float64)
+    assert argmax_rows(x).tolist() == [1]
+
+
+@pytest.mark.gpu
+def test_argmax_refuses_float64_on_cuda() -> None:
+    with pytest.raises(ValueError, match=r"^argmax_rows: x must not be float64 on CUDA"):
+        argmax_rows(torch.ones(1, 3, dtype=torch.float64, device="cuda"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
