@@ -64,11 +64,17 @@ def sigmoid(x):
 
 
 @gluon.jit
-def softplus(x):
+def sigmoid_fast(x):
+    """sigmoid() in half the instructions, with a relative error of |x| / 2 units."""
+    return reciprocal(1.0 + exp2_fast(x * -LOG2E))
+
+
+@gluon.jit
+def softplus(x, FAST: gl.constexpr = False):
     """log(1 + e^x) = max(x, 0) + log1p(e^-|x|); log1p(e) / e on [0, 1] is a polynomial (minimax with 1 at 0,
-    3e-8).
+    3e-8). FAST as sigmoid_fast().
     """
-    e = exp(-gl.abs(x))
+    e = exp2_fast(gl.abs(x) * -LOG2E) if FAST else exp(-gl.abs(x))
     terms: gl.constexpr = (
         0.00536482278429222,
         -0.030065786114965923,

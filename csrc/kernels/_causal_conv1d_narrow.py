@@ -8,22 +8,22 @@ stretch of its own, and keeps the steps around a run from the run before.
 # Triton has no starred tuples.
 # ruff: noqa: RUF005
 
-from _arithmetic import exp2_fast, reciprocal
+from _arithmetic import sigmoid_fast
 from _causal_conv1d_steps import (
     HAS_BIAS,
     HAS_STATES,
     SILU,
+    fetch_run,
     load_run,
     load_taps,
     places,
     run_layout,
+    steps_of_run,
     store_run,
 )
 from _half import narrowed, widened
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-
-LOG2E = gl.constexpr(1.4426950408889634)
 
 
 @gluon.jit
@@ -50,20 +50,42 @@ def convolved(xs, taps, offset, width, STEP: gl.constexpr, W: gl.constexpr):
 
 
 @gluon.jit
-def sigmoid_of(y):
-    return reciprocal(1.0 + exp2_fast(y * -LOG2E))
+def outputs(xs, taps, offset, width, flags, STEPS: gl.constexpr, W: gl.constexpr):
+    """Those of a run, activated; `xs` begins W - 1 steps early."""
+    ys = ()
+    for step in gl.static_range(STEPS):
+        ys = ys + (convolved(xs, taps, offset, width, step, W),)
+    if (flags & SILU) != 0:
+        activated = ()
+        for step in gl.static_range(STEPS):
+            activated = activated + (ys[step] * sigmoid_fast(ys[step]),)
+        ys = activated
+    return ys
 
 
 @gluon.jit
-def load_apart(row, first, left, x_time, valid, flags, BEGIN: gl.constexpr, END: gl.constexpr):
+def fetch_apart(row, first, left, x_time, valid, BEGIN: gl.constexpr, END: gl.constexpr):
     """Steps first + BEGIN up to first + END, one load each; 0 from `left` steps after `first` on."""
     steps = ()
     for i in gl.static_range(BEGIN, END):
         inside = valid & (i < left)
         if BEGIN < 0:
             inside = inside & (first + i >= 0)
-        steps = steps + (widened(gl.load(row + (first + i) * x_time, mask=inside, other=0), flags),)
+        steps = steps + (gl.load(row + (first + i) * x_time, mask=inside, other=0),)
     return steps
+
+
+@gluon.jit
+def widened_steps(steps, flags):
+    wide = ()
+    for i in gl.static_range(len(steps)):
+        wide = wide + (widened(steps[i], flags),)
+    return wide
+
+
+@gluon.jit
+def load_apart(row, first, left, x_time, valid, flags, BEGIN: gl.constexpr, END: gl.constexpr):
+    return widened_steps(fetch_apart(row, first, left, x_time, valid, BEGIN, END), flags)
 
 
 @gluon.jit
@@ -105,9 +127,13 @@ def causal_conv1d_fwd_kernel(
     STEPS: gl.constexpr,
     CHANNELS: gl.constexpr,
     VECTOR: gl.constexpr,
+    AT_ONCE: gl.constexpr,
 ):
-    """Each program walks over blocks * RUNS * STEPS steps of CHANNELS channels."""
+    """Each program walks over blocks * RUNS * STEPS steps of CHANNELS channels, and asks for some blocks at
+    once, so that enough bytes are under way.
+    """
     SEQ: gl.constexpr = LAYOUT == "seq"
+    BLOCK: gl.constexpr = RUNS * STEPS if SEQ else STEPS
     TILE: gl.constexpr = gl.SliceLayout(2, run_layout(LAYOUT, RUNS, STEPS, CHANNELS, VECTOR, gl.num_warps()))
     if LAYOUT == "last":
         x_channel = 1
@@ -121,40 +147,54 @@ def causal_conv1d_fwd_kernel(
     row = x + batch * x_batch + d * x_channel
     out_row = out + batch * out_batch + d * out_channel
     before = states + batch * states_batch
-    early = (gl.zeros([CHANNELS, RUNS] if SEQ else [RUNS, CHANNELS], gl.float32, TILE),) * (W - 1)
-    if not SEQ:
+    if SEQ:
+        lane = gl.arange(0, RUNS, gl.SliceLayout(0, TILE))[None, :] + gl.zeros(
+            [CHANNELS, RUNS], gl.int32, TILE
+        )
+        preceding = (lane + RUNS - 1) % RUNS
+        final = lane == RUNS - 1
+        # Of the block before the first one only the last lane's run is needed.
+        early = load_run(row, first - RUNS * STEPS, L, valid & final, flags, STEPS)[STEPS - W + 1 :]
+    else:
         early = load_apart(row, first, L - first, x_time, valid, flags, 1 - W, 0)
 
-    for _ in range(blocks):
-        left = (L - first).to(gl.int32)
-        if SEQ:
-            run_before = load_run(row, first - STEPS, L, valid, flags, STEPS)
-            early = run_before[STEPS - W + 1 :]
-            xs = load_run(row, first, L, valid, flags, STEPS)
-        else:
-            xs = load_apart(row, first, left, x_time, valid, flags, 0, STEPS)
-        if (flags & HAS_STATES) != 0:
-            early = add_states_before(
-                early, before, first, d, width, states_channel, states_time, valid, flags, W
-            )
-        xs = early + xs
-        ys = ()
-        for step in gl.static_range(STEPS):
-            ys = ys + (convolved(xs, taps, offset, width, step, W),)
-        if (flags & SILU) != 0:
-            activated = ()
-            for step in gl.static_range(STEPS):
-                activated = activated + (ys[step] * sigmoid_of(ys[step]),)
-            ys = activated
-        if SEQ:
-            store_run(out_row, first, left > 0, valid, ys, flags, STEPS)
-            first += RUNS * STEPS
-        else:
-            for step in gl.static_range(STEPS):
-                y = narrowed(ys[step], out.dtype.element_ty, flags)
-                gl.store(out_row + (first + step) * out_time, y, mask=valid & (step < left))
-            early = xs[STEPS:]
-            first += STEPS
+    for begun in range(0, blocks, AT_ONCE):
+        loaded = ()
+        for i in gl.static_range(AT_ONCE):
+            at = first + i * BLOCK
+            there = valid & (begun + i < blocks)
+            if SEQ:
+                loaded = loaded + (fetch_run(row, at, L, there, STEPS),)
+            else:
+                loaded = loaded + (fetch_apart(row, at, L - at, x_time, there, 0, STEPS),)
+        for i in gl.static_range(AT_ONCE):
+            left = (L - first).to(gl.int32)
+            if SEQ:
+                xs = steps_of_run(loaded[i], TILE, flags, STEPS)
+                # The steps before a run are its neighbour's; the first lane's come from the last one's run of
+                # the block before.
+                late = xs[STEPS - W + 1 :]
+                moved = ()
+                for step in gl.static_range(W - 1):
+                    moved = moved + (gl.gather(gl.where(final, early[step], late[step]), preceding, 1),)
+                early = moved
+            else:
+                xs = widened_steps(loaded[i], flags)
+                late = xs[STEPS - W + 1 :]
+            if (flags & HAS_STATES) != 0:
+                early = add_states_before(
+                    early, before, first, d, width, states_channel, states_time, valid, flags, W
+                )
+            ys = outputs(early + xs, taps, offset, width, flags, STEPS, W)
+            there = valid & (begun + i < blocks)
+            if SEQ:
+                store_run(out_row, first, left > 0, there, ys, flags, STEPS)
+            else:
+                for step in gl.static_range(STEPS):
+                    y = narrowed(ys[step], out.dtype.element_ty, flags)
+                    gl.store(out_row + (first + step) * out_time, y, mask=there & (step < left))
+            early = late
+            first += BLOCK
 
 
 @gluon.jit
@@ -264,7 +304,7 @@ def causal_conv1d_bwd_kernel(
                 slopes = ()
                 for step in gl.static_range(STEPS):
                     y = convolved(xs, taps, offset, width, step, W)
-                    s = sigmoid_of(y)
+                    s = sigmoid_fast(y)
                     slopes = slopes + (gs[step] * gl.fma(y * s, 1.0 - s, s),)
                 gs = slopes
             for step in gl.static_range(STEPS):

@@ -123,16 +123,24 @@ def run_pointers(row, first, STEPS: gl.constexpr):
 
 
 @gluon.jit
-def load_run(row, first, L, valid, flags, STEPS: gl.constexpr):
-    """The STEPS steps from `first` on, a multiple of STEPS as L is: the run is in the sequence or outside."""
+def fetch_run(row, first, L, valid, STEPS: gl.constexpr):
     inside = valid & (first >= 0) & (first < L)
-    pointers = run_pointers(row, first, STEPS)
-    v = gl.load(pointers, mask=inside[:, :, None], other=0)
-    run = split_run(widened(v, flags))
+    return gl.load(run_pointers(row, first, STEPS), mask=inside[:, :, None], other=0)
+
+
+@gluon.jit
+def steps_of_run(run, TILE: gl.constexpr, flags, STEPS: gl.constexpr):
+    parts = split_run(widened(run, flags))
     steps = ()
     for i in gl.static_range(STEPS):
-        steps = steps + (gl.convert_layout(run[i], row.type.layout, assert_trivial=True),)
+        steps = steps + (gl.convert_layout(parts[i], TILE, assert_trivial=True),)
     return steps
+
+
+@gluon.jit
+def load_run(row, first, L, valid, flags, STEPS: gl.constexpr):
+    """The STEPS steps from `first` on, a multiple of STEPS as L is: the run is in the sequence or outside."""
+    return steps_of_run(fetch_run(row, first, L, valid, STEPS), row.type.layout, flags, STEPS)
 
 
 @gluon.jit

@@ -1,8 +1,8 @@
 """Selective scan, forward, of real states without the options of the general kernel.
 
-A program owns a block of channels of one batch entry and walks over time in tiles. LANES threads share a
-channel, each with every LANES-th of its states, so no step is computed twice and few channels still fill a
-chip. What all of them need once (delta after its bias and softplus, delta u, rows of B and C) lies in shared
+A program owns a block of channels of one batch entry and walks over time in tiles. LANES threads, of SHARERS
+warps, share a channel, each with every LANES-th of its states, so no step is computed twice and few channels
+still fill a chip. What all of them need once (delta after its bias and softplus, delta u, rows of B and C) lies in shared
 memory, RUN steps of a row at a time; so do their shares of y, which are added up once a tile.
 
 Where rows and channels are too few to fill a GPU, time is split into spans that run at once. A launch before,
@@ -10,7 +10,7 @@ with ENDS, walks all spans but the last from a state of zero; from where those e
 delta, each span then knows the state that it begins with.
 """
 
-from _arithmetic import LOG2E, anew, exp2_fast, reciprocal, softplus
+from _arithmetic import LOG2E, anew, exp2_fast, sigmoid_fast, softplus
 from _half import narrowed_pairs, widened_pairs
 from _recurrence import pick
 from _registers import reverse
@@ -113,6 +113,7 @@ def selective_scan_plain_fwd_kernel(
     LAYOUT: gl.constexpr,
     ENDS: gl.constexpr,
     LANES: gl.constexpr,
+    SHARERS: gl.constexpr,
     STATES: gl.constexpr,
     RUN: gl.constexpr,
     STEPS: gl.constexpr,
@@ -127,7 +128,10 @@ def selective_scan_plain_fwd_kernel(
     ROWS: gl.constexpr = STATES // LANES
     # [lanes, steps of a run, channels, runs], one run at a time: the recurrence.
     X: gl.constexpr = gl.BlockedLayout(
-        [1, RUN, 1, 1], [LANES, 1, 32 // LANES, 1], [1, 1, WARPS, 1], [1, 2, 0, 3]
+        [1, RUN, 1, 1],
+        [LANES // SHARERS, 1, 32 * SHARERS // LANES, 1],
+        [SHARERS, 1, WARPS // SHARERS, 1],
+        [1, 2, 0, 3],
     )
     STEPS_OF_X: gl.constexpr = gl.SliceLayout(0, X)
     STATES_OF_X: gl.constexpr = gl.SliceLayout(1, X)
@@ -258,7 +262,7 @@ def selective_scan_plain_fwd_kernel(
             raw_z = gl.load(z_at + step * z_time, used & ((flags & HAS_Z) != 0), 0.0)
             z_at += STEPS * z_time
         if (flags & SOFTPLUS) != 0:
-            dt = softplus(dt)
+            dt = softplus(dt, delta.dtype.element_ty == gl.int16)
         # A step of length 0 leaves the state alone: so do the steps past the end.
         dt = gl.where(used, dt, 0.0)
         dt_slots.store(dt)
@@ -380,7 +384,7 @@ def selective_scan_plain_fwd_kernel(
         if not ENDS:
             if (flags & HAS_Z) != 0:
                 zv = widened_pairs(raw_z, flags)
-                y *= zv * reciprocal(1.0 + exp2_fast(zv * -LOG2E))
+                y *= zv * sigmoid_fast(zv)
             gl.store(out_at + step * out_time, narrowed_pairs(y, out.dtype.element_ty, flags), used)
             out_at += STEPS * out_time
     async_copy.wait_group(0)

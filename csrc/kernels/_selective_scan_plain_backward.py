@@ -1,27 +1,37 @@
 """Selective scan, backward, of real states without the options of the general kernel.
 
-A program owns a block of channels of one span of time and walks its chunks from last to first. LANES threads
-share a channel, each with every LANES-th of its states. Each chunk's states are computed again from the
-saved one, first only those that its tiles begin with, then tile by tile, from the last on, all of them and
-the adjoints. What threads of a channel need (delta after its bias and softplus, delta u, the gradient of y)
-lies in shared memory, and so does what is added up across threads: over states, and for B and C over
-channels, both once a tile.
+A program owns a block of channels of one span of time and walks its chunks from last to first. A warp's
+lanes are channels; LANES warps share them, each with every LANES-th of their states. Each chunk's states are
+computed again from the saved one, first only those that its tiles begin with, then tile by tile, from the
+last on, all of them and the adjoints. What warps need of a channel (delta after its bias and softplus, delta
+u, the gradient of y) lies in shared memory, and so does what is added up across threads: over states, and
+for B and C over channels, both once a tile.
 """
 
-from _arithmetic import LOG2E, anew, exp2_fast, sigmoid, softplus
+# Triton has no starred tuples.
+# ruff: noqa: RUF005
+
+from _arithmetic import LOG2E, anew, exp2_fast, sigmoid, sigmoid_fast, softplus
 from _half import widened_pairs
 from _scan_operands import CHUNK, HAS_BIAS, HAS_D, HAS_STATE, HAS_Z, SOFTPLUS, SPANS
 from _selective_scan_adjoint import chunks_of_span, entering_adjoint
 from _selective_scan_tiles import (
     RUN,
+    fetch_rows,
     first_of,
+    in_runs,
+    joined,
     last_of,
+    load_inputs,
     load_run,
+    load_sequences,
+    load_states,
     load_tiles,
     over_channels,
     places,
     run_backward,
     run_forward,
+    stacked,
     whole,
     write,
 )
@@ -98,20 +108,28 @@ def selective_scan_plain_bwd_kernel(
     TILES: gl.constexpr = CHUNK // STEPS
     # [rows of states, lanes, channels, steps of a run], one run at a time: the recurrences.
     X: gl.constexpr = gl.BlockedLayout(
-        [ROWS, 1, 1, RUN], [1, LANES, 32 // LANES, 1], [1, 1, WARPS, 1], [3, 2, 1, 0]
+        [ROWS, 1, 1, RUN], [1, 1, 32, 1], [1, LANES, WARPS // LANES, 1], [3, 2, 1, 0]
     )
     STATES_OF_X: gl.constexpr = gl.SliceLayout(3, X)
     WEIGHTS_OF_X: gl.constexpr = gl.SliceLayout(2, X)
-    # [runs, channels, steps of a run]: each element of a chunk once.
+    # [runs, channels, steps]: each element of a chunk once, 16 bytes of memory at a time.
+    JOINED: gl.constexpr = 2 if LAYOUT == "seq" and u.dtype.element_ty == gl.int16 else 1
     ACROSS: gl.constexpr = min(CHANNELS, 8 if LAYOUT == "seq" else 32)
     WIDE: gl.constexpr = WARPS if WARPS < CHANNELS // ACROSS else CHANNELS // ACROSS
     TILE: gl.constexpr = gl.BlockedLayout(
-        [1, 1, RUN], [32 // ACROSS, ACROSS, 1], [WARPS // WIDE, WIDE, 1], [2, 1, 0]
+        [1, 1, JOINED * RUN], [32 // ACROSS, ACROSS, 1], [WARPS // WIDE, WIDE, 1], [2, 1, 0]
     )
-    # The same with the runs of each tile apart.
-    BESIDE: gl.constexpr = min(32 // ACROSS, RUNS)
-    TILED: gl.constexpr = gl.BlockedLayout(
-        [1, 1, 1, RUN], [32 // ACROSS // BESIDE, BESIDE, ACROSS, 1], [WARPS // WIDE, 1, WIDE, 1], [3, 2, 1, 0]
+    # The same with RUN steps each, as shared memory has them, and with the runs of each tile apart.
+    IN_RUNS: gl.constexpr = gl.BlockedLayout(
+        [JOINED, 1, RUN], [32 // ACROSS, ACROSS, 1], [WARPS // WIDE, WIDE, 1], [2, 1, 0]
+    )
+    BESIDE: gl.constexpr = min(32 // ACROSS, RUNS // JOINED)
+    APART: gl.constexpr = min(WARPS // WIDE, RUNS // JOINED // BESIDE)
+    IN_TILES: gl.constexpr = gl.BlockedLayout(
+        [1, JOINED, 1, RUN],
+        [32 // ACROSS // BESIDE, BESIDE, ACROSS, 1],
+        [WARPS // WIDE // APART, APART, WIDE, 1],
+        [3, 2, 1, 0],
     )
     # [runs, lanes, channels, steps of a run]: shares of the lanes, all of an element's in one thread.
     EACH: gl.constexpr = max(RUNS * RUN // LANES, 1)
@@ -147,14 +165,15 @@ def selective_scan_plain_bwd_kernel(
     y_slots = gl.allocate_shared_memory(gl.float32, [TILES, RUNS, CHANNELS, RUN], FLAT)
     ddt_slots = gl.allocate_shared_memory(gl.float32, [TILES, RUNS, CHANNELS, RUN], FLAT)
     dkick_slots = gl.allocate_shared_memory(gl.float32, [TILES, RUNS, CHANNELS, RUN], FLAT)
-    shares = gl.allocate_shared_memory(gl.float32, [RUNS, LANES, CHANNELS, RUN], FLAT)
+    y_shares = gl.allocate_shared_memory(gl.float32, [RUNS, LANES, CHANNELS, RUN], FLAT)
+    ddt_shares = gl.allocate_shared_memory(gl.float32, [RUNS, LANES, CHANNELS, RUN], FLAT)
     dkick_shares = gl.allocate_shared_memory(gl.float32, [RUNS, LANES, CHANNELS, RUN], FLAT)
-    starts = gl.allocate_shared_memory(gl.float32, [TILES, ROWS, LANES, CHANNELS], FLAT)
+    starts = gl.allocate_shared_memory(gl.float32, [TILES - 2, ROWS, LANES, CHANNELS], FLAT)
     B_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, ROWS, LANES, RUN], FLAT)
     C_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, ROWS, LANES, RUN], FLAT)
-    terms = gl.allocate_shared_memory(
-        gl.float32, [TERMS, CHANNELS * RUN], gl.SwizzledSharedLayout(RUN, 1, 8, [1, 0])
-    )
+    TERM: gl.constexpr = gl.SwizzledSharedLayout(RUN, 1, 8, [1, 0])
+    B_terms = gl.allocate_shared_memory(gl.float32, [TERMS, CHANNELS * RUN], TERM)
+    C_terms = gl.allocate_shared_memory(gl.float32, [TERMS, CHANNELS * RUN], TERM)
 
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
     block = gl.program_id(0) % (groups * blocks_per_group)
@@ -178,10 +197,12 @@ def selective_scan_plain_bwd_kernel(
     in_group = first_in_group + gl.arange(0, CHANNELS, CHANNEL)
     channel = group * (D // groups) + in_group
     valid = in_group < D // groups
-    run = gl.arange(0, TILES * RUNS, gl.SliceLayout(1, gl.SliceLayout(2, TILE)))
-    step = gl.arange(0, RUN, gl.SliceLayout(0, gl.SliceLayout(1, TILE)))
-    time = run[:, None, None] * RUN + step[None, None, :]
+    run = gl.arange(0, TILES * RUNS // JOINED, gl.SliceLayout(1, gl.SliceLayout(2, TILE)))
+    step = gl.arange(0, JOINED * RUN, gl.SliceLayout(0, gl.SliceLayout(1, TILE)))
+    time = run[:, None, None] * (JOINED * RUN) + step[None, None, :]
     valid_tile = valid[None, :, None]
+    D_value = gl.load(D_skip + channel, valid & ((flags & HAS_D) != 0), 0.0)[None, :, None]
+    bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, :, None]
 
     # Of the recurrences: which channels and states.
     X_CHANNEL: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, STATES_OF_X))
@@ -214,93 +235,110 @@ def selective_scan_plain_bwd_kernel(
     planes = (partial_row + s_state) * partial_length + term // STATES * RUN
     planes = planes[:, None] + gl.arange(0, RUN, gl.SliceLayout(0, SUM))[None, :]
 
+    of_delta = (delta, delta_time, delta_channel)
+    of_u = (u, u_time, u_channel)
+    of_dout = (dout, dout_time, dout_channel)
+    of_z = (z, z_time, z_channel)
     fresh_from = gl.cdiv(L, CHUNK) - 1
     saved_rows = gl.cdiv(L, CHUNK)
+    states_at = chunk_states + batch * saved_rows * N * D
+    # Without states the one block writes zeros where the sums over states are read.
+    blocks = gl.maximum(gl.cdiv(N, STATES), 1)
+    # What a chunk begins with is asked for before the end of the one after it, where registers allow it.
+    AHEAD: gl.constexpr = JOINED == 2
+    if AHEAD:
+        used = ((own_end - 1) * CHUNK + time < L) & valid_tile
+        place = ((own_end - 1) * CHUNK, run, channel, step)
+        next_dt, next_x, next_dy, next_z = load_sequences(
+            of_delta, of_u, of_dout, of_z, place, used, flags, LAYOUT
+        )
+    fetch_rows(B_slots, C_slots, B, C, weights, w_state, 0, own_end - 1, N, padded_length, True)
+    next_h = load_states(states_at, own_end - 1, x_state, x_row, x_valid, D, N)
+    rate = gl.zeros([ROWS, LANES, CHANNELS], gl.float32, STATES_OF_X)
+    mu = rate
+    rate_total = rate
     for chunk in range(own_end - 1, own_begin - 1, -1):
         begin = chunk * CHUNK
         used = (begin + time < L) & valid_tile
-        # All are asked for before the first is used.
-        raw_dt = gl.load(
-            delta + places(begin, run, channel, step, delta_time, delta_channel, LAYOUT), used, 0
-        )
-        raw_x = gl.load(u + places(begin, run, channel, step, u_time, u_channel, LAYOUT), used, 0)
-        raw_dy = gl.load(dout + places(begin, run, channel, step, dout_time, dout_channel, LAYOUT), used, 0)
-        with_z = used & ((flags & HAS_Z) != 0)
-        raw_z = gl.load(z + places(begin, run, channel, step, z_time, z_channel, LAYOUT), with_z, 0)
-        bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, :, None]
+        place = (begin, run, channel, step)
+        if AHEAD:
+            raw_dt, raw_x, raw_dy, raw_z = next_dt, next_x, next_dy, next_z
+        else:
+            raw_dt, raw_x, raw_dy, raw_z = load_sequences(
+                of_delta, of_u, of_dout, of_z, place, used, flags, LAYOUT
+            )
         dt = widened_pairs(raw_dt, flags) + bias
         if (flags & SOFTPLUS) != 0:
-            dt = softplus(dt)
+            dt = softplus(dt, delta.dtype.element_ty == gl.int16)
         # A step of length 0 leaves the state alone: so do the steps past the end.
         dt = gl.where(used, dt, 0.0)
         dy = widened_pairs(raw_dy, flags)
         if (flags & HAS_Z) != 0:
             zv = widened_pairs(raw_z, flags)
-            dy *= zv * sigmoid(zv)
+            dy *= zv * sigmoid_fast(zv)
         x = widened_pairs(raw_x, flags)
-        whole(dt_slots).store(dt)
-        whole(dtx_slots).store(dt * x)
-        whole(dy_slots).store(dy)
+        whole(dt_slots).store(in_runs(dt))
+        whole(dtx_slots).store(in_runs(dt * x))
+        whole(dy_slots).store(in_runs(dy))
 
-        # Without states the one block writes zeros where the sums over states are read.
-        for block_of_states in range(0, gl.maximum(gl.cdiv(N, STATES), 1)):
+        for block_of_states in range(0, blocks):
             begin_state = block_of_states * STATES
-            fetched = begin_state + w_state < N
-            offset = begin_state * padded_length + begin
-            async_copy.async_copy_global_to_shared(whole(B_slots), B + (weights + offset), fetched)
-            async_copy.async_copy_global_to_shared(whole(C_slots), C + (weights + offset), fetched)
-            async_copy.commit_group()
             state = begin_state + x_state
             known = x_valid & (state < N)
-            at = anew(x_row).to(gl.int64) + state.to(gl.int64) * D
-            rate = gl.load(A + (anew(x_row).to(gl.int64) * N + state), known, 0.0)
-            h = gl.load(chunk_states + (batch * saved_rows + chunk) * N * D + at, known, 0.0)
-            returning = (chunk < fresh_from) | ((flags & HAS_STATE) != 0)
-            mu = gl.load(carry + sums_row * N * D + at, known & returning, 0.0)
-            if ((flags & SPANS) != 0) & (chunk == own_end - 1):
-                mu = entering_adjoint(
-                    incoming,
-                    span_ends,
-                    span_times,
-                    rate,
-                    at,
-                    x_row,
-                    known,
-                    sums_row,
-                    batches,
-                    spans,
-                    D,
-                    N,
-                    flags,
-                )
+            # Rates, adjoints and sums of a span stay in registers, or in memory where these hold too few.
+            if (chunk == own_end - 1) | (blocks > 1):
+                at = anew(x_row).to(gl.int64) + state.to(gl.int64) * D
+                rate = gl.load(A + (anew(x_row).to(gl.int64) * N + state), known, 0.0)
+                returning = (chunk < fresh_from) | ((flags & HAS_STATE) != 0)
+                mu = gl.load(carry + sums_row * N * D + at, known & returning, 0.0)
+                rate_total = gl.load(dA + sums_row * N * D + at, known & (chunk < own_end - 1), 0.0)
+                if ((flags & SPANS) != 0) & (chunk == own_end - 1):
+                    mu = entering_adjoint(
+                        incoming,
+                        span_ends,
+                        span_times,
+                        rate,
+                        at,
+                        x_row,
+                        known,
+                        sums_row,
+                        batches,
+                        spans,
+                        D,
+                        N,
+                        flags,
+                    )
             rates = gl.expand_dims(rate * LOG2E, 3)
             rate_x = gl.expand_dims(rate, 3)
             rate_sum = gl.full_like(rate, 0.0)
+            opened = next_h
+            h = opened
             async_copy.wait_group(0)
 
-            # The states that tiles begin with.
-            for t in range(0, TILES - 1):
-                starts.index(t).store(h)
+            # The states that tiles begin with, but for the first one's and the last one's.
+            ahead = load_inputs(dt_slots, dtx_slots, B_slots, 0, X)
+            for i in range(0, TILES - 1):
+                # Made anew, or stores would hold up the steps of their own addresses.
+                t = anew(i)
+                starts.index(gl.maximum(t - 1, 0)).store(h)
                 for k in gl.static_range(RUNS):
-                    step_dt = load_run(dt_slots, t * RUNS + k, X)
-                    step_dtx = load_run(dtx_slots, t * RUNS + k, X)
-                    b = gl.expand_dims(B_slots.index(t * RUNS + k).load(WEIGHTS_OF_X), 2)
+                    step_dt, step_dtx, b = ahead
+                    ahead = load_inputs(dt_slots, dtx_slots, B_slots, t * RUNS + k + 1, X)
                     _, states = gl.map_elementwise(
                         run_forward, exp2_fast(step_dt * rates), b * step_dtx, gl.expand_dims(h, 3), pack=4
                     )
                     h = gl.reduce(states, 3, last_of)
-            starts.index(TILES - 1).store(h)
 
             for back in range(0, TILES):
-                t = TILES - 1 - back
-                h = starts.index(t).load(STATES_OF_X)
+                t = anew(TILES - 1 - back)
                 # Kept from the way there for the way back, which reads no shared memory.
                 decays = ()
                 passed = ()
                 entering = ()
-                weights_B = ()
                 step_dt = ()
                 step_dtx = ()
+                shares = ()
+                dC_terms = ()
                 for k in gl.static_range(RUNS):
                     step_dt += (load_run(dt_slots, t * RUNS + k, X),)
                     step_dtx += (load_run(dtx_slots, t * RUNS + k, X),)
@@ -315,18 +353,14 @@ def selective_scan_plain_bwd_kernel(
                     decays += (a,)
                     passed += (through,)
                     entering += (c * step_dy,)
-                    weights_B += (b,)
-                    shares.index(k).store(gl.sum(c * states, 0))
-                    terms.slice(k * STATES, STATES).store(
-                        gl.reshape(states * step_dy, [STATES, CHANNELS * RUN])
-                    )
-                y = gl.sum(whole(shares).load(SHARES), 1)
-                if block_of_states > 0:
-                    y += y_slots.index(t).load(gl.SliceLayout(1, SHARES))
-                y_slots.index(t).store(y)
-                to = planes + begin_state * partial_length + ((chunk - chunk_begin) * CHUNK + t * STEPS)
-                gl.store(dC + to, over_channels(terms, SUMS, SUM), (begin_state + s_state < N)[:, None])
+                    shares += (gl.sum(c * states, 0),)
+                    dC_terms += (gl.reshape(states * step_dy, [STATES, CHANNELS * RUN]),)
+                whole(y_shares).store(stacked(shares))
+                C_terms.store(gl.reshape(stacked(dC_terms), [TERMS, CHANNELS * RUN]))
 
+                shares = ()
+                dkick_of_lane = ()
+                dB_terms = ()
                 for k in gl.static_range(RUNS - 1, -1, -1):
                     adjoint, through = gl.map_elementwise(
                         run_backward, decays[k], entering[k], gl.expand_dims(mu, 3), pack=4
@@ -334,57 +368,84 @@ def selective_scan_plain_bwd_kernel(
                     mu = gl.reduce(through, 3, first_of)
                     p = adjoint * passed[k]
                     rate_sum += gl.sum(p * step_dt[k], 3)
-                    shares.index(k).store(gl.sum(p * rate_x, 0))
-                    dkick_shares.index(k).store(gl.sum(adjoint * weights_B[k], 0))
-                    terms.slice(k * STATES, STATES).store(
-                        gl.reshape(adjoint * step_dtx[k], [STATES, CHANNELS * RUN])
-                    )
-                ddt = gl.sum(whole(shares).load(SHARES), 1)
-                dkick = gl.sum(whole(dkick_shares).load(SHARES), 1)
+                    shares = (gl.sum(p * rate_x, 0),) + shares
+                    b = gl.expand_dims(B_slots.index(t * RUNS + k).load(WEIGHTS_OF_X), 2)
+                    dkick_of_lane = (gl.sum(adjoint * b, 0),) + dkick_of_lane
+                    dB_terms = (gl.reshape(adjoint * step_dtx[k], [STATES, CHANNELS * RUN]),) + dB_terms
+                whole(ddt_shares).store(stacked(shares))
+                whole(dkick_shares).store(stacked(dkick_of_lane))
+                B_terms.store(gl.reshape(stacked(dB_terms), [TERMS, CHANNELS * RUN]))
+
+                y_of_lanes = whole(y_shares).load(SHARES)
+                ddt_of_lanes = whole(ddt_shares).load(SHARES)
+                dkick_of_lanes = whole(dkick_shares).load(SHARES)
+                of_C = C_terms.load(SUMS)
+                of_B = B_terms.load(SUMS)
+                h = starts.index(gl.maximum(t - 2, 0)).load(STATES_OF_X)
+                h = gl.where(t == 1, opened, h)
+                y = gl.sum(y_of_lanes, 1)
+                ddt = gl.sum(ddt_of_lanes, 1)
+                dkick = gl.sum(dkick_of_lanes, 1)
                 if block_of_states > 0:
+                    y += y_slots.index(t).load(gl.SliceLayout(1, SHARES))
                     ddt += ddt_slots.index(t).load(gl.SliceLayout(1, SHARES))
                     dkick += dkick_slots.index(t).load(gl.SliceLayout(1, SHARES))
+                y_slots.index(t).store(y)
                 ddt_slots.index(t).store(ddt)
                 dkick_slots.index(t).store(dkick)
-                gl.store(dB + to, over_channels(terms, SUMS, SUM), (begin_state + s_state < N)[:, None])
+                to = planes + begin_state * partial_length + ((chunk - chunk_begin) * CHUNK + t * STEPS)
+                own = (begin_state + s_state < N)[:, None]
+                gl.store(dC + to, over_channels(of_C, SUM), own)
+                gl.store(dB + to, over_channels(of_B, SUM), own)
 
-            at = anew(x_row).to(gl.int64) + state.to(gl.int64) * D
-            gl.store(carry + sums_row * N * D + at, mu, known)
-            sums_at = dA + sums_row * N * D + at
-            gl.store(sums_at, gl.load(sums_at, known & (chunk < own_end - 1), 0.0) + rate_sum, known)
+            rate_total += rate_sum
+            if (chunk == own_begin) | (blocks > 1):
+                at = anew(x_row).to(gl.int64) + state.to(gl.int64) * D
+                gl.store(carry + sums_row * N * D + at, mu, known)
+                gl.store(dA + sums_row * N * D + at, rate_total, known)
+            if block_of_states + 1 < blocks:
+                following = begin_state + STATES
+                fetch_rows(B_slots, C_slots, B, C, weights, w_state, following, chunk, N, padded_length, True)
+                next_h = load_states(states_at, chunk, following + x_state, x_row, x_valid, D, N)
 
-        raw_x = gl.load(u + places(begin, run, channel, step, u_time, u_channel, LAYOUT), used, 0)
-        raw_dt = gl.load(
-            delta + places(begin, run, channel, step, delta_time, delta_channel, LAYOUT), used, 0
+        place = (begin, run, channel, step)
+        raw_dt, raw_x, raw_dy, raw_z = load_sequences(
+            of_delta, of_u, of_dout, of_z, place, used, flags, LAYOUT
         )
-        raw_z = gl.load(z + places(begin, run, channel, step, z_time, z_channel, LAYOUT), with_z, 0)
-        raw_dy = gl.load(dout + places(begin, run, channel, step, dout_time, dout_channel, LAYOUT), with_z, 0)
-        D_value = gl.load(D_skip + channel, valid & ((flags & HAS_D) != 0), 0.0)[None, :, None]
-        bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, :, None]
+        # Sums over a span, a row for each block with its padding.
+        block_row = gl.program_id(0).to(gl.int64) * CHANNELS + anew(gl.arange(0, CHANNELS, CHANNEL))
+        begun = chunk < own_end - 1
+        D_sum = gl.load(dD + block_row, begun, 0.0)
+        bias_sum = gl.load(ddelta_bias + block_row, begun, 0.0)
         x = widened_pairs(raw_x, flags)
-        dy = whole(dy_slots).load(TILE)
-        dkick = load_tiles(dkick_slots, TILED, TILE)
-        ddt = load_tiles(ddt_slots, TILED, TILE) + dkick * x
-        dx = D_value * dy + dkick * whole(dt_slots).load(TILE)
+        dy = joined(whole(dy_slots).load(IN_RUNS), TILE)
+        dkick = joined(load_tiles(dkick_slots, IN_TILES, IN_RUNS), TILE)
+        ddt = joined(load_tiles(ddt_slots, IN_TILES, IN_RUNS), TILE) + dkick * x
+        dx = D_value * dy + dkick * joined(whole(dt_slots).load(IN_RUNS), TILE)
         if (flags & SOFTPLUS) != 0:
-            ddt *= sigmoid(widened_pairs(raw_dt, flags) + bias)
+            before = widened_pairs(raw_dt, flags) + bias
+            ddt *= sigmoid_fast(before) if delta.dtype.element_ty == gl.int16 else sigmoid(before)
         # An adjoint of the last state passes through the padding, where there is no delta to take a gradient
         # of.
         ddt = gl.where(used, ddt, 0.0)
         write(du + places(begin, run, channel, step, du_time, du_channel, LAYOUT), dx, used, flags)
         to = ddelta + places(begin, run, channel, step, ddelta_time, ddelta_channel, LAYOUT)
         write(to, ddt, used, flags)
+        # Not before what this chunk still reads, or that would wait for memory, too.
+        there = chunk > own_begin
+        if AHEAD:
+            place = (begin - CHUNK, run, channel, step)
+            next_dt, next_x, next_dy, next_z = load_sequences(
+                of_delta, of_u, of_dout, of_z, place, valid_tile & there, flags, LAYOUT
+            )
+        fetch_rows(B_slots, C_slots, B, C, weights, w_state, 0, chunk - 1, N, padded_length, there)
+        next_h = load_states(states_at, chunk - 1, x_state, x_row, x_valid & there, D, N)
         if (flags & HAS_Z) != 0:
-            y = load_tiles(y_slots, TILED, TILE) + D_value * x
+            y = joined(load_tiles(y_slots, IN_TILES, IN_RUNS), TILE) + D_value * x
             zv = widened_pairs(raw_z, flags)
-            s = sigmoid(zv)
+            s = sigmoid_fast(zv)
             slope = widened_pairs(raw_dy, flags) * y * s * (1.0 + zv * (1.0 - s))
             write(dz + places(begin, run, channel, step, dz_time, dz_channel, LAYOUT), slope, used, flags)
 
-        # Sums over a span, a row for each block with its padding.
-        block_row = gl.program_id(0).to(gl.int64) * CHANNELS + anew(gl.arange(0, CHANNELS, CHANNEL))
-        begun = chunk < own_end - 1
-        D_part = gl.sum(gl.sum(dy * x, 2), 0)
-        bias_part = gl.sum(gl.sum(ddt, 2), 0)
-        gl.store(dD + block_row, gl.load(dD + block_row, begun, 0.0) + D_part)
-        gl.store(ddelta_bias + block_row, gl.load(ddelta_bias + block_row, begun, 0.0) + bias_part)
+        gl.store(dD + block_row, D_sum + gl.sum(gl.sum(dy * x, 2), 0))
+        gl.store(ddelta_bias + block_row, bias_sum + gl.sum(gl.sum(ddt, 2), 0))

@@ -4,8 +4,10 @@ memory, and shared memory as one array or as one to index.
 
 from _arithmetic import anew
 from _half import narrowed_pairs
+from _scan_operands import CHUNK, HAS_Z
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
 # Steps that a thread takes at a time: 16 bytes of shared memory.
 RUN = gl.constexpr(4)
@@ -48,10 +50,39 @@ def last_of(x, y):
 @gluon.jit
 def places(begin, run, channel, step, time_stride, channel_stride, LAYOUT: gl.constexpr):
     """Offsets of a chunk [runs, channels, steps of a run], made where they are used."""
-    start = (begin + anew(run) * RUN).to(gl.int64) * time_stride
+    start = (begin + anew(run) * step.shape[0]).to(gl.int64) * time_stride
     row = anew(channel).to(gl.int64) * channel_stride
     along = step.to(gl.int64) if LAYOUT == "seq" else anew(step).to(gl.int64) * time_stride
     return start[:, None, None] + row[None, :, None] + along[None, None, :]
+
+
+@gluon.jit
+def fetch_rows(B_slots, C_slots, B, C, weights, state, first_state, chunk, N, padded_length, wanted):
+    """Ask for B and C of a chunk and a block of states."""
+    at = weights + (first_state * padded_length + chunk * CHUNK)
+    of_block = (first_state + state < N) & wanted
+    async_copy.async_copy_global_to_shared(whole(B_slots), B + at, of_block)
+    async_copy.async_copy_global_to_shared(whole(C_slots), C + at, of_block)
+    async_copy.commit_group()
+
+
+@gluon.jit
+def load_states(states, chunk, state, channel, valid, D, N):
+    """The states that a chunk begins with."""
+    at = chunk.to(gl.int64) * N * D + (anew(channel).to(gl.int64) + state.to(gl.int64) * D)
+    return gl.load(states + at, valid & (state < N), 0.0)
+
+
+@gluon.jit
+def load_sequences(delta, u, dout, z, place, used, flags, LAYOUT: gl.constexpr):
+    """What a chunk reads of four tensors, of each its pointer and strides, as it is stored."""
+    begin, run, channel, step = place
+    dt = gl.load(delta[0] + places(begin, run, channel, step, delta[1], delta[2], LAYOUT), used, 0)
+    x = gl.load(u[0] + places(begin, run, channel, step, u[1], u[2], LAYOUT), used, 0)
+    dy = gl.load(dout[0] + places(begin, run, channel, step, dout[1], dout[2], LAYOUT), used, 0)
+    with_z = used & ((flags & HAS_Z) != 0)
+    zv = gl.load(z[0] + places(begin, run, channel, step, z[1], z[2], LAYOUT), with_z, 0)
+    return dt, x, dy, zv
 
 
 @gluon.jit
@@ -67,6 +98,13 @@ def load_run(slots, run, X: gl.constexpr):
 
 
 @gluon.jit
+def load_inputs(dt_slots, dtx_slots, B_slots, run, X: gl.constexpr):
+    """What states are made of in a run: delta, delta u, and B."""
+    b = gl.expand_dims(B_slots.index(run).load(gl.SliceLayout(2, X)), 2)
+    return load_run(dt_slots, run, X), load_run(dtx_slots, run, X), b
+
+
+@gluon.jit
 def whole(slots):
     """Slots as one array, not as one to index."""
     ORDER: gl.constexpr = [2, 1, 0] if len(slots.shape) == 3 else [3, 2, 1, 0]
@@ -74,14 +112,53 @@ def whole(slots):
 
 
 @gluon.jit
-def load_tiles(slots, TILED: gl.constexpr, TILE: gl.constexpr):
-    tiles = whole(slots).load(TILED)
-    runs: gl.constexpr = tiles.shape[0] * tiles.shape[1]
-    return gl.convert_layout(gl.reshape(tiles, [runs, tiles.shape[2], tiles.shape[3]]), TILE)
+def stacked(runs):
+    """One or two arrays as one, along a new first axis."""
+    if len(runs) == 1:
+        return gl.expand_dims(runs[0], 0)
+    else:
+        both = gl.join(runs[0], runs[1])
+        if len(both.shape) == 3:
+            return gl.permute(both, [2, 0, 1])
+        else:
+            return gl.permute(both, [3, 0, 1, 2])
 
 
 @gluon.jit
-def over_channels(terms, SUMS: gl.constexpr, SUM: gl.constexpr):
+def in_runs(x):
+    """[runs, channels, steps], cut into runs of RUN steps."""
+    JOINED: gl.constexpr = x.shape[2] // RUN
+    if JOINED == 1:
+        return x
+    else:
+        cut = gl.permute(gl.reshape(x, [x.shape[0], x.shape[1], JOINED, RUN]), [0, 2, 1, 3])
+        return gl.reshape(cut, [x.shape[0] * JOINED, x.shape[1], RUN])
+
+
+@gluon.jit
+def joined(x, TILE: gl.constexpr):
+    """The other way."""
+    JOINED: gl.constexpr = TILE.size_per_thread[2] // RUN
+    if JOINED == 1:
+        return x
+    else:
+        cut = gl.permute(gl.reshape(x, [x.shape[0] // JOINED, JOINED, x.shape[1], RUN]), [0, 2, 1, 3])
+        whole_run = gl.reshape(cut, [x.shape[0] // JOINED, x.shape[1], JOINED * RUN])
+        return gl.convert_layout(whole_run, TILE, assert_trivial=True)
+
+
+@gluon.jit
+def load_tiles(slots, IN_TILES: gl.constexpr, IN_RUNS: gl.constexpr):
+    tiles = whole(slots).load(IN_TILES)
+    runs: gl.constexpr = tiles.shape[0] * tiles.shape[1]
+    return gl.convert_layout(
+        gl.reshape(tiles, [runs, tiles.shape[2], tiles.shape[3]]), IN_RUNS, assert_trivial=True
+    )
+
+
+@gluon.jit
+def over_channels(terms, SUM: gl.constexpr):
+    """Sums of terms [rows, channels and steps of a run]: [rows, steps of a run]."""
     rows: gl.constexpr = terms.shape[0]
     channels: gl.constexpr = terms.shape[1] // RUN
-    return gl.convert_layout(gl.sum(gl.reshape(terms.load(SUMS), [rows, channels, RUN]), 1), SUM)
+    return gl.convert_layout(gl.sum(gl.reshape(terms, [rows, channels, RUN]), 1), SUM)

@@ -233,14 +233,15 @@ def _aligned(*tensors: str):
     return names
 
 
-def _configs(columns: dict[str, int]) -> list[Config]:
+def _configs(rows: dict[str, int], others: dict[str, int]) -> list[Config]:
     # A run of a sequence-last row is what one 16-byte load holds.
-    rows = dict(W=4, RUNS=32, CHANNELS=4, VECTOR=1, num_warps=4)
+    rows = dict(W=4, RUNS=32, CHANNELS=4, VECTOR=1, num_warps=4, **rows)
+    columns = dict(W=4, RUNS=4, CHANNELS=64, VECTOR=2, STEPS=8, num_warps=4, **others)
     return [
         Config("short", when="LAYOUT == 'seq' and T == 'f32'", STEPS=4, **rows),
         Config("rows", when="LAYOUT == 'seq'", STEPS=8, **rows),
-        Config("columns", when="LAYOUT == 'last'", W=4, num_warps=4, **columns),
-        Config("square", W=4, RUNS=4, CHANNELS=32, VECTOR=1, STEPS=4, num_warps=4),
+        Config("columns", when="LAYOUT == 'last'", **columns),
+        Config("square", W=4, RUNS=4, CHANNELS=32, VECTOR=1, STEPS=4, num_warps=4, **others),
     ]
 
 
@@ -263,7 +264,7 @@ KERNELS = [
         skip=_one_half,
         aligned=_aligned("x", "out"),
         tuned=["THREADS"],
-        configs=_configs(dict(RUNS=4, CHANNELS=64, VECTOR=2, STEPS=8)),
+        configs=_configs(dict(AT_ONCE=4), dict(AT_ONCE=2)),
     ),
     Kernel(
         causal_conv1d_bwd_kernel,
@@ -278,7 +279,7 @@ KERNELS = [
         skip=_one_half,
         aligned=_aligned("dout", "x", "dx"),
         tuned=["THREADS"],
-        configs=_configs(dict(RUNS=4, CHANNELS=64, VECTOR=2, STEPS=8)),
+        configs=_configs({}, {}),
     ),
     Kernel(
         causal_conv1d_packed_fwd_kernel,

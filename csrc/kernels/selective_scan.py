@@ -88,9 +88,11 @@ KERNELS = [
         shape=["B", "D", "L"],
         tuned=["FEW", "SPLIT"],
         configs=[
-            Config("ends", when="ENDS", LANES=4, STEPS=32, CHANNELS=16, PREFETCH=True, **_PLAIN),
-            Config("few", when="B * D < FEW", LANES=8, STEPS=64, CHANNELS=8, PREFETCH=True, **_PLAIN),
-            Config("many", LANES=4, STEPS=32, CHANNELS=16, PREFETCH=False, **_PLAIN),
+            Config("ends", when="ENDS", LANES=4, SHARERS=1, STEPS=32, CHANNELS=16, PREFETCH=True, **_PLAIN),
+            Config(
+                "few", when="B * D < FEW", LANES=8, SHARERS=2, STEPS=64, CHANNELS=8, PREFETCH=True, **_PLAIN
+            ),
+            Config("many", LANES=4, SHARERS=2, STEPS=32, CHANNELS=16, PREFETCH=False, **_PLAIN),
         ],
     ),
     Kernel(
@@ -136,7 +138,7 @@ KERNELS = [
             "padded_length",
             "partial_length",
         ],
-        configs=[Config("only", LANES=4, STATES=16, STEPS=8, CHANNELS=16, num_warps=2)],
+        configs=[Config("only", LANES=4, STATES=16, STEPS=8, CHANNELS=32, num_warps=4)],
     ),
     Kernel(
         selective_scan_adjoint_kernel,

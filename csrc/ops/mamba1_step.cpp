@@ -163,7 +163,6 @@ Tensor few_rows_linear(Tensor x, Tensor weight) {
 
 Tensor argmax_rows(Tensor x) {
   check_argmax_rows(x);
-  check(x.scalar_type() != ScalarType::Double, "argmax_rows: x must not be float64 on CUDA. Pass x.float().");
   const int64_t rows = x.size(0), size = x.size(1);
   const int32_t device = x.get_device_index();
   Tensor out = empty_on(x, {rows}, ScalarType::Long);

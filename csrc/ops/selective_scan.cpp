@@ -42,10 +42,10 @@ enum Flag : int32_t {
 constexpr int64_t kPartialBytes = int64_t{32} << 20;
 // A launch adds up at most this many chunks in one fp32 number; more would cost digits.
 constexpr int64_t kChunksInOneSum = 64;
-// Programs that fill a GPU once: where rows and channels make fewer, time is split into spans, for three
-// times as many that run at once.
-constexpr int64_t kProgramsToFill = 512;
-constexpr int64_t kProgramsAtOnce = 3 * kProgramsToFill;
+// Channels of programs that fill a GPU once: where rows and channels make fewer, time is split into spans,
+// for three times as many that run at once.
+constexpr int64_t kChannelsToFill = 8192;
+constexpr int64_t kChannelsAtOnce = 3 * kChannelsToFill;
 // Spans of the plain forward have at least so many steps: the pass before them takes more than half as long.
 constexpr int64_t kLeastSpan = 512;
 // The plain forward kernel takes 16 states at a time; so few are faster one by one, as the general one does.
@@ -89,9 +89,9 @@ int64_t chunks_in_a_launch(const SelectiveScanSizes& s, const Tensor& u, int64_t
 
 // How many chunks each program of the backward takes one after the other: all of the launch, unless spans are
 // needed to fill the GPU.
-int64_t chunks_in_a_span(int64_t chunks_a_launch, int64_t programs, bool plain) {
-  if (!plain || programs == 0 || programs >= kProgramsToFill) return chunks_a_launch;
-  return ceil_div(chunks_a_launch, std::min(kProgramsAtOnce / programs, kMostSpans));
+int64_t chunks_in_a_span(int64_t chunks_a_launch, int64_t channels, bool plain) {
+  if (!plain || channels == 0 || channels >= kChannelsToFill) return chunks_a_launch;
+  return ceil_div(chunks_a_launch, std::min(kChannelsAtOnce / channels, kMostSpans));
 }
 
 // Into how many spans of how many steps the plain forward splits time.
@@ -109,8 +109,9 @@ Spans forward_spans(const SelectiveScanSizes& s, const SelectiveScanPlainFwd::Ke
   const Spans whole{1, round_up(s.length, kChunk)};
   const int64_t rows = rows_to_choose_by(s), most = std::min(kMostSpans, s.length / kLeastSpan);
   if (most < 4 || rows * s.channels * 8 >= Kernel::SPLIT(device) * std::min<int64_t>(most, 10)) return whole;
-  const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, Kernel::pick(ends, {}).CHANNELS);
-  const int64_t count = std::min(most, kProgramsAtOnce / (rows * blocks));
+  const int64_t block_channels = Kernel::pick(ends, {}).CHANNELS;
+  const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, block_channels);
+  const int64_t count = std::min(most, kChannelsAtOnce / (rows * blocks * block_channels));
   if (count < 2) return whole;
   const int64_t steps = round_up(ceil_div(s.length, count), kChunk);
   return {ceil_div(s.length, steps), steps};
@@ -304,7 +305,7 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
   const int64_t blocks_per_group = ceil_div(s.channels / s.groups, block_channels);
   const int64_t blocks = s.groups * blocks_per_group;
   const int64_t most_chunks = chunks_in_a_launch(s, u, blocks, with.gate.has_value());
-  const int64_t span = chunks_in_a_span(most_chunks, s.rows * blocks, plain);
+  const int64_t span = chunks_in_a_span(most_chunks, s.rows * blocks * block_channels, plain);
   const int64_t spans = most_chunks / span, chunks_a_launch = spans * span;
   const int64_t parts = ceil_div(s.chunks(), span), state_parts = s.state * s.parts();
   RowSums dA(s, with.A, parts, state_parts, s.channels);
