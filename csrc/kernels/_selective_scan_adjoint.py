@@ -1,15 +1,26 @@
 """How the adjoint of the state comes through spans of time, where whole rows are too few to fill a GPU.
 
 The backward kernel walks a span by itself once it knows the adjoint that comes back from the spans after it.
-This kernel walks each span from an adjoint of zero; entering_adjoint() puts the spans together.
+This kernel walks each span from an adjoint of zero, in the layout of that one; entering_adjoint() puts the
+spans together.
 """
 
-from _arithmetic import LOG2E, exp2_fast, sigmoid, softplus
-from _recurrence import collect, exponential, later_steps, pick, publish, scale, scaled_rates, scan_backward
-from _scan_operands import CHUNK, HAS_BIAS, HAS_STATE, HAS_Z, SOFTPLUS, load_steps, prefetch_steps
-from _scan_packing import load_used, offsets
+from _arithmetic import LOG2E, anew, exp2_fast, sigmoid_fast, softplus
+from _half import widened_pairs
+from _scan_operands import CHUNK, HAS_BIAS, HAS_STATE, HAS_Z, SOFTPLUS
+from _selective_scan_sequences import FORGOTTEN, decays_of, load_entries, marked, of_sequence, unmarked
+from _selective_scan_tiles import (
+    RUN,
+    adjoints_of_run,
+    first_of,
+    in_runs,
+    load_run,
+    places,
+    whole,
+)
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
 
 @gluon.jit
@@ -22,6 +33,7 @@ def selective_scan_adjoint_kernel(
     delta_bias,
     ends,
     elapsed_times,
+    runs,
     D,
     L,
     N,
@@ -41,89 +53,147 @@ def selective_scan_adjoint_kernel(
     z_time,
     flags,
     LAYOUT: gl.constexpr,
-    SEGMENTS: gl.constexpr,
-    STEPS: gl.constexpr,
+    PACKED: gl.constexpr,
+    LANES: gl.constexpr,
+    STATES: gl.constexpr,
     CHANNELS: gl.constexpr,
 ):
     """One program a span, batch row and block of channels: `ends` [spans, batch, N, D] is the adjoint at the
     span's first step from zero behind it, `elapsed_times` [spans, batch, D] the sum of the span's steps.
     """
+    WARPS: gl.constexpr = gl.num_warps()
+    ROWS: gl.constexpr = STATES // LANES
+    RUNS: gl.constexpr = CHUNK // RUN
+    # [rows of states, lanes, channels, steps of a run].
     X: gl.constexpr = gl.BlockedLayout(
-        [1, STEPS, 1],
-        [SEGMENTS, 1, 32 // SEGMENTS],
-        [1, 1, gl.num_warps()],
-        [1, 0, 2] if LAYOUT == "seq" else [1, 2, 0],
+        [ROWS, 1, 1, RUN], [1, 1, 32, 1], [1, LANES, WARPS // LANES, 1], [3, 2, 1, 0]
     )
-    SEGMENT: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, X))
-    STEP: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, X))
-    CHANNEL: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, X))
-    gl.static_assert(SEGMENTS * STEPS == CHUNK, "spans are of whole chunks")
+    STATES_OF_X: gl.constexpr = gl.SliceLayout(3, X)
+    WEIGHTS_OF_X: gl.constexpr = gl.SliceLayout(2, X)
+    # [runs, channels, steps]: each element of a chunk once, 16 bytes of memory at a time.
+    JOINED: gl.constexpr = 2 if LAYOUT == "seq" and delta.dtype.element_ty == gl.int16 else 1
+    ACROSS: gl.constexpr = 8 if LAYOUT == "seq" else 32
+    WIDE: gl.constexpr = min(WARPS, CHANNELS // ACROSS)
+    TILE: gl.constexpr = gl.BlockedLayout(
+        [1, 1, JOINED * RUN], [32 // ACROSS, ACROSS, 1], [WARPS // WIDE, WIDE, 1], [2, 1, 0]
+    )
+    # [runs, rows of states, lanes, steps of a run]: copies of C.
+    WEIGHTS: gl.constexpr = gl.BlockedLayout(
+        [1, 1, 1, RUN], [4, 8 // LANES, LANES, 1], [WARPS, 1, 1, 1], [3, 2, 1, 0]
+    )
     if LAYOUT == "seq":
         dout_time = 1
         delta_time = 1
         z_time = 1
+    ROWS_OF_RUNS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    dt_slots = gl.allocate_shared_memory(gl.float32, [RUNS, CHANNELS, RUN], ROWS_OF_RUNS)
+    dy_slots = gl.allocate_shared_memory(gl.float32, [RUNS, CHANNELS, RUN], ROWS_OF_RUNS)
+    C_slots = gl.allocate_shared_memory(
+        gl.float32, [RUNS, ROWS, LANES, RUN], gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
+    )
 
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
-    blocks = groups * blocks_per_group
-    block = gl.program_id(0) % blocks
-    row = (gl.program_id(0) // blocks).to(gl.int64)
-    batches = gl.num_programs(0) // (blocks * spans)
+    programs_a_row = groups * blocks_per_group
+    block = gl.program_id(0) % programs_a_row
+    row = (gl.program_id(0) // programs_a_row).to(gl.int64)
+    batches = gl.num_programs(0) // (programs_a_row * spans)
     batch = row % batches
+    own_begin, own_end = chunks_of_span((row // batches).to(gl.int32), chunk_begin, chunk_end, spans)
     group = block // blocks_per_group
-    in_group = (block % blocks_per_group) * CHANNELS + gl.arange(0, CHANNELS, CHANNEL)
+    first_in_group = (block % blocks_per_group) * CHANNELS
+    dout += batch * dout_batch
+    delta += batch * delta_batch
+    z += batch * z_batch
+
+    CHANNEL: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, TILE))
+    in_group = first_in_group + gl.arange(0, CHANNELS, CHANNEL)
     channel = group * (D // groups) + in_group
     valid = in_group < D // groups
-    segment = gl.arange(0, SEGMENTS, SEGMENT)
-    row_segment = gl.arange(0, SEGMENTS, gl.SliceLayout(1, gl.SliceLayout(1, X)))
-    step = gl.arange(0, STEPS, STEP)
-    first = (step == 0)[None, :, None]
-    SHARED: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-    slots = gl.allocate_shared_memory(gl.float32, [2, SEGMENTS, CHANNELS], SHARED)
+    run = gl.arange(0, RUNS // JOINED, gl.SliceLayout(1, gl.SliceLayout(2, TILE)))
+    step = gl.arange(0, JOINED * RUN, gl.SliceLayout(0, gl.SliceLayout(1, TILE)))
+    time = run[:, None, None] * (JOINED * RUN) + step[None, None, :]
+    bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, :, None]
 
-    begin, end = chunks_of_span((row // batches).to(gl.int32), chunk_begin, chunk_end, spans)
-    input_row = (batch * groups + group) * N
-    ends_at = ends + row * N * D + channel
-    A_at = A + channel.to(gl.int64) * N
-    bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, None, :]
-    whole = gl.full_like(channel, 0).to(gl.float32)
-    for chunk in range(end - 1, begin - 1, -1):
-        segment_start = chunk * CHUNK + segment * STEPS
-        time = segment_start[:, None] + step[None, :]
-        used = (time < L)[:, :, None] & valid[None, None, :]
-        delta_at = delta + batch * delta_batch
-        delta_at += offsets(segment_start, step, channel, delta_time, delta_channel, LAYOUT)
-        dt = load_used(delta_at, used, flags) + bias
-        if (flags & SOFTPLUS) != 0:
-            dt = softplus(dt)
-        dt = gl.where(used, dt, 0.0)
-        dout_at = dout + batch * dout_batch
-        dy = load_used(
-            dout_at + offsets(segment_start, step, channel, dout_time, dout_channel, LAYOUT), used, flags
+    X_CHANNEL: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, STATES_OF_X))
+    x_in_group = first_in_group + gl.arange(0, CHANNELS, X_CHANNEL)[None, None, :]
+    x_row = group * (D // groups) + x_in_group
+    x_state = (
+        gl.arange(0, ROWS, gl.SliceLayout(1, gl.SliceLayout(2, STATES_OF_X)))[:, None, None] * LANES
+        + gl.arange(0, LANES, gl.SliceLayout(0, gl.SliceLayout(2, STATES_OF_X)))[None, :, None]
+    )
+
+    w_run = gl.arange(0, RUNS, gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, WEIGHTS))))
+    w_row = gl.arange(0, ROWS, gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, WEIGHTS))))
+    w_lane = gl.arange(0, LANES, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, WEIGHTS))))
+    w_step = gl.arange(0, RUN, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, WEIGHTS))))
+    w_state = w_row[None, :, None, None] * LANES + w_lane[None, None, :, None]
+    w_time = w_run[:, None, None, None] * RUN + w_step[None, None, None, :]
+    weights = ((batch * groups + group) * N + w_state) * padded_length + w_time
+
+    blocks = gl.cdiv(N, STATES)
+    elapsed = gl.zeros([RUNS // JOINED, CHANNELS], gl.float32, gl.SliceLayout(2, TILE))
+    if PACKED:
+        sequences = gl.zeros([1], gl.int32, CHANNEL)
+    rate = gl.zeros([ROWS, LANES, CHANNELS], gl.float32, STATES_OF_X)
+    mu = rate
+    for chunk in range(own_end - 1, own_begin - 1, -1):
+        begin = chunk * CHUNK
+        used = (begin + time < L) & valid[None, :, None]
+        raw_dt = gl.load(
+            delta + places(begin, run, channel, step, delta_time, delta_channel, LAYOUT), used, 0
         )
+        raw_dy = gl.load(dout + places(begin, run, channel, step, dout_time, dout_channel, LAYOUT), used, 0)
+        with_z = used & ((flags & HAS_Z) != 0)
+        raw_z = gl.load(z + places(begin, run, channel, step, z_time, z_channel, LAYOUT), with_z, 0)
+        dt = widened_pairs(raw_dt, flags) + bias
+        if (flags & SOFTPLUS) != 0:
+            dt = softplus(dt, delta.dtype.element_ty == gl.int16)
+        dt = gl.where(used, dt, 0.0)
+        dy = widened_pairs(raw_dy, flags)
         if (flags & HAS_Z) != 0:
-            z_at = z + batch * z_batch + offsets(segment_start, step, channel, z_time, z_channel, LAYOUT)
-            zv = load_used(z_at, used, flags)
-            dy *= zv * sigmoid(zv)
-        elapsed = gl.sum(dt, 1)
-        whole += gl.sum(elapsed, 0)
-        known = valid & (chunk < end - 1)
-        for n in range(N):
-            following = gl.minimum(n + 1, N - 1)
-            prefetch_steps(C, input_row + following, segment_start, padded_length, False)
-            c = load_steps(C, input_row + n, time, padded_length, N > 0, False)
-            rates = scaled_rates((gl.load(A_at + n, valid, 0.0),), False)
-            mu = gl.load(ends_at + n * D.to(gl.int64), known, 0.0)
-            a = exponential(dt, (rates[0][None, None, :],), False)
-            adjoint = scan_backward(later_steps(a, False), scale(c, dy, False), False)
-            publish(
-                slots,
-                pick((a[0] * adjoint[0],), first, False),
-                exponential(elapsed, (rates[0][None, :],), False),
-                False,
+            zv = widened_pairs(raw_z, flags)
+            dy *= zv * sigmoid_fast(zv)
+        if PACKED:
+            steps = begin + time
+            live, fresh = of_sequence(load_entries(runs, batch, steps, L, True), steps, 0, L)
+            dt = unmarked(gl.where(live, dt, 0.0))
+            dy = gl.where(live, dy, 0.0)
+            elapsed += gl.sum(dt, 2)
+            sequences += gl.sum(gl.sum(fresh.to(gl.int32), 2), 0)
+            dt = marked(dt, fresh)
+        else:
+            elapsed += gl.sum(dt, 2)
+        whole(dt_slots).store(in_runs(dt))
+        whole(dy_slots).store(in_runs(dy))
+
+        for block_of_states in range(0, blocks):
+            begin_state = block_of_states * STATES
+            offset = begin_state * padded_length + begin
+            async_copy.async_copy_global_to_shared(
+                whole(C_slots), C + (weights + offset), begin_state + w_state < N
             )
-            _, mu = collect(slots, (mu,), row_segment, True, False)
-            gl.store(ends_at + n * D.to(gl.int64), mu[0], valid)
-    gl.store(elapsed_times + row * D + channel, whole, valid)
+            async_copy.commit_group()
+            state = begin_state + x_state
+            known = (x_in_group < D // groups) & (state < N)
+            at = row * N * D + (anew(x_row).to(gl.int64) + state.to(gl.int64) * D)
+            # Rates and adjoints stay in registers, or in memory where these hold too few.
+            if (chunk == own_end - 1) | (blocks > 1):
+                rate = gl.load(A + (anew(x_row).to(gl.int64) * N + state), known, 0.0)
+                mu = gl.load(ends + at, known & (chunk < own_end - 1), 0.0)
+            rates = gl.expand_dims(rate * LOG2E, 3)
+            async_copy.wait_group(0)
+            for back in range(0, RUNS):
+                k = anew(RUNS - 1 - back)
+                c = gl.expand_dims(C_slots.index(k).load(WEIGHTS_OF_X), 2)
+                a = decays_of(load_run(dt_slots, k, X), rates, PACKED)
+                _, through = adjoints_of_run(a, c * load_run(dy_slots, k, X), mu, PACKED)
+                mu = gl.reduce(through, 3, first_of)
+            if (chunk == own_begin) | (blocks > 1):
+                gl.store(ends + at, mu, known)
+    length = gl.sum(elapsed, 0)
+    if PACKED:
+        length = gl.where(sequences > 0, FORGOTTEN, length)
+    gl.store(elapsed_times + row * D + channel, length, valid)
 
 
 @gluon.jit
@@ -148,5 +218,6 @@ def entering_adjoint(
     for behind in range(spans - 1, span, -1):
         other = behind * batches + batch
         elapsed = gl.load(elapsed_times + other * D + channel, known, 0.0)
-        mu = exp2_fast(rate * LOG2E * elapsed) * mu + gl.load(ends + other * N * D + at, known, 0.0)
+        passed = gl.where(elapsed == FORGOTTEN, 0.0, exp2_fast(rate * LOG2E * elapsed) * mu)
+        mu = passed + gl.load(ends + other * N * D + at, known, 0.0)
     return mu

@@ -2,8 +2,8 @@
 
 A program owns a block of channels of one batch entry and walks over time in tiles. LANES threads, of SHARERS
 warps, share a channel, each with every LANES-th of its states, so no step is computed twice and few channels
-still fill a chip. What all of them need once (delta after its bias and softplus, delta u, rows of B and C) lies in shared
-memory, RUN steps of a row at a time; so do their shares of y, which are added up once a tile.
+still fill a chip. What all of them need once (delta after its bias and softplus, delta u, rows of B and C)
+lies in shared memory, RUN steps of a row at a time; so do their shares of y, which are added up once a tile.
 
 Where rows and channels are too few to fill a GPU, time is split into spans that run at once. A launch before,
 with ENDS, walks all spans but the last from a state of zero; from where those end, and from their lengths in
@@ -15,6 +15,17 @@ from _half import narrowed_pairs, widened_pairs
 from _recurrence import pick
 from _registers import reverse
 from _scan_operands import CHUNK, HAS_BIAS, HAS_D, HAS_STATE, HAS_Z, SAVE_CHUNKS, SOFTPLUS
+from _scan_packing import BY_INDEX, own_steps
+from _selective_scan_sequences import (
+    FORGOTTEN,
+    after,
+    begins_with_sequence,
+    load_entries,
+    marked,
+    of_sequence,
+    shift_of,
+    unmarked,
+)
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
@@ -24,6 +35,12 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 def follow(a_left, b_left, a_right, b_right):
     """Two steps of h -> a h + b as one, such that a step of the chain is one fused multiply-add."""
     return a_left * a_right, gl.fma(a_right, b_left, b_right)
+
+
+@gluon.jit
+def follow_in_sequence(a_left, b_left, a_right, b_right):
+    """The same where a step with a = 0 forgets what was before it, whatever that is."""
+    return a_left * a_right, after(a_right, b_left, b_right)
 
 
 @gluon.jit
@@ -90,6 +107,7 @@ def selective_scan_plain_fwd_kernel(
     chunk_states,
     span_ends,
     span_times,
+    runs,
     D,
     L,
     N,
@@ -112,6 +130,7 @@ def selective_scan_plain_fwd_kernel(
     flags,
     LAYOUT: gl.constexpr,
     ENDS: gl.constexpr,
+    PACKED: gl.constexpr,
     LANES: gl.constexpr,
     SHARERS: gl.constexpr,
     STATES: gl.constexpr,
@@ -171,10 +190,21 @@ def selective_scan_plain_fwd_kernel(
     block = gl.program_id(0) % (groups * blocks_per_group)
     work = (gl.program_id(0) // (groups * blocks_per_group)).to(gl.int64)
     batches = gl.num_programs(0) // (groups * blocks_per_group * (spans - 1 if ENDS else spans))
-    batch = work % batches
+    state_row = work % batches
+    batch = state_row
     span = (work // batches).to(gl.int32)
     begin = span * span_steps
     end = begin + gl.minimum(span_steps, L - begin)
+    limit = end
+    if PACKED:
+        # Tiles lie on the grid of whole tiles; steps outside of [first, stop) are of length 0.
+        batch, first, stop = own_steps(runs, state_row, L, flags, True)
+        by_index = (flags & BY_INDEX) != 0
+        first = gl.where(by_index, begin, first)
+        stop = gl.where(by_index, end, stop)
+        begin = first // STEPS * STEPS
+        end = gl.where(stop > first, stop, begin)
+        limit = L
     group = block // blocks_per_group
     first_in_group = (block % blocks_per_group) * CHANNELS
 
@@ -193,6 +223,8 @@ def selective_scan_plain_fwd_kernel(
     delta_at = delta + (batch * delta_batch + row * delta_channel + opened * delta_time)
     if ENDS:
         elapsed = gl.full([CHANNELS, RUNS], 0.0, gl.float32, gl.SliceLayout(0, TILE))
+        if PACKED:
+            sequences = gl.full([1, RUNS], 0, gl.int32, gl.SliceLayout(0, TILE))
     else:
         z_at = z + (batch * z_batch + row * z_channel + opened * z_time)
         out_at = out + (batch * out_batch + row * out_channel + opened * out_time)
@@ -208,10 +240,12 @@ def selective_scan_plain_fwd_kernel(
     lane = gl.arange(0, LANES, X_LANE)[:, None, None]
     x_valid = x_in_group < D // groups
     x_step = gl.arange(0, RUN, X_STEP)[None, :, None, None]
-    first = x_step == 0
+    first_step = x_step == 0
     last = x_step == RUN - 1
     nothing = gl.full([LANES, RUN, CHANNELS, 1], 0.0, gl.float32, X)
     saved_rows = gl.cdiv(L, CHUNK)
+    if PACKED:
+        saved_rows += gl.where(by_index, 1, 0)
 
     # Of the copies.
     of_row = gl.arange(0, ROWS * RUNS, gl.SliceLayout(0, gl.SliceLayout(1, WEIGHTS)))[None, None, :]
@@ -239,9 +273,11 @@ def selective_scan_plain_fwd_kernel(
         padded_length,
         ENDS,
     )
-    used = (time < end - begin) & valid_tile
+    used = (time < limit - begin) & valid_tile
     next_x = gl.load(u_at + step * u_time, used, 0.0)
     next_dt = gl.load(delta_at + step * delta_time, used, 0.0)
+    if PACKED:
+        next_entry = load_entries(runs, batch, begin + run_start + step, L, by_index)
     # Of each state's tile only the last step goes into the next run.
     states = ()
     rates = ()
@@ -250,8 +286,8 @@ def selective_scan_plain_fwd_kernel(
         rates += (gl.full([LANES, CHANNELS, 1], 0.0, gl.float32, STATES_OF_X),)
 
     for start in range(begin, end, STEPS):
-        used = (time < end - start) & valid_tile
-        upcoming = (time < end - start - STEPS) & valid_tile
+        used = (time < limit - start) & valid_tile
+        upcoming = (time < limit - start - STEPS) & valid_tile
         x = widened_pairs(next_x, flags)
         dt = widened_pairs(next_dt, flags) + bias
         u_at += STEPS * u_time
@@ -265,10 +301,21 @@ def selective_scan_plain_fwd_kernel(
             dt = softplus(dt, delta.dtype.element_ty == gl.int16)
         # A step of length 0 leaves the state alone: so do the steps past the end.
         dt = gl.where(used, dt, 0.0)
-        dt_slots.store(dt)
+        if PACKED:
+            at = start + run_start + step
+            live, fresh = of_sequence(next_entry, at, first, stop)
+            next_entry = load_entries(runs, batch, at + STEPS, L, by_index)
+            complete = by_index | ((start >= first) & (start + STEPS <= stop))
+            x = gl.where(live, x, 0.0)
+            dt = unmarked(gl.where(live, dt, 0.0))
+            dt_slots.store(marked(dt, fresh))
+        else:
+            dt_slots.store(dt)
         dtx_slots.store(dt * x)
         if ENDS:
             elapsed += gl.sum(dt, 0)
+            if PACKED:
+                sequences += gl.sum(fresh.to(gl.int32), 0)
         else:
             y = D_value * x
 
@@ -280,9 +327,11 @@ def selective_scan_plain_fwd_kernel(
             if (start == begin) | (blocks > 1):
                 opening = anew(start) == begin
                 given = gl.where(opening, (not ENDS) & ((flags & HAS_STATE) != 0), True)
+                if PACKED:
+                    given = given & ((not opening) | begins_with_sequence(runs, batch, L, by_index))
                 x_channel = anew(x_row).to(gl.int64)
                 first_state = begin_state + anew(lane)
-                source = gl.where(opening, initial_state + batch * D * N, carry + work * D * N)
+                source = gl.where(opening, initial_state + state_row * D * N, carry + work * D * N)
                 source += gl.where(
                     opening, x_channel * N + first_state, first_state * D.to(gl.int64) + x_channel
                 )
@@ -303,16 +352,20 @@ def selective_scan_plain_fwd_kernel(
                         for j in gl.static_range(ROWS):
                             known = x_valid & (first_state + j * LANES < N)
                             ended = gl.load(ends_at + j * LANES * D.to(gl.int64), known, 0.0)
-                            left += (gl.fma(exp2_fast(rates[j] * passed), entering[j], ended),)
+                            onward = gl.fma(exp2_fast(rates[j] * passed), entering[j], ended)
+                            left += (gl.where(passed == FORGOTTEN, ended, onward),)
                         entering = left
                 states = ()
                 for j in gl.static_range(ROWS):
                     # Touched here, or each tile's first step would wait for whatever was loaded last.
                     h = gl.where(padded_length > 0, entering[j], 0.0)
                     states += (gl.broadcast(gl.expand_dims(h, 1), nothing)[0],)
+            saving = ((flags & SAVE_CHUNKS) != 0) & (start % CHUNK == 0)
+            if PACKED:
+                saving = saving & (start >= first)
             # Two conditions, for Triton 3.6 keeps a branch that `&` with a constant would close.
             if not ENDS:  # noqa: SIM102
-                if ((flags & SAVE_CHUNKS) != 0) & (start % CHUNK == 0):
+                if saving:
                     x_channel = anew(x_row).to(gl.int64)
                     first_state = begin_state + anew(lane)
                     saved_row = batch * saved_rows + anew(start) // CHUNK
@@ -327,11 +380,20 @@ def selective_scan_plain_fwd_kernel(
             async_copy.wait_group(1)
             B_stage = B_slots.index(stage)
             C_stage = C_slots.index(stage)
+            if PACKED:  # noqa: SIM102
+                if not complete:
+                    row_at = start + of_row % RUNS * RUN + of_step
+                    inside = (row_at >= first) & (row_at < stop)
+                    B_stage.store(gl.where(inside, B_stage.load(WEIGHTS), 0.0))
+                    if not ENDS:
+                        C_stage.store(gl.where(inside, C_stage.load(WEIGHTS), 0.0))
             ahead = scalars_of(dt_slots, dtx_slots, 0, STEPS_OF_X)
             rows_ahead = rows_of(B_stage, C_stage, 0, ROWS, RUNS, WEIGHTS_OF_X, ENDS)
             for s in gl.static_range(RUNS):
                 dt_run, dtx_run = ahead
                 rows_run = rows_ahead
+                if PACKED:
+                    shift = shift_of(dt_run)
                 if s + 1 < RUNS:
                     ahead = scalars_of(dt_slots, dtx_slots, s + 1, STEPS_OF_X)
                     if PREFETCH:
@@ -340,10 +402,17 @@ def selective_scan_plain_fwd_kernel(
                 through = ()
                 for j in gl.static_range(ROWS):
                     b = rows_run[j if ENDS else 2 * j]
-                    a = exp2_fast(dt_run * gl.expand_dims(rates[j], 1))
+                    exponent = dt_run * gl.expand_dims(rates[j], 1)
+                    if PACKED:
+                        exponent += shift
+                    a = exp2_fast(exponent)
                     kick = b * dtx_run
-                    kick = gl.where(first, gl.fma(a, reverse(states[j]), kick), kick)
-                    run = gl.associative_scan((a, kick), 1, follow)[1]
+                    if PACKED:
+                        kick = gl.where(first_step, after(a, reverse(states[j]), kick), kick)
+                        run = gl.associative_scan((a, kick), 1, follow_in_sequence)[1]
+                    else:
+                        kick = gl.where(first_step, gl.fma(a, reverse(states[j]), kick), kick)
+                        run = gl.associative_scan((a, kick), 1, follow)[1]
                     through += (run,)
                     if not ENDS:
                         c = rows_run[2 * j + 1]
@@ -365,7 +434,7 @@ def selective_scan_plain_fwd_kernel(
                 if ENDS:
                     target = gl.where(closing, span_ends + work * D * N + own, target)
                 else:
-                    whole = last_state + batch * D * N + x_channel * N + first_state
+                    whole = last_state + state_row * D * N + x_channel * N + first_state
                     target = gl.where(closing, whole, target)
                     target_step = gl.where(closing, LANES, target_step)
                     wanted = wanted & ((span == spans - 1) | (not closing))
@@ -385,8 +454,19 @@ def selective_scan_plain_fwd_kernel(
             if (flags & HAS_Z) != 0:
                 zv = widened_pairs(raw_z, flags)
                 y *= zv * sigmoid_fast(zv)
-            gl.store(out_at + step * out_time, narrowed_pairs(y, out.dtype.element_ty, flags), used)
+            if PACKED:
+                y = narrowed_pairs(gl.where(live, y, 0.0), out.dtype.element_ty, flags)
+                if complete:
+                    gl.store(out_at + step * out_time, y, used)
+                else:
+                    gl.store(out_at + step * out_time, y, used & live)
+            else:
+                gl.store(out_at + step * out_time, narrowed_pairs(y, out.dtype.element_ty, flags), used)
             out_at += STEPS * out_time
     async_copy.wait_group(0)
     if ENDS:
-        gl.store(span_times + (work * D + channel), gl.convert_layout(gl.sum(elapsed, 1), CHANNEL), valid)
+        length = gl.convert_layout(gl.sum(elapsed, 1), CHANNEL)
+        if PACKED:
+            begun = gl.convert_layout(gl.sum(sequences, 1), CHANNEL)
+            length = gl.where(begun > 0, FORGOTTEN, length)
+        gl.store(span_times + (work * D + channel), length, valid)

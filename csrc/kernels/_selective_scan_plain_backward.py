@@ -11,12 +11,22 @@ for B and C over channels, both once a tile.
 # Triton has no starred tuples.
 # ruff: noqa: RUF005
 
-from _arithmetic import LOG2E, anew, exp2_fast, sigmoid, sigmoid_fast, softplus
+from _arithmetic import LOG2E, anew, sigmoid, sigmoid_fast, softplus
 from _half import widened_pairs
 from _scan_operands import CHUNK, HAS_BIAS, HAS_D, HAS_STATE, HAS_Z, SOFTPLUS, SPANS
+from _scan_packing import BY_INDEX, own_steps
 from _selective_scan_adjoint import chunks_of_span, entering_adjoint
+from _selective_scan_sequences import (
+    begins_with_sequence,
+    decays_of,
+    load_entries,
+    marked,
+    of_sequence,
+    unmarked,
+)
 from _selective_scan_tiles import (
     RUN,
+    adjoints_of_run,
     fetch_rows,
     first_of,
     in_runs,
@@ -29,9 +39,8 @@ from _selective_scan_tiles import (
     load_tiles,
     over_channels,
     places,
-    run_backward,
-    run_forward,
     stacked,
+    states_of_run,
     whole,
     write,
 )
@@ -64,6 +73,7 @@ def selective_scan_plain_bwd_kernel(
     incoming,
     span_ends,
     span_times,
+    runs,
     D,
     L,
     N,
@@ -96,6 +106,7 @@ def selective_scan_plain_bwd_kernel(
     dz_time,
     flags,
     LAYOUT: gl.constexpr,
+    PACKED: gl.constexpr,
     LANES: gl.constexpr,
     STATES: gl.constexpr,
     STEPS: gl.constexpr,
@@ -181,6 +192,14 @@ def selective_scan_plain_bwd_kernel(
     batches = gl.num_programs(0) // (groups * blocks_per_group * spans)
     batch = sums_row % batches
     own_begin, own_end = chunks_of_span((sums_row // batches).to(gl.int32), chunk_begin, chunk_end, spans)
+    batch_rows = batches
+    if PACKED:
+        # Steps outside of [first, stop) are of length 0.
+        batch, first, stop = own_steps(runs, batch, L, flags, True)
+        by_index = (flags & BY_INDEX) != 0
+        batch_rows = gl.where(by_index, batches, 1)
+        own_begin = gl.maximum(first // CHUNK, own_begin)
+        own_end = gl.where(stop > first, gl.minimum(gl.cdiv(stop, CHUNK), own_end), own_begin)
     group = block // blocks_per_group
     block_in_group = block % blocks_per_group
     first_in_group = block_in_group * CHANNELS
@@ -231,9 +250,11 @@ def selective_scan_plain_bwd_kernel(
     )
     term = gl.arange(0, TERMS, gl.SliceLayout(1, SUM))
     s_state = term % STATES
-    partial_row = ((block_in_group * 2 * batches + batch) * groups + group) * N
+    partial_row = ((block_in_group * 2 * batch_rows + batch) * groups + group) * N
     planes = (partial_row + s_state) * partial_length + term // STATES * RUN
-    planes = planes[:, None] + gl.arange(0, RUN, gl.SliceLayout(0, SUM))[None, :]
+    s_step = gl.arange(0, RUN, gl.SliceLayout(0, SUM))
+    planes = planes[:, None] + s_step[None, :]
+    s_time = (term // STATES * RUN)[:, None] + s_step[None, :]
 
     of_delta = (delta, delta_time, delta_channel)
     of_u = (u, u_time, u_channel)
@@ -241,19 +262,27 @@ def selective_scan_plain_bwd_kernel(
     of_z = (z, z_time, z_channel)
     fresh_from = gl.cdiv(L, CHUNK) - 1
     saved_rows = gl.cdiv(L, CHUNK)
+    there = True
+    saved_row = own_end - 1
+    if PACKED:
+        there = own_end > own_begin
+        # Behind the chunks' states lie those of sequences that begin inside a chunk.
+        begun_row = saved_rows + sums_row.to(gl.int32)
+        saved_row = gl.where(first > (own_end - 1) * CHUNK, begun_row, own_end - 1)
+        saved_rows += gl.where(by_index, 1, 0)
     states_at = chunk_states + batch * saved_rows * N * D
     # Without states the one block writes zeros where the sums over states are read.
     blocks = gl.maximum(gl.cdiv(N, STATES), 1)
     # What a chunk begins with is asked for before the end of the one after it, where registers allow it.
     AHEAD: gl.constexpr = JOINED == 2
     if AHEAD:
-        used = ((own_end - 1) * CHUNK + time < L) & valid_tile
+        used = ((own_end - 1) * CHUNK + time < L) & valid_tile & there
         place = ((own_end - 1) * CHUNK, run, channel, step)
         next_dt, next_x, next_dy, next_z = load_sequences(
             of_delta, of_u, of_dout, of_z, place, used, flags, LAYOUT
         )
-    fetch_rows(B_slots, C_slots, B, C, weights, w_state, 0, own_end - 1, N, padded_length, True)
-    next_h = load_states(states_at, own_end - 1, x_state, x_row, x_valid, D, N)
+    fetch_rows(B_slots, C_slots, B, C, weights, w_state, 0, own_end - 1, N, padded_length, there)
+    next_h = load_states(states_at, saved_row, x_state, x_row, x_valid & there, D, N)
     rate = gl.zeros([ROWS, LANES, CHANNELS], gl.float32, STATES_OF_X)
     mu = rate
     rate_total = rate
@@ -270,6 +299,12 @@ def selective_scan_plain_bwd_kernel(
         dt = widened_pairs(raw_dt, flags) + bias
         if (flags & SOFTPLUS) != 0:
             dt = softplus(dt, delta.dtype.element_ty == gl.int16)
+        if PACKED:
+            steps = begin + time
+            live, fresh = of_sequence(load_entries(runs, batch, steps, L, by_index), steps, first, stop)
+            complete = by_index | ((begin >= first) & (begin + CHUNK <= stop))
+            stored = used
+            used = used & live
         # A step of length 0 leaves the state alone: so do the steps past the end.
         dt = gl.where(used, dt, 0.0)
         dy = widened_pairs(raw_dy, flags)
@@ -277,7 +312,13 @@ def selective_scan_plain_bwd_kernel(
             zv = widened_pairs(raw_z, flags)
             dy *= zv * sigmoid_fast(zv)
         x = widened_pairs(raw_x, flags)
-        whole(dt_slots).store(in_runs(dt))
+        if PACKED:
+            x = gl.where(live, x, 0.0)
+            dy = gl.where(live, dy, 0.0)
+            dt = unmarked(dt)
+            whole(dt_slots).store(in_runs(marked(dt, fresh)))
+        else:
+            whole(dt_slots).store(in_runs(dt))
         whole(dtx_slots).store(in_runs(dt * x))
         whole(dy_slots).store(in_runs(dy))
 
@@ -291,7 +332,10 @@ def selective_scan_plain_bwd_kernel(
                 rate = gl.load(A + (anew(x_row).to(gl.int64) * N + state), known, 0.0)
                 returning = (chunk < fresh_from) | ((flags & HAS_STATE) != 0)
                 mu = gl.load(carry + sums_row * N * D + at, known & returning, 0.0)
-                rate_total = gl.load(dA + sums_row * N * D + at, known & (chunk < own_end - 1), 0.0)
+                begun = chunk < own_end - 1
+                if PACKED:
+                    begun = begun | (by_index == 0)
+                rate_total = gl.load(dA + sums_row * N * D + at, known & begun, 0.0)
                 if ((flags & SPANS) != 0) & (chunk == own_end - 1):
                     mu = entering_adjoint(
                         incoming,
@@ -314,6 +358,12 @@ def selective_scan_plain_bwd_kernel(
             opened = next_h
             h = opened
             async_copy.wait_group(0)
+            if PACKED:  # noqa: SIM102
+                if not complete:
+                    inside = (begin + w_time >= first) & (begin + w_time < stop)
+                    for slots in gl.static_range(2):
+                        of_slots = whole(B_slots if slots == 0 else C_slots)
+                        of_slots.store(gl.where(inside, of_slots.load(WEIGHTS), 0.0))
 
             # The states that tiles begin with, but for the first one's and the last one's.
             ahead = load_inputs(dt_slots, dtx_slots, B_slots, 0, X)
@@ -324,9 +374,7 @@ def selective_scan_plain_bwd_kernel(
                 for k in gl.static_range(RUNS):
                     step_dt, step_dtx, b = ahead
                     ahead = load_inputs(dt_slots, dtx_slots, B_slots, t * RUNS + k + 1, X)
-                    _, states = gl.map_elementwise(
-                        run_forward, exp2_fast(step_dt * rates), b * step_dtx, gl.expand_dims(h, 3), pack=4
-                    )
+                    _, states = states_of_run(decays_of(step_dt, rates, PACKED), b * step_dtx, h, PACKED)
                     h = gl.reduce(states, 3, last_of)
 
             for back in range(0, TILES):
@@ -345,10 +393,8 @@ def selective_scan_plain_bwd_kernel(
                     step_dy = load_run(dy_slots, t * RUNS + k, X)
                     b = gl.expand_dims(B_slots.index(t * RUNS + k).load(WEIGHTS_OF_X), 2)
                     c = gl.expand_dims(C_slots.index(t * RUNS + k).load(WEIGHTS_OF_X), 2)
-                    a = exp2_fast(step_dt[k] * rates)
-                    through, states = gl.map_elementwise(
-                        run_forward, a, b * step_dtx[k], gl.expand_dims(h, 3), pack=4
-                    )
+                    a = decays_of(step_dt[k], rates, PACKED)
+                    through, states = states_of_run(a, b * step_dtx[k], h, PACKED)
                     h = gl.reduce(states, 3, last_of)
                     decays += (a,)
                     passed += (through,)
@@ -362,9 +408,7 @@ def selective_scan_plain_bwd_kernel(
                 dkick_of_lane = ()
                 dB_terms = ()
                 for k in gl.static_range(RUNS - 1, -1, -1):
-                    adjoint, through = gl.map_elementwise(
-                        run_backward, decays[k], entering[k], gl.expand_dims(mu, 3), pack=4
-                    )
+                    adjoint, through = adjoints_of_run(decays[k], entering[k], mu, PACKED)
                     mu = gl.reduce(through, 3, first_of)
                     p = adjoint * passed[k]
                     rate_sum += gl.sum(p * step_dt[k], 3)
@@ -395,10 +439,16 @@ def selective_scan_plain_bwd_kernel(
                 dkick_slots.index(t).store(dkick)
                 to = planes + begin_state * partial_length + ((chunk - chunk_begin) * CHUNK + t * STEPS)
                 own = (begin_state + s_state < N)[:, None]
+                if PACKED:
+                    s_at = begin + t * STEPS + s_time
+                    own = own & (s_at >= first) & (s_at < stop)
                 gl.store(dC + to, over_channels(of_C, SUM), own)
                 gl.store(dB + to, over_channels(of_B, SUM), own)
 
             rate_total += rate_sum
+            if PACKED:
+                # A row that begins with padding does not begin with the initial state.
+                mu = gl.where((chunk > 0) | begins_with_sequence(runs, batch, L, by_index), mu, 0.0)
             if (chunk == own_begin) | (blocks > 1):
                 at = anew(x_row).to(gl.int64) + state.to(gl.int64) * D
                 gl.store(carry + sums_row * N * D + at, mu, known)
@@ -406,7 +456,10 @@ def selective_scan_plain_bwd_kernel(
             if block_of_states + 1 < blocks:
                 following = begin_state + STATES
                 fetch_rows(B_slots, C_slots, B, C, weights, w_state, following, chunk, N, padded_length, True)
-                next_h = load_states(states_at, chunk, following + x_state, x_row, x_valid, D, N)
+                saved_row = chunk
+                if PACKED:
+                    saved_row = gl.where(first > begin, begun_row, chunk)
+                next_h = load_states(states_at, saved_row, following + x_state, x_row, x_valid, D, N)
 
         place = (begin, run, channel, step)
         raw_dt, raw_x, raw_dy, raw_z = load_sequences(
@@ -415,37 +468,57 @@ def selective_scan_plain_bwd_kernel(
         # Sums over a span, a row for each block with its padding.
         block_row = gl.program_id(0).to(gl.int64) * CHANNELS + anew(gl.arange(0, CHANNELS, CHANNEL))
         begun = chunk < own_end - 1
+        if PACKED:
+            begun = begun | (by_index == 0)
         D_sum = gl.load(dD + block_row, begun, 0.0)
         bias_sum = gl.load(ddelta_bias + block_row, begun, 0.0)
         x = widened_pairs(raw_x, flags)
+        if PACKED:
+            x = gl.where(live, x, 0.0)
         dy = joined(whole(dy_slots).load(IN_RUNS), TILE)
         dkick = joined(load_tiles(dkick_slots, IN_TILES, IN_RUNS), TILE)
         ddt = joined(load_tiles(ddt_slots, IN_TILES, IN_RUNS), TILE) + dkick * x
-        dx = D_value * dy + dkick * joined(whole(dt_slots).load(IN_RUNS), TILE)
+        dt = joined(whole(dt_slots).load(IN_RUNS), TILE)
+        if PACKED:
+            dt = unmarked(dt)
+        dx = D_value * dy + dkick * dt
         if (flags & SOFTPLUS) != 0:
             before = widened_pairs(raw_dt, flags) + bias
             ddt *= sigmoid_fast(before) if delta.dtype.element_ty == gl.int16 else sigmoid(before)
         # An adjoint of the last state passes through the padding, where there is no delta to take a gradient
         # of.
         ddt = gl.where(used, ddt, 0.0)
-        write(du + places(begin, run, channel, step, du_time, du_channel, LAYOUT), dx, used, flags)
+        if PACKED:
+            dx = gl.where(used, dx, 0.0)
+        else:
+            live = True
+            stored = used
+            complete = True
+        to = du + places(begin, run, channel, step, du_time, du_channel, LAYOUT)
+        write(to, dx, stored, live, complete, flags, PACKED)
         to = ddelta + places(begin, run, channel, step, ddelta_time, ddelta_channel, LAYOUT)
-        write(to, ddt, used, flags)
+        write(to, ddt, stored, live, complete, flags, PACKED)
         # Not before what this chunk still reads, or that would wait for memory, too.
         there = chunk > own_begin
+        saved_row = chunk - 1
+        if PACKED:
+            saved_row = gl.where(first > saved_row * CHUNK, begun_row, saved_row)
         if AHEAD:
             place = (begin - CHUNK, run, channel, step)
             next_dt, next_x, next_dy, next_z = load_sequences(
                 of_delta, of_u, of_dout, of_z, place, valid_tile & there, flags, LAYOUT
             )
         fetch_rows(B_slots, C_slots, B, C, weights, w_state, 0, chunk - 1, N, padded_length, there)
-        next_h = load_states(states_at, chunk - 1, x_state, x_row, x_valid & there, D, N)
+        next_h = load_states(states_at, saved_row, x_state, x_row, x_valid & there, D, N)
         if (flags & HAS_Z) != 0:
             y = joined(load_tiles(y_slots, IN_TILES, IN_RUNS), TILE) + D_value * x
             zv = widened_pairs(raw_z, flags)
             s = sigmoid_fast(zv)
             slope = widened_pairs(raw_dy, flags) * y * s * (1.0 + zv * (1.0 - s))
-            write(dz + places(begin, run, channel, step, dz_time, dz_channel, LAYOUT), slope, used, flags)
+            if PACKED:
+                slope = gl.where(used, slope, 0.0)
+            to = dz + places(begin, run, channel, step, dz_time, dz_channel, LAYOUT)
+            write(to, slope, stored, live, complete, flags, PACKED)
 
         gl.store(dD + block_row, D_sum + gl.sum(gl.sum(dy * x, 2), 0))
         gl.store(ddelta_bias + block_row, bias_sum + gl.sum(gl.sum(ddt, 2), 0))

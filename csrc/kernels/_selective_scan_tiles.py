@@ -38,6 +38,53 @@ def run_backward(a0, a1, a2, a3, c0, c1, c2, c3, m, _m1, _m2, _m3):
 
 
 @gluon.jit
+def run_forward_in_sequence(a0, a1, a2, a3, k0, k1, k2, k3, h, _h1, _h2, _h3):
+    """The same where a step with a = 0 forgets what was before it, whatever that is."""
+    d0 = passed_on(a0, h)
+    h0 = d0 + k0
+    d1 = passed_on(a1, h0)
+    h1 = d1 + k1
+    d2 = passed_on(a2, h1)
+    h2 = d2 + k2
+    d3 = passed_on(a3, h2)
+    return d0, d1, d2, d3, h0, h1, h2, d3 + k3
+
+
+@gluon.jit
+def run_backward_in_sequence(a0, a1, a2, a3, c0, c1, c2, c3, m, _m1, _m2, _m3):
+    """And the other way."""
+    g3 = c3 + m
+    g2 = c2 + passed_on(a3, g3)
+    g1 = c1 + passed_on(a2, g2)
+    g0 = c0 + passed_on(a1, g1)
+    m = passed_on(a0, g0)
+    return g0, g1, g2, g3, m, m, m, m
+
+
+@gluon.jit
+def passed_on(a, h):
+    return gl.where(a != 0.0, a * h, 0.0)
+
+
+@gluon.jit
+def states_of_run(a, kick, h, PACKED: gl.constexpr):
+    """What a run's states pass on, and the states."""
+    if PACKED:
+        return gl.map_elementwise(run_forward_in_sequence, a, kick, gl.expand_dims(h, 3), pack=4)
+    else:
+        return gl.map_elementwise(run_forward, a, kick, gl.expand_dims(h, 3), pack=4)
+
+
+@gluon.jit
+def adjoints_of_run(a, entering, mu, PACKED: gl.constexpr):
+    """The adjoints of a run, and what goes on to the step before it."""
+    if PACKED:
+        return gl.map_elementwise(run_backward_in_sequence, a, entering, gl.expand_dims(mu, 3), pack=4)
+    else:
+        return gl.map_elementwise(run_backward, a, entering, gl.expand_dims(mu, 3), pack=4)
+
+
+@gluon.jit
 def first_of(x, y):
     return x
 
@@ -86,8 +133,16 @@ def load_sequences(delta, u, dout, z, place, used, flags, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def write(at, value, used, flags):
-    gl.store(at, narrowed_pairs(value, at.dtype.element_ty, flags), used)
+def write(at, value, used, live, complete, flags, PACKED: gl.constexpr):
+    """Of a chunk that lies in a sequence whole, all there is; of any other the sequence's steps."""
+    value = narrowed_pairs(value, at.dtype.element_ty, flags)
+    if PACKED:
+        if complete:
+            gl.store(at, value, used)
+        else:
+            gl.store(at, value, used & live)
+    else:
+        gl.store(at, value, used)
 
 
 @gluon.jit

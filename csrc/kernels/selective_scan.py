@@ -80,15 +80,19 @@ KERNELS = [
             **_tensors(_FORWARD),
             **_buffers("A", "B", "C", "D_skip", "delta_bias"),
             **_buffers("initial_state", "last_state", "carry", "chunk_states", "span_ends", "span_times"),
+            "runs": "*i32",
             **{name: _SIZES[name] for name in ("D", "L", "N", "groups", "padded_length")},
             **dict.fromkeys(("spans", "span_steps", "flags"), "i32"),
         },
-        axes=dict(**_PLAIN_AXES, ENDS=[False, True]),
+        axes=dict(**_PLAIN_AXES, ENDS=[False, True], PACKED=[False, True]),
         aligned=lambda values: [*_aligned(values, _FORWARD), "B", "C", "padded_length", "span_steps"],
         shape=["B", "D", "L"],
         tuned=["FEW", "SPLIT"],
         configs=[
             Config("ends", when="ENDS", LANES=4, SHARERS=1, STEPS=32, CHANNELS=16, PREFETCH=True, **_PLAIN),
+            Config(
+                "packed", when="PACKED", LANES=4, SHARERS=2, STEPS=32, CHANNELS=16, PREFETCH=False, **_PLAIN
+            ),
             Config(
                 "few", when="B * D < FEW", LANES=8, SHARERS=2, STEPS=64, CHANNELS=8, PREFETCH=True, **_PLAIN
             ),
@@ -123,12 +127,13 @@ KERNELS = [
             **_tensors(_BACKWARD),
             **_buffers("A", "B", "C", "D_skip", "delta_bias", "chunk_states"),
             **_buffers("dA", "dB", "dC", "dD", "ddelta_bias", "carry", "incoming", "span_ends", "span_times"),
+            "runs": "*i32",
             **{name: _SIZES[name] for name in ("D", "L", "N", "groups", "padded_length")},
             **_CHUNKS,
             "partial_length": "i64",
             "flags": "i32",
         },
-        axes=_PLAIN_AXES,
+        axes=dict(**_PLAIN_AXES, PACKED=[False, True]),
         aligned=lambda values: [
             *_aligned(values, _BACKWARD),
             "B",
@@ -145,18 +150,19 @@ KERNELS = [
         args={
             **_tensors(_ADJOINT),
             **_buffers("A", "C", "delta_bias", "ends", "elapsed_times"),
+            "runs": "*i32",
             **{name: _SIZES[name] for name in ("D", "L", "N", "groups", "padded_length")},
             **_CHUNKS,
             "flags": "i32",
         },
-        axes=_PLAIN_AXES,
+        axes=dict(**_PLAIN_AXES, PACKED=[False, True]),
         aligned=lambda values: [*_aligned(values, _ADJOINT), "C", "padded_length"],
-        configs=[Config("plain", SEGMENTS=4, STEPS=16, CHANNELS=8, num_warps=1)],
+        configs=[Config("only", LANES=4, STATES=16, CHANNELS=32, num_warps=4)],
     ),
     Kernel(
         selective_scan_pack_kernel,
         args={
-            **dict(B="*u8", C="*u8", out="*f32"),
+            **dict(B="*u8", C="*u8", runs="*i32", out="*f32"),
             **dict.fromkeys(("L", "N", "groups", "parts", "rows", "blocks", "flags"), "i32"),
             "padded_length": "i64",
             **{

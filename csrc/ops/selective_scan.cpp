@@ -103,12 +103,15 @@ struct Spans {
 int64_t rows_to_choose_by(const SelectiveScanSizes& s) { return batch_invariant() ? 1 : s.rows; }
 
 // As many as fill the GPU, where rows and channels alone do not: fewer than SPLIT at 4096 steps, half of that
-// at 2048, a quarter more from 5120 on. `ends` is the launch before.
+// at 2048, a quarter more from 5120 on. Of packed sequences there is no kernel for few channels, so more of
+// them split. `ends` is the launch before.
 Spans forward_spans(const SelectiveScanSizes& s, const SelectiveScanPlainFwd::Key& ends, int32_t device) {
   using Kernel = SelectiveScanPlainFwd;
   const Spans whole{1, round_up(s.length, kChunk)};
   const int64_t rows = rows_to_choose_by(s), most = std::min(kMostSpans, s.length / kLeastSpan);
-  if (most < 4 || rows * s.channels * 8 >= Kernel::SPLIT(device) * std::min<int64_t>(most, 10)) return whole;
+  const bool few = s.packed() ? rows * s.channels < kChannelsToFill
+                              : rows * s.channels * 8 < Kernel::SPLIT(device) * std::min<int64_t>(most, 10);
+  if (most < 4 || !few) return whole;
   const int64_t block_channels = Kernel::pick(ends, {}).CHANNELS;
   const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, block_channels);
   const int64_t count = std::min(most, kChannelsAtOnce / (rows * blocks * block_channels));
@@ -121,41 +124,43 @@ Spans forward_spans(const SelectiveScanSizes& s, const SelectiveScanPlainFwd::Ke
 struct Operands {
   Tensor A;
   int64_t padded_length;
+  // Where runs of steps start and where they end, by seq_idx; or cu_seqlens.
+  OptionalTensor starts, ends, sequences;
   PackedWeights weights;
-  OptionalTensor D, bias, gate, runs;
+  OptionalTensor D, bias, gate;
   int32_t flags;
   // Complex scans in fp32 run too seldom to be worth images without options.
   bool complex_float32;
+  // Rows of B and C without zeros where there is padding, which the plain kernels would meet.
+  bool padding_as_it_is;
 
-  // `which` of `runs` the kernel walks by: 0, the starts, or 1, the ends.
-  Operands(const SelectiveScanSizes& s, const SelectiveScanInputs& in, const OptionalTensor& runs_in,
-           const OptionalTensor& cu_seqlens, int64_t which, bool delta_softplus, bool zoh)
+  Operands(const SelectiveScanSizes& s, const SelectiveScanInputs& in, const OptionalTensor& runs,
+           const OptionalTensor& cu_seqlens, bool delta_softplus, bool zoh)
       : A(to_state_dtype(in.A, ScalarType::Float)),
         padded_length(round_up(s.length, kRowMultiple)),
-        weights(in.B, in.C, s, padded_length),
+        starts(runs ? OptionalTensor(torch::stable::select(*runs, 0, 0)) : std::nullopt),
+        ends(runs ? OptionalTensor(torch::stable::select(*runs, 0, 1)) : std::nullopt),
+        sequences(cu_seqlens ? OptionalTensor(torch::stable::contiguous(*cu_seqlens)) : std::nullopt),
+        weights(in.B, in.C, starts, s, padded_length),
         D(to_state_dtype(in.D, ScalarType::Float)),
         bias(to_state_dtype(in.delta_bias, ScalarType::Float)),
         flags(format_flag(in.u) | (delta_softplus ? kSoftplus : 0) | (in.D ? kHasD : 0) | (in.z ? kHasZ : 0) |
               (in.delta_bias ? kHasBias : 0) | (in.decay_gate ? kHasGate : 0) | (zoh ? kZoh : 0) |
               (s.constant_B ? kConstantB : 0) | (s.constant_C ? kConstantC : 0) |
-              (s.heads != s.channels ? kPerHead : 0)),
-        complex_float32(s.complex && in.u.scalar_type() == ScalarType::Float) {
+              (s.heads != s.channels ? kPerHead : 0) | (runs ? kByIndex : 0) | (cu_seqlens ? kByEnds : 0)),
+        complex_float32(s.complex && in.u.scalar_type() == ScalarType::Float),
+        padding_as_it_is(in.B.scalar_type() == ScalarType::Double ||
+                         in.C.scalar_type() == ScalarType::Double) {
     if (in.decay_gate) gate = pack_rows(*in.decay_gate, false, padded_length);
-    if (runs_in) {
-      flags |= kByIndex;
-      runs = torch::stable::select(*runs_in, 0, which);
-    }
-    if (cu_seqlens) {
-      flags |= kByEnds;
-      runs = torch::stable::contiguous(*cu_seqlens);
-    }
   }
 
   // Whether it takes the kernels that can do all of this.
   bool general() const {
-    constexpr int32_t kOptions = kHasGate | kZoh | kConstantB | kConstantC | kByIndex | kByEnds | kPerHead;
-    return complex_float32 || (flags & kOptions) != 0;
+    constexpr int32_t kOptions = kHasGate | kZoh | kConstantB | kConstantC | kPerHead;
+    return complex_float32 || (flags & kOptions) != 0 || (packed() && padding_as_it_is);
   }
+
+  bool packed() const { return (flags & (kByIndex | kByEnds)) != 0; }
 };
 
 // The arguments all kernels have in common.
@@ -182,15 +187,15 @@ void put_common(Args& args, const SelectiveScanSizes& s, const SelectiveScanInpu
 
 // Those that only kernels with all options have.
 template <class Args>
-void put_general(Args& args, const SelectiveScanSizes& s, const Operands& with) {
+void put_general(Args& args, const SelectiveScanSizes& s, const Operands& with, const OptionalTensor& runs) {
   args.gate = pointer(with.gate);
-  args.runs = pointer(with.runs);
+  args.runs = pointer(with.sequences ? with.sequences : runs);
   args.head_channels = static_cast<int32_t>(s.channels / s.heads);
 }
 
-// Whether the kernels for contiguous rows can take them: real scans without the options of the general ones.
-bool in_rows(const SelectiveScanSizes& s, const Operands& with, std::initializer_list<Strides> tensors) {
-  bool rows = !s.complex && !with.general() && s.length % 16 == 0;
+// Whether the plain kernels can take them as contiguous rows.
+bool in_rows(const SelectiveScanSizes& s, std::initializer_list<Strides> tensors) {
+  bool rows = s.length % 16 == 0;
   for (const Strides& t : tensors) rows = rows && t.rows();
   return rows;
 }
@@ -223,14 +228,15 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
   if (save_states) fill_begun_states(chunk_states, state, s);
   if (s.empty()) return {out, last_state, chunk_states};
 
-  const Operands with(s, in, runs, cu_seqlens, 1, delta_softplus, zoh);
+  const Operands with(s, in, runs, cu_seqlens, delta_softplus, zoh);
   const Strides os(out);
-  const bool rows = in_rows(s, with, {Strides(u), Strides(delta), Strides(z), os});
+  const bool rows = in_rows(s, {Strides(u), Strides(delta), Strides(z), os});
   const bool general = s.complex || with.general() || s.state <= kFewStates;
   using Layout = SelectiveScanPlainFwd::Layout;
-  SelectiveScanPlainFwd::Key plain_key{storage_of(u), rows ? Layout::seq : Layout::strided, true};
+  SelectiveScanPlainFwd::Key plain_key{storage_of(u), rows ? Layout::seq : Layout::strided, true, s.packed()};
   const int32_t device = u.get_device_index();
-  const Spans spans = general ? Spans{1, 0} : forward_spans(s, plain_key, device);
+  const Spans spans =
+      general || s.packing == Packing::by_ends ? Spans{1, 0} : forward_spans(s, plain_key, device);
   Tensor carry = empty_on(u, {spans.count * s.rows, state_parts, s.channels}, ScalarType::Float);
   // A program takes some channels of a group, of one row of work.
   const auto launch = [&](auto kernel, const auto& key, auto& args, int64_t work) {
@@ -250,8 +256,8 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
   };
   if (general) {
     SelectiveScanFwd::Args args{};
-    put_general(args, s, with);
-    const SelectiveScanFwd::Key key{storage_of(u), s.complex, !s.complex || with.general()};
+    put_general(args, s, with, with.ends);
+    const SelectiveScanFwd::Key key{storage_of(u), s.complex, !s.complex || with.general() || with.packed()};
     launch(SelectiveScanFwd{}, key, args, s.rows);
   } else {
     Tensor span_ends = empty_on(u, {spans.count - 1, s.rows, state_parts, s.channels}, ScalarType::Float);
@@ -261,6 +267,7 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
     args.span_times = pointer(span_times);
     args.spans = static_cast<int32_t>(spans.count);
     args.span_steps = static_cast<int32_t>(spans.steps);
+    args.runs = pointer(with.sequences ? with.sequences : with.starts);
     if (spans.count > 1) launch(SelectiveScanPlainFwd{}, plain_key, args, (spans.count - 1) * s.rows);
     plain_key.ENDS = false;
     launch(SelectiveScanPlainFwd{}, plain_key, args, spans.count * s.rows);
@@ -293,27 +300,31 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
   Tensor dz = z ? layout_like(*z) : absent_on(chunk_states);
   for (Tensor* written : {&du, &ddelta, &dz}) zero_if_by_ends(*written, s);
   Tensor dinitial_state = state_on(u, s);
-  const Operands with(s, in, runs, cu_seqlens, 0, delta_softplus, zoh);
+  const Operands with(s, in, runs, cu_seqlens, delta_softplus, zoh);
   const Strides gs(dout), dus(du), dds(ddelta), dzs(z ? OptionalTensor(dz) : std::nullopt);
-  const bool rows = in_rows(s, with, {gs, Strides(u), Strides(delta), Strides(z), dus, dds, dzs});
-  const bool plain = !s.complex && !with.general();
+  const bool rows = in_rows(s, {gs, Strides(u), Strides(delta), Strides(z), dus, dds, dzs});
+  // Of packed sequences the states that few of them save are the general forward's.
+  const bool plain = !s.complex && !with.general() && (!s.packed() || s.state > kFewStates);
   using Layout = SelectiveScanPlainBwd::Layout;
-  const SelectiveScanPlainBwd::Key plain_key{storage_of(u), rows ? Layout::seq : Layout::strided};
-  const SelectiveScanBwd::Key key{storage_of(u), s.complex, with.general()};
+  const SelectiveScanPlainBwd::Key plain_key{storage_of(u), rows ? Layout::seq : Layout::strided, s.packed()};
+  const SelectiveScanBwd::Key key{storage_of(u), s.complex, !s.complex || with.general() || with.packed()};
   const int64_t block_channels =
       plain ? SelectiveScanPlainBwd::pick(plain_key, {}).CHANNELS : SelectiveScanBwd::pick(key, {}).CHANNELS;
   const int64_t blocks_per_group = ceil_div(s.channels / s.groups, block_channels);
   const int64_t blocks = s.groups * blocks_per_group;
   const int64_t most_chunks = chunks_in_a_launch(s, u, blocks, with.gate.has_value());
-  const int64_t span = chunks_in_a_span(most_chunks, s.rows * blocks * block_channels, plain);
+  const int64_t span =
+      chunks_in_a_span(most_chunks, s.rows * blocks * block_channels, plain && s.packing != Packing::by_ends);
   const int64_t spans = most_chunks / span, chunks_a_launch = spans * span;
   const int64_t parts = ceil_div(s.chunks(), span), state_parts = s.state * s.parts();
-  RowSums dA(s, with.A, parts, state_parts, s.channels);
+  // The plain kernel walks a row of sequences by index as it does one without.
+  const bool sparse = s.packed() && !(plain && s.packing == Packing::by_index);
+  RowSums dA(s, with.A, sparse, parts, state_parts, s.channels);
   // Blocks are whole in these rows, also where a group's channels end inside one.
-  RowSums dD(s, with.A, parts, s.groups, blocks_per_group * block_channels);
-  RowSums dbias(s, with.A, parts, s.groups, blocks_per_group * block_channels);
-  RowSums constant_dB(s, with.A, parts, s.constant_B ? state_parts : 0, s.channels);
-  RowSums constant_dC(s, with.A, parts, s.constant_C ? state_parts : 0, s.channels);
+  RowSums dD(s, with.A, sparse, parts, s.groups, blocks_per_group * block_channels);
+  RowSums dbias(s, with.A, sparse, parts, s.groups, blocks_per_group * block_channels);
+  RowSums constant_dB(s, with.A, sparse, parts, s.constant_B ? state_parts : 0, s.channels);
+  RowSums constant_dC(s, with.A, sparse, parts, s.constant_C ? state_parts : 0, s.channels);
   // Written whole by the kernels, unless there is nothing to launch.
   const auto sums = [&](Dims sizes) {
     return s.empty() ? torch::stable::new_zeros(with.A, {sizes.begin(), sizes.size()})
@@ -387,6 +398,8 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
         args.span_ends = pointer(span_ends);
         args.span_times = pointer(span_times);
         args.incoming = pointer(carry_of(launch + 1));
+        args.runs = pointer(with.sequences ? with.sequences : with.starts);
+        zero_if_by_ends(dBC_planes, s);
         if (parts_here > 1) launch_adjoint(args, s, u, rows);
         SelectiveScanPlainBwd::launch(plain_key, SelectiveScanPlainBwd::pick(plain_key, {}),
                                       u.get_device_index(), programs, args);
@@ -395,7 +408,7 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
         zero_if_by_ends(dgate_planes, s);
         SelectiveScanBwd::Args args{};
         put(args, begin, end);
-        put_general(args, s, with);
+        put_general(args, s, with, with.starts);
         args.dgate = pointer(dgate_planes);
         SelectiveScanBwd::launch(key, SelectiveScanBwd::pick(key, {}), u.get_device_index(), programs, args);
       }

@@ -12,7 +12,7 @@ namespace mamba_aot::cuda {
 inline void launch_adjoint(const generated::SelectiveScanPlainBwd::Args& of, const SelectiveScanSizes& s,
                            const Tensor& u, bool rows) {
   using Kernel = generated::SelectiveScanAdjoint;
-  const Kernel::Key key{storage_of(u), rows ? Kernel::Layout::seq : Kernel::Layout::strided};
+  const Kernel::Key key{storage_of(u), rows ? Kernel::Layout::seq : Kernel::Layout::strided, s.packed()};
   const auto& config = Kernel::pick(key, {});
   Kernel::Args args{};
   args.dout = of.dout;
@@ -23,6 +23,7 @@ inline void launch_adjoint(const generated::SelectiveScanPlainBwd::Args& of, con
   args.delta_bias = of.delta_bias;
   args.ends = of.span_ends;
   args.elapsed_times = of.span_times;
+  args.runs = of.runs;
   args.D = of.D;
   args.L = of.L;
   args.N = of.N;

@@ -7,24 +7,25 @@
 namespace mamba_aot::cuda {
 
 // Sums over parts of the time axis that a launch writes whole, fp32 [rows of work, ...] each; `total()` adds
-// up rows and parts. Packed sequences may be many and may miss a launch, which is one part there: their rows
-// begin at 0 and are added up after each one.
+// up rows and parts. With `sparse`, rows are packed sequences, which may be many and may miss a launch, which
+// is one part there: they begin at 0 and are added up after each one.
 class RowSums {
  public:
-  RowSums(const SelectiveScanSizes& s, const Tensor& on, int64_t parts, int64_t outer, int64_t inner)
-      : packed_(s.packed()),
+  RowSums(const SelectiveScanSizes& s, const Tensor& on, bool sparse, int64_t parts, int64_t outer,
+          int64_t inner)
+      : sparse_(sparse),
         parts_(s.empty() ? torch::stable::new_zeros(on, {1, 1, outer, inner})
-                         : empty_on(on, {parts, packed_ ? 1 : s.rows, outer, inner}, ScalarType::Float)),
-        rows_(empty_on(on, {packed_ ? s.rows : 0, outer, inner}, ScalarType::Float)) {}
+                         : empty_on(on, {parts, sparse_ ? 1 : s.rows, outer, inner}, ScalarType::Float)),
+        rows_(empty_on(on, {sparse_ ? s.rows : 0, outer, inner}, ScalarType::Float)) {}
 
   float* start(int64_t part) {
-    if (packed_) torch::stable::zero_(rows_);
-    Tensor& target = packed_ ? rows_ : parts_;
-    return static_cast<float*>(target.data_ptr()) + (packed_ ? 0 : part * target.stride(0));
+    if (sparse_) torch::stable::zero_(rows_);
+    Tensor& target = sparse_ ? rows_ : parts_;
+    return static_cast<float*>(target.data_ptr()) + (sparse_ ? 0 : part * target.stride(0));
   }
 
   void finish(int64_t part) {
-    if (!packed_) return;
+    if (!sparse_) return;
     const int64_t over[] = {0};
     Tensor target = torch::stable::select(torch::stable::select(parts_, 0, part), 0, 0);
     torch::stable::sum_out(target, rows_, over);
@@ -36,7 +37,7 @@ class RowSums {
   }
 
  private:
-  bool packed_;
+  bool sparse_;
   Tensor parts_, rows_;
 };
 

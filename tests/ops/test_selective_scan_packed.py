@@ -50,11 +50,14 @@ SHAPES: dict[str, dict[str, Any]] = {
     "rows of one sequence": {"seq_idx": [[130], [130]], **STATE},
     "rows of one-step sequences": {"seq_idx": [[1] * 20], **STATE},
     "rows of 1200 steps": {"seq_idx": [[1023, 3, 174], [64, -960, 176]], **STATE, "dim": 3, "state": 4},
+    "rows in spans": {"seq_idx": [[2100, 1, -40, 900, 1159]], **STATE, "dim": 40},
+    "rows in spans, padding first": {"seq_idx": [[-700, 1500, 2000]], **STATE, "dim": 40, "state": 24},
     "rows, no steps": {"seq_idx": [[], []], **STATE},
     "rows, no channels": {"seq_idx": [[3, -1]], "dim": 0},
     "rows, no states": {"seq_idx": [[3, -1]], "state": 0},
     "one row of one sequence": {"cu_seqlens": [77], **STATE},
     "one row of 1200 steps": {"cu_seqlens": [1023, 3, 174], **STATE, "dim": 3, "state": 4},
+    "one row of 3200 steps": {"cu_seqlens": [1000, 0, 63, 65, 2072], **STATE, "dim": 40, "state": 24},
     "one row of one-step sequences": {"cu_seqlens": [1] * 20, **STATE},
     "one row, no steps": {"cu_seqlens": [0, 0], **STATE},
     "one row, no sequences": {"cu_seqlens": [], **STATE},
@@ -161,6 +164,29 @@ def test_padding_is_never_read(options: dict[str, Any], layout: str, device: str
         assert torch.equal(value, clean[name]), name
     for name in ["out 0", *(f"grad {name}" for name in along_time)]:
         assert not got[name][at_padding(got[name])].any(), name
+
+
+@pytest.mark.parametrize("layout", ["seq", "channel"])
+@pytest.mark.parametrize(
+    "packing", [{"seq_idx": [[2100, 300, 1696]]}, {"cu_seqlens": [2100, 300, 1696]}], ids=["row", "one row"]
+)
+def test_a_sequence_that_is_no_number_stays_by_itself(
+    packing: dict[str, Any], layout: str, device: str
+) -> None:
+    inputs = make_scan_inputs(**packing, **STATE, dim=16, layout=layout, device=device)
+    clean = results_of(scan, inputs)
+    for name in ("u", "delta"):
+        poisoned = dict(inputs)
+        value = inputs[name].clone(memory_format=torch.contiguous_format)
+        value[..., 2100:2400] = torch.nan
+        poisoned[name] = place(value, layout)
+        got = results_of(scan, poisoned)
+        assert got["out 0"][..., 2100:2400].isnan().all()
+        for result in ("out 0", *(f"grad {n}" for n in ("u", "delta", "z", "B", "C"))):
+            for steps in (slice(0, 2100), slice(2400, None)):
+                assert torch.equal(got[result][..., steps], clean[result][..., steps]), (name, result)
+        last = slice(None) if "seq_idx" in packing else [0, 2]
+        assert torch.equal(got["out 1"][last], clean["out 1"][last]), name
 
 
 def test_a_row_of_padding_has_no_state(device: str) -> None:

@@ -1,0 +1,71 @@
+"""How the plain scan kernels take packed sequences.
+
+By cu_seqlens a program has one sequence, by seq_idx a row of them, one after the other. Where a sequence of a
+row begins, the decay is 0: the last bit of such a step's delta is set, that of all others is clear, and a
+state that is multiplied by 0 is forgotten even if it is no number. Padding has steps of length 0, like all
+that lies outside of a program's sequences.
+"""
+
+from _arithmetic import exp2_fast
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+# The length of a span in which a sequence begins: nothing passes through it.
+FORGOTTEN = gl.constexpr(float("inf"))
+
+
+@gluon.jit
+def load_entries(runs, row, at, L, by_index):
+    """Where the sequences of steps `at` of a batch row begin, negative for padding; by ends, all 0."""
+    return gl.load(runs + (row * L + at), by_index & (at < L), 0)
+
+
+@gluon.jit
+def begins_with_sequence(runs, row, L, by_index):
+    """Whether a batch row begins with a sequence, which then begins with the initial state."""
+    return gl.load(runs + row * L, by_index, 0) >= 0
+
+
+@gluon.jit
+def of_sequence(entry, at, first, stop):
+    """Which steps belong to a program's sequences, and which of them begin one but the first of a row."""
+    live = (at >= first) & (at < stop) & (entry >= 0)
+    return live, live & (entry == at) & (at > 0)
+
+
+@gluon.jit
+def unmarked(dt):
+    """delta whose last bit is clear."""
+    return (dt.to(gl.int32, bitcast=True) & -2).to(gl.float32, bitcast=True)
+
+
+@gluon.jit
+def marked(dt, fresh):
+    """An unmarked delta whose last bit says which steps begin a sequence."""
+    return (dt.to(gl.int32, bitcast=True) | fresh.to(gl.int32)).to(gl.float32, bitcast=True)
+
+
+@gluon.jit
+def is_marked(dt):
+    return (dt.to(gl.int32, bitcast=True) & 1) != 0
+
+
+@gluon.jit
+def decays_of(dt, rates, PACKED: gl.constexpr):
+    """exp(dt A), with rates in powers of two; 0 for marked steps, also where dt is no number."""
+    a = exp2_fast(dt * rates)
+    if PACKED:
+        a = gl.where(is_marked(dt), 0.0, a)
+    return a
+
+
+@gluon.jit
+def shift_of(dt):
+    """What to add to exponents of 2 such that the powers of marked steps, if they are numbers, are 0."""
+    return gl.where(is_marked(dt), -1e30, 0.0)
+
+
+@gluon.jit
+def after(a, h, kick):
+    """a h + kick, or kick alone where a is 0."""
+    return gl.where(a != 0.0, gl.fma(a, h, kick), kick)
