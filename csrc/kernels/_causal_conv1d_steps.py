@@ -140,7 +140,8 @@ def steps_of_run(run, TILE: gl.constexpr, flags, STEPS: gl.constexpr):
 @gluon.jit
 def load_run(row, first, L, valid, flags, STEPS: gl.constexpr):
     """The STEPS steps from `first` on, a multiple of STEPS as L is: the run is in the sequence or outside."""
-    return steps_of_run(fetch_run(row, first, L, valid, STEPS), row.type.layout, flags, STEPS)
+    TILE: gl.constexpr = row.type.layout
+    return steps_of_run(fetch_run(row, first, L, valid, STEPS), TILE, flags, STEPS)
 
 
 @gluon.jit

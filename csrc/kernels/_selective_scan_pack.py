@@ -21,7 +21,6 @@ def load_as(x, offset, mask, code):
 def selective_scan_pack_kernel(
     B,
     C,
-    runs,
     out,
     L,
     N,
@@ -47,9 +46,7 @@ def selective_scan_pack_kernel(
     """out [2, rows, padded_length] from B and C [batch, groups, state, time, part]; zero behind L.
 
     A row is a part of a state of a group of a batch row. ROWS of them and STEPS steps a program.
-    `flags` holds the dtype of B in two bits and that of C in the next two: 0 fp32, 1 fp16, 2 bf16; in one
-    more, whether `runs` [batch, L] says where each step's sequence begins, negative for padding, which
-    becomes zero.
+    `flags` holds the dtype of B in two bits and that of C in the next two: 0 fp32, 1 fp16, 2 bf16.
     """
     program = tl.program_id(0)
     of_C = program % 2
@@ -68,8 +65,5 @@ def selective_scan_pack_kernel(
         at = batch * C_batch + group * C_group + state * C_state + part * C_part
         value = load_as(C, at[:, None] + (time * C_time)[None, :], used, flags >> 2 & 3)
     target = (of_C * rows + row).to(tl.int64) * padded_length
-    if flags >> 4 != 0:
-        start = tl.load(runs + batch[:, None] * L + time[None, :], used, 0)
-        value = tl.where(start < 0, 0.0, value)
     # Rows are whole multiples of STEPS.
     tl.store(out + target[:, None] + step[None, :], value, (row < rows)[:, None])

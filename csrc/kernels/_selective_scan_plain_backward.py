@@ -182,9 +182,9 @@ def selective_scan_plain_bwd_kernel(
     starts = gl.allocate_shared_memory(gl.float32, [TILES - 2, ROWS, LANES, CHANNELS], FLAT)
     B_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, ROWS, LANES, RUN], FLAT)
     C_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, ROWS, LANES, RUN], FLAT)
-    TERM: gl.constexpr = gl.SwizzledSharedLayout(RUN, 1, 8, [1, 0])
-    B_terms = gl.allocate_shared_memory(gl.float32, [TERMS, CHANNELS * RUN], TERM)
-    C_terms = gl.allocate_shared_memory(gl.float32, [TERMS, CHANNELS * RUN], TERM)
+    terms = gl.allocate_shared_memory(
+        gl.float32, [TERMS, CHANNELS * RUN], gl.SwizzledSharedLayout(RUN, 1, 8, [1, 0])
+    )
 
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
     block = gl.program_id(0) % (groups * blocks_per_group)
@@ -303,7 +303,6 @@ def selective_scan_plain_bwd_kernel(
             steps = begin + time
             live, fresh = of_sequence(load_entries(runs, batch, steps, L, by_index), steps, first, stop)
             complete = by_index | ((begin >= first) & (begin + CHUNK <= stop))
-            stored = used
             used = used & live
         # A step of length 0 leaves the state alone: so do the steps past the end.
         dt = gl.where(used, dt, 0.0)
@@ -402,7 +401,13 @@ def selective_scan_plain_bwd_kernel(
                     shares += (gl.sum(c * states, 0),)
                     dC_terms += (gl.reshape(states * step_dy, [STATES, CHANNELS * RUN]),)
                 whole(y_shares).store(stacked(shares))
-                C_terms.store(gl.reshape(stacked(dC_terms), [TERMS, CHANNELS * RUN]))
+                terms.store(gl.reshape(stacked(dC_terms), [TERMS, CHANNELS * RUN]))
+                to = planes + begin_state * partial_length + ((chunk - chunk_begin) * CHUNK + t * STEPS)
+                own = (begin_state + s_state < N)[:, None]
+                if PACKED:
+                    s_at = begin + t * STEPS + s_time
+                    own = own & (s_at >= first) & (s_at < stop)
+                gl.store(dC + to, over_channels(terms.load(SUMS), SUM), own)
 
                 shares = ()
                 dkick_of_lane = ()
@@ -418,32 +423,24 @@ def selective_scan_plain_bwd_kernel(
                     dB_terms = (gl.reshape(adjoint * step_dtx[k], [STATES, CHANNELS * RUN]),) + dB_terms
                 whole(ddt_shares).store(stacked(shares))
                 whole(dkick_shares).store(stacked(dkick_of_lane))
-                B_terms.store(gl.reshape(stacked(dB_terms), [TERMS, CHANNELS * RUN]))
-
+                y = gl.zeros([RUNS, CHANNELS, RUN], gl.float32, gl.SliceLayout(1, SHARES))
+                ddt = y
+                dkick = y
+                if block_of_states > 0:
+                    y = y_slots.index(t).load(gl.SliceLayout(1, SHARES))
+                    ddt = ddt_slots.index(t).load(gl.SliceLayout(1, SHARES))
+                    dkick = dkick_slots.index(t).load(gl.SliceLayout(1, SHARES))
+                # Asked for before the stores that would hold them up.
                 y_of_lanes = whole(y_shares).load(SHARES)
                 ddt_of_lanes = whole(ddt_shares).load(SHARES)
                 dkick_of_lanes = whole(dkick_shares).load(SHARES)
-                of_C = C_terms.load(SUMS)
-                of_B = B_terms.load(SUMS)
+                terms.store(gl.reshape(stacked(dB_terms), [TERMS, CHANNELS * RUN]))
                 h = starts.index(gl.maximum(t - 2, 0)).load(STATES_OF_X)
                 h = gl.where(t == 1, opened, h)
-                y = gl.sum(y_of_lanes, 1)
-                ddt = gl.sum(ddt_of_lanes, 1)
-                dkick = gl.sum(dkick_of_lanes, 1)
-                if block_of_states > 0:
-                    y += y_slots.index(t).load(gl.SliceLayout(1, SHARES))
-                    ddt += ddt_slots.index(t).load(gl.SliceLayout(1, SHARES))
-                    dkick += dkick_slots.index(t).load(gl.SliceLayout(1, SHARES))
-                y_slots.index(t).store(y)
-                ddt_slots.index(t).store(ddt)
-                dkick_slots.index(t).store(dkick)
-                to = planes + begin_state * partial_length + ((chunk - chunk_begin) * CHUNK + t * STEPS)
-                own = (begin_state + s_state < N)[:, None]
-                if PACKED:
-                    s_at = begin + t * STEPS + s_time
-                    own = own & (s_at >= first) & (s_at < stop)
-                gl.store(dC + to, over_channels(of_C, SUM), own)
-                gl.store(dB + to, over_channels(of_B, SUM), own)
+                y_slots.index(t).store(y + gl.sum(y_of_lanes, 1))
+                ddt_slots.index(t).store(ddt + gl.sum(ddt_of_lanes, 1))
+                dkick_slots.index(t).store(dkick + gl.sum(dkick_of_lanes, 1))
+                gl.store(dB + to, over_channels(terms.load(SUMS), SUM), own)
 
             rate_total += rate_sum
             if PACKED:
@@ -461,6 +458,13 @@ def selective_scan_plain_bwd_kernel(
                     saved_row = gl.where(first > begin, begun_row, chunk)
                 next_h = load_states(states_at, saved_row, following + x_state, x_row, x_valid, D, N)
 
+        # Made again, for no registers are left to keep it.
+        stored = (begin + time < L) & valid_tile
+        used = stored
+        if PACKED:
+            steps = begin + time
+            live, _ = of_sequence(load_entries(runs, batch, steps, L, by_index), steps, first, stop)
+            used = stored & live
         place = (begin, run, channel, step)
         raw_dt, raw_x, raw_dy, raw_z = load_sequences(
             of_delta, of_u, of_dout, of_z, place, used, flags, LAYOUT
@@ -492,7 +496,6 @@ def selective_scan_plain_bwd_kernel(
             dx = gl.where(used, dx, 0.0)
         else:
             live = True
-            stored = used
             complete = True
         to = du + places(begin, run, channel, step, du_time, du_channel, LAYOUT)
         write(to, dx, stored, live, complete, flags, PACKED)

@@ -162,7 +162,7 @@ KERNELS = [
     Kernel(
         selective_scan_pack_kernel,
         args={
-            **dict(B="*u8", C="*u8", runs="*i32", out="*f32"),
+            **dict(B="*u8", C="*u8", out="*f32"),
             **dict.fromkeys(("L", "N", "groups", "parts", "rows", "blocks", "flags"), "i32"),
             "padded_length": "i64",
             **{

@@ -131,8 +131,6 @@ struct Operands {
   int32_t flags;
   // Complex scans in fp32 run too seldom to be worth images without options.
   bool complex_float32;
-  // Rows of B and C without zeros where there is padding, which the plain kernels would meet.
-  bool padding_as_it_is;
 
   Operands(const SelectiveScanSizes& s, const SelectiveScanInputs& in, const OptionalTensor& runs,
            const OptionalTensor& cu_seqlens, bool delta_softplus, bool zoh)
@@ -141,23 +139,21 @@ struct Operands {
         starts(runs ? OptionalTensor(torch::stable::select(*runs, 0, 0)) : std::nullopt),
         ends(runs ? OptionalTensor(torch::stable::select(*runs, 0, 1)) : std::nullopt),
         sequences(cu_seqlens ? OptionalTensor(torch::stable::contiguous(*cu_seqlens)) : std::nullopt),
-        weights(in.B, in.C, starts, s, padded_length),
+        weights(in.B, in.C, s, padded_length),
         D(to_state_dtype(in.D, ScalarType::Float)),
         bias(to_state_dtype(in.delta_bias, ScalarType::Float)),
         flags(format_flag(in.u) | (delta_softplus ? kSoftplus : 0) | (in.D ? kHasD : 0) | (in.z ? kHasZ : 0) |
               (in.delta_bias ? kHasBias : 0) | (in.decay_gate ? kHasGate : 0) | (zoh ? kZoh : 0) |
               (s.constant_B ? kConstantB : 0) | (s.constant_C ? kConstantC : 0) |
               (s.heads != s.channels ? kPerHead : 0) | (runs ? kByIndex : 0) | (cu_seqlens ? kByEnds : 0)),
-        complex_float32(s.complex && in.u.scalar_type() == ScalarType::Float),
-        padding_as_it_is(in.B.scalar_type() == ScalarType::Double ||
-                         in.C.scalar_type() == ScalarType::Double) {
+        complex_float32(s.complex && in.u.scalar_type() == ScalarType::Float) {
     if (in.decay_gate) gate = pack_rows(*in.decay_gate, false, padded_length);
   }
 
   // Whether it takes the kernels that can do all of this.
   bool general() const {
     constexpr int32_t kOptions = kHasGate | kZoh | kConstantB | kConstantC | kPerHead;
-    return complex_float32 || (flags & kOptions) != 0 || (packed() && padding_as_it_is);
+    return complex_float32 || (flags & kOptions) != 0;
   }
 
   bool packed() const { return (flags & (kByIndex | kByEnds)) != 0; }

@@ -34,13 +34,10 @@ inline Tensor pack_rows(const Tensor& x, bool complex, int64_t padded_length) {
 // B and C, and the memory that they lie in.
 class PackedWeights {
  public:
-  // `starts` [batch, length], if given, is negative where there is padding, which becomes zero unless B or C
-  // is float64.
-  PackedWeights(const Tensor& B, const Tensor& C, const OptionalTensor& starts, const SelectiveScanSizes& s,
-                int64_t padded_length) {
+  PackedWeights(const Tensor& B, const Tensor& C, const SelectiveScanSizes& s, int64_t padded_length) {
     const bool vary = !s.constant_B && !s.constant_C;
     if (vary && B.scalar_type() != ScalarType::Double && C.scalar_type() != ScalarType::Double) {
-      pack_both(B, C, starts, s, padded_length);
+      pack_both(B, C, s, padded_length);
     } else {
       first_ = pack(B, s, s.constant_B, padded_length);
       second_ = pack(C, s, s.constant_C, padded_length);
@@ -56,8 +53,7 @@ class PackedWeights {
   using Kernel = generated::SelectiveScanPack;
 
   // One launch: through torch, whose copies come one by one, it takes the host most of a whole call.
-  void pack_both(const Tensor& B, const Tensor& C, const OptionalTensor& starts, const SelectiveScanSizes& s,
-                 int64_t padded_length) {
+  void pack_both(const Tensor& B, const Tensor& C, const SelectiveScanSizes& s, int64_t padded_length) {
     const int64_t rows = s.batch * s.groups * s.state * s.parts();
     first_ = empty_on(B, {2, rows, padded_length}, ScalarType::Float);
     float* memory = static_cast<float*>(first_->data_ptr());
@@ -66,14 +62,13 @@ class PackedWeights {
     Kernel::Args args{};
     args.B = pointer(B);
     args.C = pointer(C);
-    args.runs = pointer(starts);
     args.out = memory;
     args.L = static_cast<int32_t>(s.length);
     args.N = static_cast<int32_t>(s.state);
     args.groups = static_cast<int32_t>(s.groups);
     args.parts = static_cast<int32_t>(s.parts());
     args.rows = static_cast<int32_t>(rows);
-    args.flags = code_of(B) | code_of(C) << 2 | (starts ? 16 : 0);
+    args.flags = code_of(B) | code_of(C) << 2;
     args.padded_length = padded_length;
     args.B_batch = B.stride(0);
     args.B_group = B.stride(1);

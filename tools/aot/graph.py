@@ -65,9 +65,12 @@ def write(root: Path, archs: list[int], tools: Tools) -> str:
         modules = [extension_module().as_posix()]
         ninja.build(["build/objects/csrc/python.o"], "compile_python", ["csrc/python.cpp"])
         ninja.build(modules, "link_module", ["build/objects/csrc/python.o"])
-    # The longest file first: as a rule it takes longest, and begun last it would keep one core waiting.
+    # The op with the longest files first: as a rule it takes longest, and begun last it would keep one core
+    # waiting.
     kernels = root / "csrc" / "kernels"
-    stems = sorted(tree.stems(root), key=lambda stem: -(kernels / f"{stem}.py").stat().st_size)
+    stems = sorted(
+        tree.stems(root), key=lambda stem: -sum(p.stat().st_size for p in kernels.glob(f"*{stem}*.py"))
+    )
     sources = _kernel_edges(ninja, root, stems, archs, tools)
     objects = [_object(ninja, source, implicit) for source, implicit in sources]
     # Operations include launchers, whose headers must be there before the first compilation tells what it
