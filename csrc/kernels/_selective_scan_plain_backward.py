@@ -41,6 +41,7 @@ from _selective_scan_tiles import (
     places,
     stacked,
     states_of_run,
+    store_sums,
     whole,
     write,
 )
@@ -107,12 +108,15 @@ def selective_scan_plain_bwd_kernel(
     flags,
     LAYOUT: gl.constexpr,
     PACKED: gl.constexpr,
+    APART: gl.constexpr,
     LANES: gl.constexpr,
     STATES: gl.constexpr,
     STEPS: gl.constexpr,
     CHANNELS: gl.constexpr,
 ):
-    """The gradients of a launch's chunks; its buffers are those of selective_scan_bwd_kernel."""
+    """The gradients of a launch's chunks; its buffers are those of selective_scan_bwd_kernel. APART takes
+    more shared memory, for fewer waits.
+    """
     WARPS: gl.constexpr = gl.num_warps()
     ROWS: gl.constexpr = STATES // LANES
     RUNS: gl.constexpr = STEPS // RUN
@@ -135,11 +139,11 @@ def selective_scan_plain_bwd_kernel(
         [JOINED, 1, RUN], [32 // ACROSS, ACROSS, 1], [WARPS // WIDE, WIDE, 1], [2, 1, 0]
     )
     BESIDE: gl.constexpr = min(32 // ACROSS, RUNS // JOINED)
-    APART: gl.constexpr = min(WARPS // WIDE, RUNS // JOINED // BESIDE)
+    OF_WARPS: gl.constexpr = min(WARPS // WIDE, RUNS // JOINED // BESIDE)
     IN_TILES: gl.constexpr = gl.BlockedLayout(
         [1, JOINED, 1, RUN],
         [32 // ACROSS // BESIDE, BESIDE, ACROSS, 1],
-        [WARPS // WIDE // APART, APART, WIDE, 1],
+        [WARPS // WIDE // OF_WARPS, OF_WARPS, WIDE, 1],
         [3, 2, 1, 0],
     )
     # [runs, lanes, channels, steps of a run]: shares of the lanes, all of an element's in one thread.
@@ -182,9 +186,9 @@ def selective_scan_plain_bwd_kernel(
     starts = gl.allocate_shared_memory(gl.float32, [TILES - 2, ROWS, LANES, CHANNELS], FLAT)
     B_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, ROWS, LANES, RUN], FLAT)
     C_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, ROWS, LANES, RUN], FLAT)
-    terms = gl.allocate_shared_memory(
-        gl.float32, [TERMS, CHANNELS * RUN], gl.SwizzledSharedLayout(RUN, 1, 8, [1, 0])
-    )
+    TERM: gl.constexpr = gl.SwizzledSharedLayout(RUN, 1, 8, [1, 0])
+    B_terms = gl.allocate_shared_memory(gl.float32, [TERMS, CHANNELS * RUN], TERM)
+    C_terms = gl.allocate_shared_memory(gl.float32, [TERMS, CHANNELS * RUN], TERM) if APART else B_terms
 
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
     block = gl.program_id(0) % (groups * blocks_per_group)
@@ -289,6 +293,7 @@ def selective_scan_plain_bwd_kernel(
     for chunk in range(own_end - 1, own_begin - 1, -1):
         begin = chunk * CHUNK
         used = (begin + time < L) & valid_tile
+        complete = True
         place = (begin, run, channel, step)
         if AHEAD:
             raw_dt, raw_x, raw_dy, raw_z = next_dt, next_x, next_dy, next_z
@@ -401,13 +406,16 @@ def selective_scan_plain_bwd_kernel(
                     shares += (gl.sum(c * states, 0),)
                     dC_terms += (gl.reshape(states * step_dy, [STATES, CHANNELS * RUN]),)
                 whole(y_shares).store(stacked(shares))
-                terms.store(gl.reshape(stacked(dC_terms), [TERMS, CHANNELS * RUN]))
+                C_terms.store(gl.reshape(stacked(dC_terms), [TERMS, CHANNELS * RUN]))
                 to = planes + begin_state * partial_length + ((chunk - chunk_begin) * CHUNK + t * STEPS)
                 own = (begin_state + s_state < N)[:, None]
+                inside = own
                 if PACKED:
                     s_at = begin + t * STEPS + s_time
-                    own = own & (s_at >= first) & (s_at < stop)
-                gl.store(dC + to, over_channels(terms.load(SUMS), SUM), own)
+                    inside = own & (s_at >= first) & (s_at < stop)
+                if not APART:
+                    sums = over_channels(C_terms.load(SUMS), SUM)
+                    store_sums(dC + to, sums, own, inside, complete, PACKED)
 
                 shares = ()
                 dkick_of_lane = ()
@@ -423,24 +431,47 @@ def selective_scan_plain_bwd_kernel(
                     dB_terms = (gl.reshape(adjoint * step_dtx[k], [STATES, CHANNELS * RUN]),) + dB_terms
                 whole(ddt_shares).store(stacked(shares))
                 whole(dkick_shares).store(stacked(dkick_of_lane))
-                y = gl.zeros([RUNS, CHANNELS, RUN], gl.float32, gl.SliceLayout(1, SHARES))
-                ddt = y
-                dkick = y
-                if block_of_states > 0:
-                    y = y_slots.index(t).load(gl.SliceLayout(1, SHARES))
-                    ddt = ddt_slots.index(t).load(gl.SliceLayout(1, SHARES))
-                    dkick = dkick_slots.index(t).load(gl.SliceLayout(1, SHARES))
-                # Asked for before the stores that would hold them up.
-                y_of_lanes = whole(y_shares).load(SHARES)
-                ddt_of_lanes = whole(ddt_shares).load(SHARES)
-                dkick_of_lanes = whole(dkick_shares).load(SHARES)
-                terms.store(gl.reshape(stacked(dB_terms), [TERMS, CHANNELS * RUN]))
-                h = starts.index(gl.maximum(t - 2, 0)).load(STATES_OF_X)
-                h = gl.where(t == 1, opened, h)
-                y_slots.index(t).store(y + gl.sum(y_of_lanes, 1))
-                ddt_slots.index(t).store(ddt + gl.sum(ddt_of_lanes, 1))
-                dkick_slots.index(t).store(dkick + gl.sum(dkick_of_lanes, 1))
-                gl.store(dB + to, over_channels(terms.load(SUMS), SUM), own)
+                if APART:
+                    B_terms.store(gl.reshape(stacked(dB_terms), [TERMS, CHANNELS * RUN]))
+                    y = whole(y_shares).load(SHARES)
+                    ddt = whole(ddt_shares).load(SHARES)
+                    dkick = whole(dkick_shares).load(SHARES)
+                    of_C = C_terms.load(SUMS)
+                    of_B = B_terms.load(SUMS)
+                    h = starts.index(gl.maximum(t - 2, 0)).load(STATES_OF_X)
+                    h = gl.where(t == 1, opened, h)
+                    y = gl.sum(y, 1)
+                    ddt = gl.sum(ddt, 1)
+                    dkick = gl.sum(dkick, 1)
+                    if block_of_states > 0:
+                        y += y_slots.index(t).load(gl.SliceLayout(1, SHARES))
+                        ddt += ddt_slots.index(t).load(gl.SliceLayout(1, SHARES))
+                        dkick += dkick_slots.index(t).load(gl.SliceLayout(1, SHARES))
+                    y_slots.index(t).store(y)
+                    ddt_slots.index(t).store(ddt)
+                    dkick_slots.index(t).store(dkick)
+                    store_sums(dC + to, over_channels(of_C, SUM), own, inside, complete, PACKED)
+                    store_sums(dB + to, over_channels(of_B, SUM), own, inside, complete, PACKED)
+                else:
+                    # Loads come before the stores that would hold them up.
+                    y = gl.zeros([RUNS, CHANNELS, RUN], gl.float32, gl.SliceLayout(1, SHARES))
+                    ddt = y
+                    dkick = y
+                    if block_of_states > 0:
+                        y = y_slots.index(t).load(gl.SliceLayout(1, SHARES))
+                        ddt = ddt_slots.index(t).load(gl.SliceLayout(1, SHARES))
+                        dkick = dkick_slots.index(t).load(gl.SliceLayout(1, SHARES))
+                    y_of_lanes = whole(y_shares).load(SHARES)
+                    ddt_of_lanes = whole(ddt_shares).load(SHARES)
+                    dkick_of_lanes = whole(dkick_shares).load(SHARES)
+                    B_terms.store(gl.reshape(stacked(dB_terms), [TERMS, CHANNELS * RUN]))
+                    h = starts.index(gl.maximum(t - 2, 0)).load(STATES_OF_X)
+                    h = gl.where(t == 1, opened, h)
+                    y_slots.index(t).store(y + gl.sum(y_of_lanes, 1))
+                    ddt_slots.index(t).store(ddt + gl.sum(ddt_of_lanes, 1))
+                    dkick_slots.index(t).store(dkick + gl.sum(dkick_of_lanes, 1))
+                    sums = over_channels(B_terms.load(SUMS), SUM)
+                    store_sums(dB + to, sums, own, inside, complete, PACKED)
 
             rate_total += rate_sum
             if PACKED:
@@ -496,7 +527,6 @@ def selective_scan_plain_bwd_kernel(
             dx = gl.where(used, dx, 0.0)
         else:
             live = True
-            complete = True
         to = du + places(begin, run, channel, step, du_time, du_channel, LAYOUT)
         write(to, dx, stored, live, complete, flags, PACKED)
         to = ddelta + places(begin, run, channel, step, ddelta_time, ddelta_channel, LAYOUT)

@@ -217,3 +217,15 @@ def over_channels(terms, SUM: gl.constexpr):
     rows: gl.constexpr = terms.shape[0]
     channels: gl.constexpr = terms.shape[1] // RUN
     return gl.convert_layout(gl.sum(gl.reshape(terms, [rows, channels, RUN]), 1), SUM)
+
+
+@gluon.jit
+def store_sums(at, sums, own, inside, complete, PACKED: gl.constexpr):
+    """Of a chunk that lies in a sequence whole 16 bytes at a time, of any other the sequence's steps."""
+    if PACKED:
+        if complete:
+            gl.store(at, sums, own)
+        else:
+            gl.store(at, sums, inside)
+    else:
+        gl.store(at, sums, own)

@@ -133,7 +133,9 @@ KERNELS = [
             "partial_length": "i64",
             "flags": "i32",
         },
-        axes=dict(**_PLAIN_AXES, PACKED=[False, True]),
+        axes=dict(**_PLAIN_AXES, PACKED=[False, True], APART=[False, True]),
+        # The others would need more registers than there are.
+        skip=lambda values: values["APART"] and (values["PACKED"] or values["T"] == "f32"),
         aligned=lambda values: [
             *_aligned(values, _BACKWARD),
             "B",
@@ -157,7 +159,7 @@ KERNELS = [
         },
         axes=dict(**_PLAIN_AXES, PACKED=[False, True]),
         aligned=lambda values: [*_aligned(values, _ADJOINT), "C", "padded_length"],
-        configs=[Config("only", LANES=4, STATES=16, CHANNELS=32, num_warps=4)],
+        configs=[Config("only", LANES=4, STATES=16, CHANNELS=32, num_warps=4, maxnreg=224)],
     ),
     Kernel(
         selective_scan_pack_kernel,

@@ -11,6 +11,7 @@
 #include "ops/selective_scan_states.h"
 #include "ops/selective_scan_sums.h"
 #include "runtime/batch_invariant.h"
+#include "runtime/launch.h"
 
 namespace mamba_aot::cuda {
 namespace {
@@ -93,6 +94,9 @@ int64_t chunks_in_a_span(int64_t chunks_a_launch, int64_t channels, bool plain) 
   if (!plain || channels == 0 || channels >= kChannelsToFill) return chunks_a_launch;
   return ceil_div(chunks_a_launch, std::min(kChannelsAtOnce / channels, kMostSpans));
 }
+
+// Whether a multiprocessor has 160 KiB of shared memory or more, not 100.
+bool has_room(int arch) { return arch == 80 || arch == 87 || (arch >= 90 && arch < 120); }
 
 // Into how many spans of how many steps the plain forward splits time.
 struct Spans {
@@ -302,7 +306,10 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
   // Of packed sequences the states that few of them save are the general forward's.
   const bool plain = !s.complex && !with.general() && (!s.packed() || s.state > kFewStates);
   using Layout = SelectiveScanPlainBwd::Layout;
-  const SelectiveScanPlainBwd::Key plain_key{storage_of(u), rows ? Layout::seq : Layout::strided, s.packed()};
+  const bool apart =
+      !s.packed() && u.scalar_type() != ScalarType::Float && has_room(runtime::arch_of(u.get_device_index()));
+  const SelectiveScanPlainBwd::Key plain_key{storage_of(u), rows ? Layout::seq : Layout::strided, s.packed(),
+                                             apart};
   const SelectiveScanBwd::Key key{storage_of(u), s.complex, !s.complex || with.general() || with.packed()};
   const int64_t block_channels =
       plain ? SelectiveScanPlainBwd::pick(plain_key, {}).CHANNELS : SelectiveScanBwd::pick(key, {}).CHANNELS;
