@@ -16,6 +16,8 @@ from _selective_scan_tiles import (
     in_runs,
     load_run,
     places,
+    states_layout,
+    weights_layout,
     whole,
 )
 from triton.experimental import gluon
@@ -64,10 +66,7 @@ def selective_scan_adjoint_kernel(
     WARPS: gl.constexpr = gl.num_warps()
     ROWS: gl.constexpr = STATES // LANES
     RUNS: gl.constexpr = CHUNK // RUN
-    # [rows of states, lanes, channels, steps of a run].
-    X: gl.constexpr = gl.BlockedLayout(
-        [ROWS, 1, 1, RUN], [1, 1, 32, 1], [1, LANES, WARPS // LANES, 1], [3, 2, 1, 0]
-    )
+    X: gl.constexpr = states_layout(ROWS, LANES, WARPS)
     STATES_OF_X: gl.constexpr = gl.SliceLayout(3, X)
     WEIGHTS_OF_X: gl.constexpr = gl.SliceLayout(2, X)
     # [runs, channels, steps]: each element of a chunk once, 16 bytes of memory at a time.
@@ -77,10 +76,7 @@ def selective_scan_adjoint_kernel(
     TILE: gl.constexpr = gl.BlockedLayout(
         [1, 1, JOINED * RUN], [32 // ACROSS, ACROSS, 1], [WARPS // WIDE, WIDE, 1], [2, 1, 0]
     )
-    # [runs, rows of states, lanes, steps of a run]: copies of C.
-    WEIGHTS: gl.constexpr = gl.BlockedLayout(
-        [1, 1, 1, RUN], [4, 8 // LANES, LANES, 1], [WARPS, 1, 1, 1], [3, 2, 1, 0]
-    )
+    WEIGHTS: gl.constexpr = weights_layout(LANES, WARPS)
     if LAYOUT == "seq":
         dout_time = 1
         delta_time = 1

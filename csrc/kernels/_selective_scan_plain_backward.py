@@ -40,8 +40,10 @@ from _selective_scan_tiles import (
     over_channels,
     places,
     stacked,
+    states_layout,
     states_of_run,
     store_sums,
+    weights_layout,
     whole,
     write,
 )
@@ -121,10 +123,7 @@ def selective_scan_plain_bwd_kernel(
     ROWS: gl.constexpr = STATES // LANES
     RUNS: gl.constexpr = STEPS // RUN
     TILES: gl.constexpr = CHUNK // STEPS
-    # [rows of states, lanes, channels, steps of a run], one run at a time: the recurrences.
-    X: gl.constexpr = gl.BlockedLayout(
-        [ROWS, 1, 1, RUN], [1, 1, 32, 1], [1, LANES, WARPS // LANES, 1], [3, 2, 1, 0]
-    )
+    X: gl.constexpr = states_layout(ROWS, LANES, WARPS)
     STATES_OF_X: gl.constexpr = gl.SliceLayout(3, X)
     WEIGHTS_OF_X: gl.constexpr = gl.SliceLayout(2, X)
     # [runs, channels, steps]: each element of a chunk once, 16 bytes of memory at a time.
@@ -159,10 +158,7 @@ def selective_scan_plain_bwd_kernel(
     PER_THREAD: gl.constexpr = min(CHANNELS * RUN, TERMS * CHANNELS * RUN // (32 * WARPS))
     SPLIT: gl.constexpr = CHANNELS * RUN // PER_THREAD
     SUMS: gl.constexpr = gl.BlockedLayout([1, PER_THREAD], [32 // SPLIT, SPLIT], [WARPS, 1], [0, 1])
-    # [tiles and runs, rows of states, lanes, steps of a run]: copies of B and C.
-    WEIGHTS: gl.constexpr = gl.BlockedLayout(
-        [1, 1, 1, RUN], [4, 8 // LANES, LANES, 1], [WARPS, 1, 1, 1], [3, 2, 1, 0]
-    )
+    WEIGHTS: gl.constexpr = weights_layout(LANES, WARPS)
     if LAYOUT == "seq":
         dout_time = 1
         u_time = 1
@@ -383,7 +379,7 @@ def selective_scan_plain_bwd_kernel(
 
             for back in range(0, TILES):
                 t = anew(TILES - 1 - back)
-                # Kept from the way there for the way back, which reads no shared memory.
+                # Kept from the way there for the way back, which reads B again alone.
                 decays = ()
                 passed = ()
                 entering = ()

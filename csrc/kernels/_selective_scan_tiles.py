@@ -1,5 +1,5 @@
-"""Parts of the backward kernel of plain scans: the recurrences over a run of steps, places of a chunk in
-memory, and shared memory as one array or as one to index.
+"""Parts of the backward kernel of plain scans and of the pass before its spans: layouts, the recurrences over
+a run of steps, places of a chunk in memory, and shared memory as one array or as one to index.
 """
 
 from _arithmetic import anew
@@ -11,6 +11,18 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
 # Steps that a thread takes at a time: 16 bytes of shared memory.
 RUN = gl.constexpr(4)
+
+
+@gluon.constexpr_function
+def states_layout(rows, lanes, warps):
+    """[rows of states, lanes, channels, steps of a run], one run at a time: the recurrences."""
+    return gl.BlockedLayout([rows, 1, 1, RUN], [1, 1, 32, 1], [1, lanes, warps // lanes, 1], [3, 2, 1, 0])
+
+
+@gluon.constexpr_function
+def weights_layout(lanes, warps):
+    """[runs, rows of states, lanes, steps of a run]: copies of B and C."""
+    return gl.BlockedLayout([1, 1, 1, RUN], [4, 8 // lanes, lanes, 1], [warps, 1, 1, 1], [3, 2, 1, 0])
 
 
 @gluon.jit
