@@ -8,7 +8,7 @@ narrow and what a step needs of the ones before it is already in a register.
 # Triton has no starred tuples.
 # ruff: noqa: RUF005
 
-from _half import narrowed, widened
+from _half import narrowed, widened, widened_pairs
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -49,6 +49,19 @@ def run_layout(layout, runs, steps, channels, vector, warps):
 
 
 @gluon.jit
+def program_places(L, D, blocks, RUNS: gl.constexpr, STEPS: gl.constexpr, CHANNELS: gl.constexpr):
+    """The batch row of a program, in how many blocks others take time there, and its own one of those and of
+    the channels. A program takes RUNS runs `blocks` times.
+    """
+    time_blocks = gl.cdiv(L, blocks * (RUNS * STEPS))
+    channel_blocks = gl.cdiv(D, CHANNELS)
+    row_of_blocks = gl.program_id(0) // time_blocks
+    time_block = gl.program_id(0) - row_of_blocks * time_blocks
+    batch = row_of_blocks // channel_blocks
+    return batch.to(gl.int64), time_blocks, time_block, row_of_blocks - batch.to(gl.int32) * channel_blocks
+
+
+@gluon.jit
 def places(
     L,
     D,
@@ -61,22 +74,18 @@ def places(
 ):
     """The batch row, the first steps of a tile's runs and its channels, with each other's axis to broadcast.
 
-    A program takes RUNS runs `blocks` times: all of them at once, or each by itself one after another.
+    A program takes its runs all at once, one block after another, or each by itself.
     """
-    time_blocks = gl.cdiv(L, blocks * (RUNS * STEPS))
-    channel_blocks = gl.cdiv(D, CHANNELS)
-    pid = gl.program_id(0)
-    batch = (pid // (time_blocks * channel_blocks)).to(gl.int64)
-    time_block = (pid % time_blocks).to(gl.int64)
+    batch, _, time_block, channel_block = program_places(L, D, blocks, RUNS, STEPS, CHANNELS)
     TIME_AXIS: gl.constexpr = 1 if LAYOUT == "seq" else 0
     run = gl.arange(0, RUNS, gl.SliceLayout(1 - TIME_AXIS, TILE))
     channel = gl.arange(0, CHANNELS, gl.SliceLayout(TIME_AXIS, TILE))
-    d = (pid // time_blocks % channel_blocks).to(gl.int64) * CHANNELS + channel
+    d = channel_block.to(gl.int64) * CHANNELS + channel
     if LAYOUT == "seq":
-        first = (time_block * blocks * RUNS + run) * STEPS
+        first = (time_block.to(gl.int64) * blocks * RUNS + run) * STEPS
         return batch, first[None, :], d[:, None]
     else:
-        first = (time_block * RUNS + run) * blocks * STEPS
+        first = (time_block.to(gl.int64) * RUNS + run) * blocks * STEPS
         return batch, first[:, None], d[None, :]
 
 
@@ -116,21 +125,21 @@ def load_step(row, t, x_time, L, valid, flags):
 
 
 @gluon.jit
-def run_pointers(row, first, STEPS: gl.constexpr):
-    RUN: gl.constexpr = row.type.layout.parent
+def run_pointers(at, STEPS: gl.constexpr):
+    RUN: gl.constexpr = at.type.layout.parent
     step = gl.arange(0, STEPS, gl.SliceLayout(0, gl.SliceLayout(1, RUN)))
-    return (row + first)[:, :, None] + step[None, None, :]
+    return at[:, :, None] + step[None, None, :]
 
 
 @gluon.jit
-def fetch_run(row, first, L, valid, STEPS: gl.constexpr):
-    inside = valid & (first >= 0) & (first < L)
-    return gl.load(run_pointers(row, first, STEPS), mask=inside[:, :, None], other=0)
+def fetch_run(at, inside, STEPS: gl.constexpr, EVICT: gl.constexpr = ""):
+    """As stored; 0 where it is not wanted."""
+    return gl.load(run_pointers(at, STEPS), mask=inside[:, :, None], other=0, eviction_policy=EVICT)
 
 
 @gluon.jit
 def steps_of_run(run, TILE: gl.constexpr, flags, STEPS: gl.constexpr):
-    parts = split_run(widened(run, flags))
+    parts = split_run(widened_pairs(run, flags))
     steps = ()
     for i in gl.static_range(STEPS):
         steps = steps + (gl.convert_layout(parts[i], TILE, assert_trivial=True),)
@@ -141,7 +150,8 @@ def steps_of_run(run, TILE: gl.constexpr, flags, STEPS: gl.constexpr):
 def load_run(row, first, L, valid, flags, STEPS: gl.constexpr):
     """The STEPS steps from `first` on, a multiple of STEPS as L is: the run is in the sequence or outside."""
     TILE: gl.constexpr = row.type.layout
-    return steps_of_run(fetch_run(row, first, L, valid, STEPS), TILE, flags, STEPS)
+    run = fetch_run(row + first, valid & (first >= 0) & (first < L), STEPS)
+    return steps_of_run(run, TILE, flags, STEPS)
 
 
 @gluon.jit
@@ -177,17 +187,17 @@ def load_steps(
 
 
 @gluon.jit
-def store_run(row, first, inside, valid, values, flags, STEPS: gl.constexpr):
-    pointers = run_pointers(row, first, STEPS)
+def store_run(at, inside, values, flags, STEPS: gl.constexpr):
+    pointers = run_pointers(at, STEPS)
     v = gl.convert_layout(join_run(values), pointers.type.layout, assert_trivial=True)
-    v = narrowed(v, row.dtype.element_ty, flags)
-    gl.store(pointers, v, mask=(valid & inside)[:, :, None])
+    v = narrowed(v, at.dtype.element_ty, flags)
+    gl.store(pointers, v, mask=inside[:, :, None], cache_modifier=".cs")
 
 
 @gluon.jit
 def store_steps(row, first, x_time, L, valid, values, flags, STEPS: gl.constexpr, LAYOUT: gl.constexpr):
     if LAYOUT == "seq":
-        store_run(row, first, first < L, valid, values, flags, STEPS)
+        store_run(row + first, valid & (first < L), values, flags, STEPS)
     else:
         for i in gl.static_range(STEPS):
             t = first + i

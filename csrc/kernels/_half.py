@@ -36,21 +36,27 @@ def narrowed(value, dtype: gl.constexpr, flags):
 @gluon.jit
 def widened_pairs(x, flags):
     """widened() of a tile whose neighbours lie in one register: an instruction an element, and a branch."""
-    if x.dtype == gl.int16:
-        if (flags & FLOAT16) != 0:
-            wide = x.to(gl.float16, bitcast=True).to(gl.float32)
-        else:
-            wide = gl.inline_asm_elementwise(
-                "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;",
-                "=f,=f,r",
-                [x],
-                dtype=gl.float32,
-                is_pure=True,
-                pack=2,
-            )
-    else:
+    if x.dtype == gl.bfloat16:
+        wide = widened_bfloats(x)
+    elif x.dtype != gl.int16:
         wide = x.to(gl.float32)
+    elif (flags & FLOAT16) != 0:
+        wide = x.to(gl.float16, bitcast=True).to(gl.float32)
+    else:
+        wide = widened_bfloats(x)
     return wide
+
+
+@gluon.jit
+def widened_bfloats(x):
+    return gl.inline_asm_elementwise(
+        "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;",
+        "=f,=f,r",
+        [x],
+        dtype=gl.float32,
+        is_pure=True,
+        pack=2,
+    )
 
 
 @gluon.jit

@@ -7,7 +7,8 @@ y[t] = act(bias + sum_k w[k] x[t - W + 1 + k]), act the identity or SiLU (Mamba 
 import triton
 import triton.language as tl
 from _causal_conv1d_filter import causal_conv1d_filter_kernel
-from _causal_conv1d_narrow import causal_conv1d_bwd_kernel, causal_conv1d_fwd_kernel
+from _causal_conv1d_narrow import causal_conv1d_fwd_kernel
+from _causal_conv1d_narrow_backward import causal_conv1d_bwd_kernel
 from _causal_conv1d_packed import causal_conv1d_packed_bwd_kernel, causal_conv1d_packed_fwd_kernel
 from _causal_conv1d_step import causal_conv1d_step_kernel
 from _causal_conv1d_steps import HAS_BIAS, HAS_INDICES, HAS_SEEN, NARROW_FILTER, PADDING, SHORT, SILU, silu
@@ -233,15 +234,22 @@ def _aligned(*tensors: str):
     return names
 
 
-def _configs(rows: dict[str, int], others: dict[str, int]) -> list[Config]:
+def _configs(
+    rows: dict[str, int], columns: dict[str, int], square: dict[str, int], registers: tuple[int, int]
+) -> list[Config]:
+    """`registers` bounds those of `columns`, in sixteen bits and in fp32: more warps hide more than they
+    spare.
+    """
     # A run of a sequence-last row is what one 16-byte load holds.
-    rows = dict(W=4, RUNS=32, CHANNELS=4, VECTOR=1, num_warps=4, **rows)
-    columns = dict(W=4, RUNS=4, CHANNELS=64, VECTOR=2, STEPS=8, num_warps=4, **others)
+    rows = dict(W=4, VECTOR=1, num_warps=4, **rows)
+    columns = dict(W=4, RUNS=4, CHANNELS=64, VECTOR=2, STEPS=8, num_warps=4, **columns)
+    narrow, wide = registers
     return [
         Config("short", when="LAYOUT == 'seq' and T == 'f32'", STEPS=4, **rows),
         Config("rows", when="LAYOUT == 'seq'", STEPS=8, **rows),
-        Config("columns", when="LAYOUT == 'last'", **columns),
-        Config("square", W=4, RUNS=4, CHANNELS=32, VECTOR=1, STEPS=4, num_warps=4, **others),
+        Config("wide_columns", when="LAYOUT == 'last' and T == 'f32'", maxnreg=wide, **columns),
+        Config("columns", when="LAYOUT == 'last'", maxnreg=narrow, **columns),
+        Config("square", W=4, RUNS=4, CHANNELS=32, VECTOR=1, STEPS=4, num_warps=4, **square),
     ]
 
 
@@ -264,7 +272,12 @@ KERNELS = [
         skip=_one_half,
         aligned=_aligned("x", "out"),
         tuned=["THREADS"],
-        configs=_configs(dict(AT_ONCE=4), dict(AT_ONCE=2)),
+        configs=_configs(
+            rows=dict(RUNS=32, CHANNELS=4, AT_ONCE=4),
+            columns=dict(AT_ONCE=2),
+            square=dict(AT_ONCE=2),
+            registers=(64, 80),
+        ),
     ),
     Kernel(
         causal_conv1d_bwd_kernel,
@@ -279,7 +292,7 @@ KERNELS = [
         skip=_one_half,
         aligned=_aligned("dout", "x", "dx"),
         tuned=["THREADS"],
-        configs=_configs({}, {}),
+        configs=_configs(rows=dict(RUNS=16, CHANNELS=8), columns={}, square={}, registers=(128, 128)),
     ),
     Kernel(
         causal_conv1d_packed_fwd_kernel,

@@ -35,8 +35,8 @@ enum Flag : int32_t {
 // Filters up to this width have kernels of their own; wider ones loop over their taps.
 constexpr int64_t kNarrow = 4;
 
-// The longest walks, in blocks of steps.
-constexpr int64_t kForwardBlocks = 4, kBackwardBlocks = 16;
+// The longest walks: of the forward, in what it asks for at once; of the backward, in blocks of steps.
+constexpr int64_t kForwardTurns = 2, kBackwardBlocks = 16;
 // In steps: kernels add that to a length in 32 bits.
 constexpr int64_t kLongestWalk = 8191;
 
@@ -173,7 +173,7 @@ Tensor narrow_forward(const CausalConv1dSizes& s, const Tensor& x, const Tensor&
   const auto& config = CausalConv1dFwd::pick(key, {});
   CausalConv1dFwd::Args args{};
   fill(args);
-  const int64_t blocks = blocks_walked<CausalConv1dFwd>(s, x, config, kForwardBlocks);
+  const int64_t blocks = blocks_walked<CausalConv1dFwd>(s, x, config, kForwardTurns * config.AT_ONCE);
   args.blocks = static_cast<int32_t>(blocks);
   launch_forward<CausalConv1dFwd>(s, key, config, args, x, out, blocks * config.RUNS * config.STEPS);
   return out;
