@@ -112,3 +112,26 @@ def load_normed(x, residual, z, mean, rstd, x_at, residual_at, z_at, mask, flags
     """h, and 0 outside."""
     u = gated_first(load_total(x, residual, x_at, residual_at, mask, flags), z, z_at, mask, flags)
     return tl.where(mask, (u - mean[:, None]) * rstd[:, None], 0.0)
+
+
+@triton.jit
+def width_as(flags, POSITION: tl.constexpr):
+    """Bytes of a number that load_as() reads."""
+    return tl.where(((flags >> (DTYPES + 2 * POSITION)) & 3) == 0, 4, 2)
+
+
+@triton.jit
+def ask_for_row(pointer, first, width, count, wanted, BLOCK: tl.constexpr):
+    """Brings `count` numbers of `width` bytes, at most BLOCK, from number `first` on into L2."""
+    offset = tl.arange(0, BLOCK * 4 // 128) * 128
+    tl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.b32 $0, 0; }",
+        "=r,l,r",
+        [
+            pointer.to(tl.int64, bitcast=True) + first * width + offset,
+            (wanted & (offset < count * width)).to(tl.int32),
+        ],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )

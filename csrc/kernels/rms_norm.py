@@ -13,9 +13,12 @@ from _norm_rows import (
     GATE_LAST,
     HAS_BIAS,
     HAS_DRESIDUAL,
+    HAS_RESIDUAL,
     HAS_SUM,
+    HAS_X,
     HAS_Z,
     affine,
+    ask_for_row,
     gated_first,
     gated_last,
     load_as,
@@ -24,6 +27,7 @@ from _norm_rows import (
     sigmoid,
     store_as,
     store_normed,
+    width_as,
 )
 
 from tools.aot.spec import Config, Kernel
@@ -243,6 +247,26 @@ def rms_norm_bwd_kernel(
         z_first = (batch * z_batch + inner * z_row)[:, None]
         out_first = (row.to(tl.int64) * channels)[:, None]
         at_statistic = row.to(tl.int64) * groups + group
+        if LAYOUT == "rows" and ROWS == 1:
+            # The next row comes from memory while this one is at work.
+            next_row = block * rows_a_program + start + 1
+            more = (start + 1 < rows_a_program) & (next_row < all_rows)
+            next_batch = (next_row // inner_rows).to(tl.int64)
+            next_inner = (next_row % inner_rows).to(tl.int64)
+            first = group * G
+            of_dout = next_batch * dout_batch + next_inner * dout_row + first
+            of_dsum = next_batch * dsum_batch + next_inner * dsum_row + first
+            of_x = next_batch * x_batch + next_inner * x_row + first
+            of_residual = next_batch * residual_batch + next_inner * residual_row + first
+            of_z = next_batch * z_batch + next_inner * z_row + first
+            WIDTH: tl.constexpr = dout.dtype.element_ty.primitive_bitwidth // 8
+            ask_for_row(dout, of_dout, WIDTH, G, more, BLOCK)
+            ask_for_row(dsum, of_dsum, width_as(flags, 3), G, more & ((flags & HAS_SUM) != 0), BLOCK)
+            ask_for_row(x, of_x, WIDTH, G, more & ((flags & HAS_X) != 0), BLOCK)
+            ask_for_row(
+                residual, of_residual, width_as(flags, 2), G, more & ((flags & HAS_RESIDUAL) != 0), BLOCK
+            )
+            ask_for_row(z, of_z, WIDTH, G, more & ((flags & HAS_Z) != 0), BLOCK)
         rstd = tl.load(rstd_in + at_statistic, live, 0.0)
         mean = tl.zeros([ROWS], tl.float32)
         if (flags & CENTERED) != 0:
@@ -353,10 +377,10 @@ def _aligned(tensors: tuple[str, ...], *others: str):
 _AXES = dict(T=["f32", "half"], LAYOUT=["rows", "strided"])
 
 
-def _whole(name: str, block: int, warps: int, longest: bool = False) -> Config:
+def _whole(name: str, block: int, warps: int, longest: bool = False, **more: int) -> Config:
     """A row in one block; csrc/ops/rms_norm.cpp knows how long the longest are."""
     when = "LAYOUT == 'rows'" + ("" if longest else f" and G <= {block}")
-    return Config(name, when=when, LOOP=False, ROWS=1, BLOCK=block, num_warps=warps)
+    return Config(name, when=when, LOOP=False, ROWS=1, BLOCK=block, num_warps=warps, **more)
 
 
 KERNELS = [
@@ -395,7 +419,7 @@ KERNELS = [
         tuned=["PROGRAMS"],
         configs=[
             Config("few", when="G <= 128", LOOP=False, ROWS=4, BLOCK=128, num_warps=4),
-            _whole("small", 1024, 4),
+            _whole("small", 1024, 4, maxnreg=128),
             _whole("middle", 2048, 4),
             _whole("medium", 4096, 8, longest=True),
             Config("loop", LOOP=True, ROWS=1, BLOCK=512, num_warps=4),

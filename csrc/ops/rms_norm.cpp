@@ -33,6 +33,9 @@ enum Position { kWeight, kBias, kResidual, kSum };
 constexpr int64_t kWholeForward = 8192;
 constexpr int64_t kWholeBackward = 4096;
 
+// PROGRAMS of csrc/kernels/tuned are for rows of up to so many channels.
+constexpr int64_t kShortRow = 1024;
+
 // A program adds up at most this many rows in one fp32 number; more would cost digits.
 constexpr int64_t kRowsInOneSum = 256;
 
@@ -187,8 +190,10 @@ RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x
   const bool whole = in.rows && s.group_size <= kWholeBackward && gs.rows && ss.rows;
   const RmsNormBwd::Key key{storage_of(dout), whole ? Layout::rows : Layout::strided};
   const auto& config = RmsNormBwd::pick(key, {s.group_size});
-  // About this many programs: a few for every multiprocessor, each with a plane of sums.
-  const int64_t programs_wanted = RmsNormBwd::PROGRAMS(dout.get_device_index());
+  // As many programs as there is room for at once, each with a plane of sums: twice the row takes twice the
+  // registers.
+  const int64_t programs_wanted =
+      RmsNormBwd::PROGRAMS(dout.get_device_index()) / std::max<int64_t>(1, config.BLOCK / kShortRow);
   const int64_t wanted =
       std::clamp<int64_t>(ceil_div(s.all_rows() * s.groups, programs_wanted), 1, kRowsInOneSum);
   const int64_t rows_a_program = ceil_div(wanted, config.ROWS) * config.ROWS;

@@ -87,7 +87,7 @@ PROBES = {
     "mamba1_step_rows_project.WIDE": Probe((0, 1 << 21, 3 << 20, 4500000, 1 << 23, 1 << 40), _batches()),
     "mamba1_step_rows_project.PROGRAMS": Probe((66, 132, 200, 264, 396), _batches()),
     "mamba1_step_rows_project.WIDTH": Probe((512, 768, 1024, 2048, 1 << 20), _batches()),
-    "rms_norm_bwd.PROGRAMS": Probe((128, 256, 512, 1024, 2048, 4096), _norms(), backward=True),
+    "rms_norm_bwd.PROGRAMS": Probe((132, 264, 396, 528, 1056, 2112), _norms(), backward=True),
 }
 
 
