@@ -8,10 +8,9 @@
 #include "ops/launch_arguments.h"
 #include "ops/selective_scan_pack.h"
 #include "ops/selective_scan_passes.h"
+#include "ops/selective_scan_spans.h"
 #include "ops/selective_scan_states.h"
 #include "ops/selective_scan_sums.h"
-#include "runtime/batch_invariant.h"
-#include "runtime/launch.h"
 
 namespace mamba_aot::cuda {
 namespace {
@@ -39,20 +38,8 @@ enum Flag : int32_t {
   kSpans = 8192,
 };
 
-// Partial sums of the backward may take this much memory, or as much as u does where that is more.
-constexpr int64_t kPartialBytes = int64_t{32} << 20;
-// A launch adds up at most this many chunks in one fp32 number; more would cost digits.
-constexpr int64_t kChunksInOneSum = 64;
-// Channels of programs that fill a GPU once: where rows and channels make fewer, time is split into spans,
-// for three times as many that run at once.
-constexpr int64_t kChannelsToFill = 8192;
-constexpr int64_t kChannelsAtOnce = 3 * kChannelsToFill;
-// Spans of the plain forward have at least so many steps: the pass before them takes more than half as long.
-constexpr int64_t kLeastSpan = 512;
 // The plain forward kernel takes 16 states at a time; so few are faster one by one, as the general one does.
 constexpr int64_t kFewStates = 4;
-// Each program goes through the ends of all spans before its own, or the adjoints of those behind it.
-constexpr int64_t kMostSpans = 16;
 
 // The other way, for a gradient: drop the padding, give it the input's layout and dtype.
 Tensor unpack_rows(Tensor packed, const Tensor& input, bool complex) {
@@ -77,51 +64,6 @@ void check_limits(const SelectiveScanSizes& s) {
         "selective_scan_fn: on CUDA each of channels, state and length must be below 2^31 - 128, got ",
         s.channels, ", ", s.state, " and ", s.length,
         ". Split the sequence and carry the state with initial_state.");
-}
-
-// How many chunks one launch of the backward takes: as many as the memory for its planes of partial sums
-// allows.
-int64_t chunks_in_a_launch(const SelectiveScanSizes& s, const Tensor& u, int64_t blocks, bool gate) {
-  const int64_t floats_a_step = blocks * s.batch * s.state * (2 * s.parts() + (gate ? 1 : 0));
-  const int64_t u_bytes = s.batch * s.channels * s.length * (u.scalar_type() == ScalarType::Float ? 4 : 2);
-  const int64_t chunks = std::max(kPartialBytes, u_bytes) / std::max<int64_t>(1, floats_a_step * 4 * kChunk);
-  return std::clamp<int64_t>(chunks, 1, std::clamp<int64_t>(s.chunks(), 1, kChunksInOneSum));
-}
-
-// How many chunks each program of the backward takes one after the other: all of the launch, unless spans are
-// needed to fill the GPU.
-int64_t chunks_in_a_span(int64_t chunks_a_launch, int64_t channels, bool plain) {
-  if (!plain || channels == 0 || channels >= kChannelsToFill) return chunks_a_launch;
-  return ceil_div(chunks_a_launch, std::min(kChannelsAtOnce / channels, kMostSpans));
-}
-
-// Whether a multiprocessor has 160 KiB of shared memory or more, not 100.
-bool has_room(int arch) { return arch == 80 || arch == 87 || (arch >= 90 && arch < 120); }
-
-// Into how many spans of how many steps the plain forward splits time.
-struct Spans {
-  int64_t count, steps;
-};
-
-// How many rows a forward kernel is chosen for.
-int64_t rows_to_choose_by(const SelectiveScanSizes& s) { return batch_invariant() ? 1 : s.rows; }
-
-// As many as fill the GPU, where rows and channels alone do not: fewer than SPLIT at 4096 steps, half of that
-// at 2048, a quarter more from 5120 on. Of packed sequences there is no kernel for few channels, so more of
-// them split. `ends` is the launch before.
-Spans forward_spans(const SelectiveScanSizes& s, const SelectiveScanPlainFwd::Key& ends, int32_t device) {
-  using Kernel = SelectiveScanPlainFwd;
-  const Spans whole{1, round_up(s.length, kChunk)};
-  const int64_t rows = rows_to_choose_by(s), most = std::min(kMostSpans, s.length / kLeastSpan);
-  const bool few = s.packed() ? rows * s.channels < kChannelsToFill
-                              : rows * s.channels * 8 < Kernel::SPLIT(device) * std::min<int64_t>(most, 10);
-  if (most < 4 || !few) return whole;
-  const int64_t block_channels = Kernel::pick(ends, {}).CHANNELS;
-  const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, block_channels);
-  const int64_t count = std::min(most, kChannelsAtOnce / (rows * blocks * block_channels));
-  if (count < 2) return whole;
-  const int64_t steps = round_up(ceil_div(s.length, count), kChunk);
-  return {ceil_div(s.length, steps), steps};
 }
 
 // What both directions hand to their kernel besides their own tensors.
@@ -316,10 +258,11 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
   const int64_t blocks_per_group = ceil_div(s.channels / s.groups, block_channels);
   const int64_t blocks = s.groups * blocks_per_group;
   const int64_t most_chunks = chunks_in_a_launch(s, u, blocks, with.gate.has_value());
-  const int64_t span =
-      chunks_in_a_span(most_chunks, s.rows * blocks * block_channels, plain && s.packing != Packing::by_ends);
-  const int64_t spans = most_chunks / span, chunks_a_launch = spans * span;
-  const int64_t parts = ceil_div(s.chunks(), span), state_parts = s.state * s.parts();
+  // By ends each sequence has programs of its own, of which none takes spans.
+  const bool splits = plain && s.packing != Packing::by_ends && !s.empty();
+  const Launches time = splits ? backward_launches(most_chunks, s.rows * blocks, u.get_device_index())
+                               : Launches{most_chunks, most_chunks};
+  const int64_t spans = time.spans(), parts = time.parts(s.chunks()), state_parts = s.state * s.parts();
   // The plain kernel walks a row of sequences by index as it does one without.
   const bool sparse = s.packed() && !(plain && s.packing == Packing::by_index);
   RowSums dA(s, with.A, sparse, parts, state_parts, s.channels);
@@ -358,7 +301,7 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
     } else if (s.packed()) {
       torch::stable::zero_(carry);
     }
-    const int64_t partial_length = chunks_a_launch * kChunk;
+    const int64_t partial_length = time.chunks * kChunk;
     Tensor dBC_planes =
         empty_on(u, {blocks_per_group, 2, s.batch, s.groups, weight_rows, partial_length}, kFloat);
     Tensor dgate_planes = empty_on(u, {blocks, s.batch, gate_rows, partial_length}, kFloat);
@@ -390,8 +333,8 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
       args.flags = flags;
     };
     for (int64_t end = s.chunks(); end > 0; ++launch) {
-      const int64_t begin = std::max<int64_t>(0, end - chunks_a_launch);
-      const int64_t parts_here = split ? ceil_div(end - begin, span) : 1;
+      const int64_t begin = std::max<int64_t>(0, end - time.chunks);
+      const int64_t parts_here = split ? ceil_div(end - begin, time.span) : 1;
       const int64_t programs = parts_here * s.rows * blocks;
       if (plain) {
         SelectiveScanPlainBwd::Args args{};

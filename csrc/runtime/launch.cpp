@@ -20,6 +20,7 @@ struct Loaded {
 
 namespace {
 
+constexpr int kMultiprocessors = 16;
 constexpr int kComputeCapabilityMajor = 75;
 constexpr int kComputeCapabilityMinor = 76;
 constexpr int kMaxDynamicSharedBytes = 8;
@@ -149,6 +150,20 @@ const Loaded* ready(const Driver& api, Variant& variant, int32_t device) {
   return loaded != nullptr ? loaded : load(api, variant, device);
 }
 
+// A positive number of a device that never changes, as `read` finds it.
+template <class Read>
+int32_t remembered(std::atomic<int32_t> (&known)[kMaxDevices], int32_t device, Read read) {
+  require_index("mamba_aot", device);
+  if (const int32_t value = known[device].load(std::memory_order_relaxed)) return value;
+  const Driver& api = driver();
+  int ordinal = 0, value = 0;
+  Status status = api.device_get(&ordinal, device);
+  if (status == 0) status = read(api, ordinal, value);
+  if (status != 0) fail(api, status, "mamba_aot: reading what the device is", device);
+  known[device].store(value, std::memory_order_relaxed);
+  return value;
+}
+
 [[noreturn]] void refuse_grid(const Variant& variant, uint64_t grid_x) {
   throw std::runtime_error(std::string(variant.name) + ": a launch has at most 2147483647 programs, got " +
                            std::to_string(grid_x) + "; split the batch");
@@ -185,16 +200,20 @@ void launch(Variant& variant, int32_t device, uint64_t grid_x, void** parameters
 
 int32_t arch_of(int32_t device) {
   static std::atomic<int32_t> known[kMaxDevices];
-  require_index("mamba_aot", device);
-  if (const int32_t arch = known[device].load(std::memory_order_relaxed)) return arch;
-  const Driver& api = driver();
-  int ordinal = 0, major = 0, minor = 0;
-  Status status = api.device_get(&ordinal, device);
-  if (status == 0) status = api.device_attribute(&major, kComputeCapabilityMajor, ordinal);
-  if (status == 0) status = api.device_attribute(&minor, kComputeCapabilityMinor, ordinal);
-  if (status != 0) fail(api, status, "mamba_aot: reading the compute capability", device);
-  known[device].store(10 * major + minor, std::memory_order_relaxed);
-  return 10 * major + minor;
+  return remembered(known, device, [](const Driver& api, int ordinal, int& value) {
+    int minor = 0;
+    Status status = api.device_attribute(&value, kComputeCapabilityMajor, ordinal);
+    if (status == 0) status = api.device_attribute(&minor, kComputeCapabilityMinor, ordinal);
+    value = 10 * value + minor;
+    return status;
+  });
+}
+
+int32_t multiprocessors_of(int32_t device) {
+  static std::atomic<int32_t> known[kMaxDevices];
+  return remembered(known, device, [](const Driver& api, int ordinal, int& value) {
+    return api.device_attribute(&value, kMultiprocessors, ordinal);
+  });
 }
 
 void preload(Variant& variant, int32_t device) { ready(driver(), variant, device); }

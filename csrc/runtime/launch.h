@@ -19,6 +19,10 @@ void preload(Variant& variant, int32_t device);
 
 // 10 * major + minor of a device's compute capability. Throws std::runtime_error: no driver, no such device.
 int32_t arch_of(int32_t device);
+
+// How many multiprocessors a device has. Throws like arch_of.
+int32_t multiprocessors_of(int32_t device);
+
 // For generated launchers: the table has no such combination.
 [[noreturn]] void refuse(const char* stem, const char* op, const std::string& key, const char* config);
 

@@ -1,0 +1,115 @@
+// How the CUDA kernels of selective_scan split time: into spans that run at once, where rows and channels do
+// not fill a GPU, and in the backward into launches, whose partial sums take memory.
+#pragma once
+
+#include <algorithm>
+
+#include "generated/selective_scan.gen.h"
+#include "ops/launch_arguments.h"
+#include "ops/selective_scan.h"
+#include "runtime/batch_invariant.h"
+#include "runtime/launch.h"
+
+namespace mamba_aot::cuda {
+namespace spans {
+
+// Each program goes through the ends of all spans before its own, or the adjoints of those behind it.
+inline constexpr int64_t kMost = 16;
+// Channels of programs that fill a GPU once; the forward takes spans for three times as many.
+inline constexpr int64_t kChannelsToFill = 8192;
+inline constexpr int64_t kChannelsAtOnce = 3 * kChannelsToFill;
+// Spans of the forward have at least so many steps: the pass before them takes more than half as long.
+inline constexpr int64_t kLeastForward = 512;
+// Partial sums of the backward may take this much memory, or as much as u does where that is more.
+inline constexpr int64_t kPartialBytes = int64_t{32} << 20;
+// A launch adds up at most this many chunks in one fp32 number; more would cost digits.
+inline constexpr int64_t kChunksInOneSum = 64;
+
+}  // namespace spans
+
+// Whether a multiprocessor has 160 KiB of shared memory or more, not 100.
+inline bool has_room(int arch) { return arch == 80 || arch == 87 || (arch >= 90 && arch < 120); }
+
+// Into how many spans of how many steps the plain forward splits time.
+struct Spans {
+  int64_t count, steps;
+};
+
+// How many rows a forward kernel is chosen for.
+inline int64_t rows_to_choose_by(const SelectiveScanSizes& s) { return batch_invariant() ? 1 : s.rows; }
+
+// As many as fill the GPU, where rows and channels alone do not: fewer than SPLIT at 4096 steps, half of that
+// at 2048, a quarter more from 5120 on. Of packed sequences there is no kernel for few channels, so more of
+// them split. `ends` is the launch before.
+inline Spans forward_spans(const SelectiveScanSizes& s, const generated::SelectiveScanPlainFwd::Key& ends,
+                           int32_t device) {
+  using Kernel = generated::SelectiveScanPlainFwd;
+  const Spans whole{1, round_up(s.length, kChunk)};
+  const int64_t rows = rows_to_choose_by(s);
+  const int64_t most = std::min(spans::kMost, s.length / spans::kLeastForward);
+  const bool few = s.packed() ? rows * s.channels < spans::kChannelsToFill
+                              : rows * s.channels * 8 < Kernel::SPLIT(device) * std::min<int64_t>(most, 10);
+  if (most < 4 || !few) return whole;
+  const int64_t block_channels = Kernel::pick(ends, {}).CHANNELS;
+  const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, block_channels);
+  const int64_t count = std::min(most, spans::kChannelsAtOnce / (rows * blocks * block_channels));
+  if (count < 2) return whole;
+  const int64_t steps = round_up(ceil_div(s.length, count), kChunk);
+  return {ceil_div(s.length, steps), steps};
+}
+
+// The backward's way through time: launches of so many chunks, in spans of `span` that run at once.
+struct Launches {
+  int64_t chunks, span;
+
+  int64_t spans() const { return ceil_div(chunks, span); }
+  // Those of all launches.
+  int64_t parts(int64_t all_chunks) const {
+    return all_chunks / chunks * spans() + ceil_div(all_chunks % chunks, span);
+  }
+};
+
+// How many chunks one launch of the backward takes: as many as the memory for its planes of partial sums
+// allows.
+inline int64_t chunks_in_a_launch(const SelectiveScanSizes& s, const Tensor& u, int64_t blocks, bool gate) {
+  const int64_t floats_a_step = blocks * s.batch * s.state * (2 * s.parts() + (gate ? 1 : 0));
+  const int64_t u_bytes = s.batch * s.channels * s.length * (u.scalar_type() == ScalarType::Float ? 4 : 2);
+  const int64_t chunks =
+      std::max(spans::kPartialBytes, u_bytes) / std::max<int64_t>(1, floats_a_step * 4 * kChunk);
+  return std::clamp<int64_t>(chunks, 1, std::clamp<int64_t>(s.chunks(), 1, spans::kChunksInOneSum));
+}
+
+// What a launch of the plain backward takes, in units of a chunk of as many programs as run at once. The
+// factors are fitted to what 1 to 16 spans took on an H200.
+inline double cost_of_launch(int64_t programs, int64_t chunks, int64_t span, int32_t device) {
+  // Shared memory has room for two programs a multiprocessor, or for one.
+  const int arch = runtime::arch_of(device);
+  const int64_t each = arch >= 90 && arch < 120 ? 2 : 1;
+  const int64_t multiprocessors = runtime::multiprocessors_of(device), at_once = each * multiprocessors;
+  const int64_t parts = ceil_div(chunks, span), rest = programs * parts % at_once;
+  // A program that has a multiprocessor for itself is faster.
+  const double last = rest == 0 ? 0.0 : each > 1 && rest <= multiprocessors ? 0.65 : 1.0;
+  const double own = static_cast<double>(span);
+  const double cost = own * (static_cast<double>(programs * parts / at_once) + last);
+  if (parts == 1) return cost;
+  // The pass that finds the spans' adjoints: its length, its work, and what is paid once a span.
+  const double passed = static_cast<double>(programs * (chunks - span)) / static_cast<double>(at_once);
+  return cost + 0.38 * own + 0.3 * passed + 0.1 * static_cast<double>(parts);
+}
+
+// The spans that take the least time.
+inline Launches backward_launches(int64_t chunks, int64_t programs, int32_t device) {
+  Launches best{chunks, chunks};
+  double least = cost_of_launch(programs, chunks, chunks, device);
+  for (int64_t count = 2; count <= std::min(spans::kMost, chunks); ++count) {
+    const int64_t span = ceil_div(chunks, count);
+    const double cost = cost_of_launch(programs, chunks, span, device);
+    if (cost < least) {
+      least = cost;
+      best.span = span;
+    }
+  }
+  return best;
+}
+
+}  // namespace mamba_aot::cuda
