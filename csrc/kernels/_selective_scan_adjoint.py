@@ -60,7 +60,7 @@ def selective_scan_adjoint_kernel(
     STATES: gl.constexpr,
     CHANNELS: gl.constexpr,
 ):
-    """One program a span, batch row and block of channels: `ends` [spans, batch, N, D] is the adjoint at the
+    """One program a span but the first, batch row and block of channels: `ends` [spans, batch, N, D] is the adjoint at the
     span's first step from zero behind it, `elapsed_times` [spans, batch, D] the sum of the span's steps.
     """
     WARPS: gl.constexpr = gl.num_warps()
@@ -91,8 +91,9 @@ def selective_scan_adjoint_kernel(
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
     programs_a_row = groups * blocks_per_group
     block = gl.program_id(0) % programs_a_row
-    row = (gl.program_id(0) // programs_a_row).to(gl.int64)
-    batches = gl.num_programs(0) // (programs_a_row * spans)
+    batches = gl.num_programs(0) // (programs_a_row * (spans - 1))
+    # Nothing enters a span from the first one.
+    row = (gl.program_id(0) // programs_a_row + batches).to(gl.int64)
     batch = row % batches
     own_begin, own_end = chunks_of_span((row // batches).to(gl.int32), chunk_begin, chunk_end, spans)
     group = block // blocks_per_group

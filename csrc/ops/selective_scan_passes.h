@@ -8,7 +8,7 @@
 
 namespace mamba_aot::cuda {
 
-// Walks every span of a launch of the backward from an adjoint of zero.
+// Walks every span but the first of a launch of the backward from an adjoint of zero.
 inline void launch_adjoint(const generated::SelectiveScanPlainBwd::Args& of, const SelectiveScanSizes& s,
                            const Tensor& u, bool rows) {
   using Kernel = generated::SelectiveScanAdjoint;
@@ -43,7 +43,7 @@ inline void launch_adjoint(const generated::SelectiveScanPlainBwd::Args& of, con
   args.z_time = of.z_time;
   args.flags = of.flags;
   const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, config.CHANNELS);
-  Kernel::launch(key, config, u.get_device_index(), of.spans * s.rows * blocks, args);
+  Kernel::launch(key, config, u.get_device_index(), (of.spans - 1) * s.rows * blocks, args);
 }
 
 // Writes chunks [begin, end) of `total` [rows..., padded length] from `planes` [count, rows..., partial

@@ -69,14 +69,16 @@ struct Launches {
   }
 };
 
-// How many chunks one launch of the backward takes: as many as the memory for its planes of partial sums
-// allows.
+// How many chunks one launch of the backward takes: all launches alike, and as few of them as the memory for
+// planes of partial sums allows.
 inline int64_t chunks_in_a_launch(const SelectiveScanSizes& s, const Tensor& u, int64_t blocks, bool gate) {
   const int64_t floats_a_step = blocks * s.batch * s.state * (2 * s.parts() + (gate ? 1 : 0));
   const int64_t u_bytes = s.batch * s.channels * s.length * (u.scalar_type() == ScalarType::Float ? 4 : 2);
   const int64_t chunks =
       std::max(spans::kPartialBytes, u_bytes) / std::max<int64_t>(1, floats_a_step * 4 * kChunk);
-  return std::clamp<int64_t>(chunks, 1, std::clamp<int64_t>(s.chunks(), 1, spans::kChunksInOneSum));
+  const int64_t all = std::max<int64_t>(1, s.chunks());
+  const int64_t most = std::clamp<int64_t>(chunks, 1, spans::kChunksInOneSum);
+  return ceil_div(all, ceil_div(all, most));
 }
 
 // What a launch of the plain backward takes, in units of a chunk of as many programs as run at once. The
@@ -94,7 +96,7 @@ inline double cost_of_launch(int64_t programs, int64_t chunks, int64_t span, int
   if (parts == 1) return cost;
   // The pass that finds the spans' adjoints: its length, its work, and what is paid once a span.
   const double passed = static_cast<double>(programs * (chunks - span)) / static_cast<double>(at_once);
-  return cost + 0.38 * own + 0.3 * passed + 0.1 * static_cast<double>(parts);
+  return cost + 0.2 * own + 0.2 * passed + 0.12 * static_cast<double>(parts);
 }
 
 // The spans that take the least time.
