@@ -25,6 +25,13 @@ constexpr const char* kSchemas[] = {
     "Tensor dC, Tensor dD, Tensor dz, "
     "Tensor ddelta_bias, Tensor ddecay_gate, Tensor dinitial_state)",
 
+    "selective_scan_bwd_into(Tensor dout, Tensor? dlast_state, Tensor u, Tensor delta, Tensor A, Tensor B, "
+    "Tensor C, Tensor? D, Tensor z, Tensor? delta_bias, Tensor? decay_gate, Tensor? runs, Tensor? "
+    "cu_seqlens, "
+    "Tensor chunk_states, bool delta_softplus, bool zoh, Tensor(a!) dz) -> (Tensor du, Tensor ddelta, Tensor "
+    "dA, "
+    "Tensor dB, Tensor dC, Tensor dD, Tensor ddelta_bias, Tensor ddecay_gate, Tensor dinitial_state)",
+
     "causal_conv1d_sequences(Tensor x, Tensor weight, Tensor? seq_idx, Tensor? cu_seqlens, "
     "Tensor? initial_states) -> Tensor",
 
@@ -34,6 +41,9 @@ constexpr const char* kSchemas[] = {
     "causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, Tensor? bias, Tensor? initial_states, "
     "Tensor? sequences, bool silu) "
     "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dinitial_states)",
+
+    "causal_conv1d_bwd_into(Tensor dout, Tensor x, Tensor weight, Tensor? bias, Tensor? initial_states, "
+    "Tensor? sequences, bool silu, Tensor(a!) dx) -> (Tensor dweight, Tensor dbias, Tensor dinitial_states)",
 
     "causal_conv1d_update(Tensor x, Tensor(a!) conv_state, Tensor weight, Tensor? bias, "
     "Tensor? cache_seqlens, Tensor? conv_state_indices, bool silu) -> Tensor",
@@ -82,9 +92,11 @@ struct Op {
 constexpr Op kOps[] = {
     MAMBA_AOT_OP(selective_scan_fwd),
     MAMBA_AOT_OP(selective_scan_bwd),
+    MAMBA_AOT_OP(selective_scan_bwd_into),
     MAMBA_AOT_OP(causal_conv1d_sequences),
     MAMBA_AOT_OP(causal_conv1d_fwd),
     MAMBA_AOT_OP(causal_conv1d_bwd),
+    MAMBA_AOT_OP(causal_conv1d_bwd_into),
     MAMBA_AOT_OP(causal_conv1d_update),
     MAMBA_AOT_OP(state_update),
     MAMBA_AOT_OP(mamba1_step),

@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor
 
 from mamba_aot.layers import CausalConv1d
 from mamba_aot.mamba1 import Mamba1
@@ -14,6 +13,7 @@ from mamba_aot.modules import MambaState
 from mamba_aot.norms import LayerNorm, RMSNorm
 from mamba_aot.ops._gradients import is_transformed
 from mamba_aot.ops.mamba1_step import few_rows_linear, mamba1_step
+from mamba_aot.plain import is_plain
 
 # On a GPU the modules are as fast with more rows, or faster: 256 were timed.
 MOST_ROWS_ON_GPU = 128
@@ -63,7 +63,7 @@ def fused_step(
 
 def logits_of(head: nn.Linear, x: Tensor) -> Tensor:
     """The logits after a step, [batch, vocab_size], from [batch, d_model]."""
-    if not _is_few_on_cpu(x) or not _is_plain(head, nn.Linear) or torch.is_autocast_enabled("cpu"):
+    if not _is_few_on_cpu(x) or not is_plain(head, nn.Linear) or torch.is_autocast_enabled("cpu"):
         return head(x)
     if head.bias is not None or not _is_ready(head.weight, x.dtype):
         return head(x)
@@ -95,9 +95,9 @@ def _fits(norm: RMSNorm, mixer: Mamba1, x: Tensor, state: MambaState) -> bool:
     if state.conv.shape[-1] not in (mixer.d_conv - 1, mixer.d_conv):
         return False
     linears = (mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj)
-    if not all(_is_plain(linear, nn.Linear) for linear in linears):
+    if not all(is_plain(linear, nn.Linear) for linear in linears):
         return False
-    if not _is_plain(mixer.conv1d, CausalConv1d):
+    if not is_plain(mixer.conv1d, CausalConv1d):
         return False
     if any(linear.bias is not None for linear in (mixer.in_proj, mixer.x_proj, mixer.out_proj)):
         return False
@@ -107,16 +107,6 @@ def _fits(norm: RMSNorm, mixer: Mamba1, x: Tensor, state: MambaState) -> bool:
         narrow.append(mixer.conv1d.bias)
     wide = [mixer.A_log, mixer.D, state.ssm]
     return all(_is_ready(t, x.dtype) for t in narrow) and all(_is_ready(t, torch.float32) for t in wide)
-
-
-def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a call of it does what its weight says: no subclass, no hooks, no weight of a special type."""
-    return (
-        type(module) is kind
-        # While torch.export traces, plain parameters are fake tensors.
-        and type(module.weight) in (nn.Parameter, FakeTensor)
-        and not (module._forward_hooks or module._forward_pre_hooks)
-    )
 
 
 def _is_ready(tensor: Tensor, dtype: torch.dtype) -> bool:

@@ -11,10 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamba_aot.layers import CausalConv1d, wide
+from mamba_aot.mixing import mix
 from mamba_aot.modules import MambaState
+from mamba_aot.ops._gradients import is_transformed, needs_gradient
 from mamba_aot.ops.selective_scan import selective_scan_fn
 from mamba_aot.ops.state_update import selective_state_update
 from mamba_aot.padding import Padding
+from mamba_aot.plain import is_plain
 
 
 class Mamba1(nn.Module):
@@ -25,9 +28,9 @@ class Mamba1(nn.Module):
         Δ_t = softplus(dt_proj(low_t)),  h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t x_t,  A = -exp(A_log)
         output_t = out_proj((sum_n C_t h_t + D x_t) silu(z_t))
 
-    Every projection is called as the module that it is, so one put in its place (an adapter, a quantized or a
-    split linear) is used. A plain `dt_proj` is the only one taken apart: the scan adds its bias in float32.
-    What replaces it adds its bias itself, in its own precision.
+    Every projection that is anything but a plain linear layer is called as the module that it is, so one put
+    in its place (an adapter, a quantized or a split linear) is used. A plain `dt_proj` is taken apart: the
+    scan adds its bias in float32. What replaces it adds its bias itself, in its own precision.
 
     Args:
         d_model: Width of the sequence that goes in and out.
@@ -236,7 +239,10 @@ class Mamba1(nn.Module):
     def _sequence(
         self, x: Tensor, state: MambaState | None, padding: Padding | None, cu_seqlens: Tensor | None
     ) -> Tensor:
-        x, z = self.in_proj(x).chunk(2, dim=-1)  # [B, L, D]
+        xz = self.in_proj(x)
+        if state is None and padding is None and cu_seqlens is None and self._mixes(xz):
+            return self.out_proj(self._mixed(xz))
+        x, z = xz.chunk(2, dim=-1)  # [B, L, D]
         x = self.conv1d(x, None if state is None else state.conv, padding=padding, cu_seqlens=cu_seqlens)
         delta, delta_bias, B, C = self._select(x)
         if padding is not None:
@@ -262,6 +268,36 @@ class Mamba1(nn.Module):
             y, last_state = result
             state.ssm.copy_(last_state.detach())
         return self.out_proj(y.transpose(1, 2))
+
+    def _mixes(self, xz: Tensor) -> bool:
+        """Whether a training step may go by `mix`, which reads the weights instead of calling the modules."""
+        linears = (self.x_proj, self.dt_proj)
+        if not all(is_plain(linear, nn.Linear) for linear in linears) or self.x_proj.bias is not None:
+            return False
+        if not is_plain(self.conv1d, CausalConv1d) or self.mixer_rms_eps is not None:
+            return False
+        dtype = torch.get_autocast_dtype(xz.device.type) if _in_autocast(xz) else self.x_proj.weight.dtype
+        return (
+            type(xz) is Tensor
+            and xz.is_contiguous()
+            and xz.numel() > 0
+            and xz.dtype == dtype
+            and (_in_autocast(xz) or self.dt_proj.weight.dtype == dtype)
+            and needs_gradient((xz, *self.parameters()))
+            and not (torch.compiler.is_compiling() or is_transformed())
+        )
+
+    def _mixed(self, xz: Tensor) -> Tensor:
+        return mix(
+            xz,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            self.x_proj.weight.to(xz.dtype),
+            self.dt_proj.weight.to(xz.dtype),
+            self.dt_proj.bias,
+            self.A,
+            self.D,
+        )
 
     def _select(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Raw delta, what the ops have still to add to it, B and C for [..., D], with N last."""
@@ -307,3 +343,7 @@ class Mamba1(nn.Module):
                 f"Mamba1: hidden_states must be [batch, length, d_model = {self.d_model}], "
                 f"got {list(x.shape)}"
             )
+
+
+def _in_autocast(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type)

@@ -139,6 +139,17 @@ CausalConv1dGradients causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, Op
   return {dx, dweight, dbias, dinitial};
 }
 
+CausalConv1dOtherGradients causal_conv1d_bwd_into(Tensor dout, Tensor x, Tensor weight, OptionalTensor bias,
+                                                  OptionalTensor initial_states, OptionalTensor sequences,
+                                                  bool silu, Tensor dx) {
+  check_causal_conv1d_backward(dout, x, weight, bias, initial_states, sequences);
+  check_gradient_out("causal_conv1d_fn", "dx", dx, "x", x, {&dout, &x});
+  const auto [own, dweight, dbias, dstates] =
+      causal_conv1d_bwd(dout, x, weight, bias, initial_states, sequences, silu);
+  torch::stable::copy_(dx, own);
+  return {dweight, dbias, dstates};
+}
+
 Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, OptionalTensor bias,
                             OptionalTensor cache_seqlens, OptionalTensor conv_state_indices, bool silu) {
   const CausalConv1dUpdateSizes s =

@@ -262,4 +262,19 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
           dinitial};
 }
 
+SelectiveScanOtherGradients selective_scan_bwd_into(Tensor dout, OptionalTensor dlast_state, Tensor u,
+                                                    Tensor delta, Tensor A, Tensor B, Tensor C,
+                                                    OptionalTensor D, Tensor z, OptionalTensor delta_bias,
+                                                    OptionalTensor decay_gate, OptionalTensor runs,
+                                                    OptionalTensor cu_seqlens, Tensor chunk_states,
+                                                    bool delta_softplus, bool zoh, Tensor dz) {
+  check_selective_scan_backward(dout, dlast_state, {u, delta, A, B, C, D, z, delta_bias, decay_gate}, runs,
+                                cu_seqlens, chunk_states);
+  check_gradient_out("selective_scan_fn", "dz", dz, "z", z, {&dout, &u, &delta, &z});
+  const auto all = selective_scan_bwd(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, decay_gate,
+                                      runs, cu_seqlens, chunk_states, delta_softplus, zoh);
+  torch::stable::copy_(dz, std::get<6>(all));
+  return without_dz(all);
+}
+
 }  // namespace mamba_aot::cpu

@@ -308,16 +308,17 @@ Tensor causal_conv1d_fwd(Tensor x, Tensor weight, OptionalTensor bias, OptionalT
                            : narrow_forward(s, x, filter, offset, states, sequences, silu);
 }
 
-CausalConv1dGradients causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, OptionalTensor bias,
-                                        OptionalTensor initial_states, OptionalTensor sequences, bool silu) {
+CausalConv1dOtherGradients causal_conv1d_bwd_into(Tensor dout, Tensor x, Tensor weight, OptionalTensor bias,
+                                                  OptionalTensor initial_states, OptionalTensor sequences,
+                                                  bool silu, Tensor dx) {
   const CausalConv1dSizes s = check_causal_conv1d_backward(dout, x, weight, bias, initial_states, sequences);
+  check_gradient_out("causal_conv1d_fn", "dx", dx, "x", x, {&dout, &x});
   check_limits("causal_conv1d_fn", s.channels, s.length);
-  Tensor dx = layout_like(x);
   // Zeros, as the sequence after initial states may be empty.
   Tensor dstates =
       initial_states ? torch::stable::new_zeros(x, {s.rows, s.channels, s.width - 1}) : absent_on(x);
   if (s.empty()) {
-    return {dx, torch::stable::new_zeros(weight, {s.channels, s.width}),
+    return {torch::stable::new_zeros(weight, {s.channels, s.width}),
             bias ? torch::stable::new_zeros(*bias, {s.channels}) : absent_on(x), dstates};
   }
   const Tensor filter = to_state_dtype(weight, ScalarType::Float);
@@ -327,7 +328,16 @@ CausalConv1dGradients causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, Op
       s.width > kNarrow ? wide_backward(s, dout, x, filter, offset, states, sequences, silu, dx, dstates)
                         : narrow_backward(s, dout, x, filter, offset, states, sequences, silu, dx, dstates);
   const auto [dweight, dbias] = filter_gradients(s, sums, bias.has_value());
-  return {dx, to_input_dtype(dweight, weight), bias ? to_input_dtype(*dbias, *bias) : absent_on(x), dstates};
+  return {to_input_dtype(dweight, weight), bias ? to_input_dtype(*dbias, *bias) : absent_on(x), dstates};
+}
+
+CausalConv1dGradients causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, OptionalTensor bias,
+                                        OptionalTensor initial_states, OptionalTensor sequences, bool silu) {
+  check_causal_conv1d_backward(dout, x, weight, bias, initial_states, sequences);
+  Tensor dx = layout_like(x);
+  const auto [dweight, dbias, dstates] =
+      causal_conv1d_bwd_into(dout, x, weight, bias, initial_states, sequences, silu, dx);
+  return {dx, dweight, dbias, dstates};
 }
 
 Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, OptionalTensor bias,

@@ -46,11 +46,13 @@ CausalConv1dUpdateSizes check_causal_conv1d_update(const Tensor& x, const Tensor
                                                    const OptionalTensor& conv_state_indices);
 
 using CausalConv1dGradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+// The same but for x's, which is written where the caller says.
+using CausalConv1dOtherGradients = std::tuple<Tensor, Tensor, Tensor>;
 
 // What `sequences` says of a step that is padding: no input is that late, no initial states come before it.
 inline constexpr int32_t kPaddingStart = INT32_MAX, kNoRow = -1;
 
-// Both namespaces implement the four schemas of library.cpp, argument for argument.
+// Both namespaces implement the five schemas of library.cpp, argument for argument.
 // `sequences`, int32 [2, batch, length], says of each step where its sequence starts, and which row of the
 // initial states comes before that (kNoRow: none). A start width - 1 or more steps back may be any such step.
 namespace cpu {
@@ -60,6 +62,9 @@ Tensor causal_conv1d_fwd(Tensor x, Tensor weight, OptionalTensor bias, OptionalT
                          OptionalTensor sequences, bool silu);
 CausalConv1dGradients causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, OptionalTensor bias,
                                         OptionalTensor initial_states, OptionalTensor sequences, bool silu);
+CausalConv1dOtherGradients causal_conv1d_bwd_into(Tensor dout, Tensor x, Tensor weight, OptionalTensor bias,
+                                                  OptionalTensor initial_states, OptionalTensor sequences,
+                                                  bool silu, Tensor dx);
 Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, OptionalTensor bias,
                             OptionalTensor cache_seqlens, OptionalTensor conv_state_indices, bool silu);
 }  // namespace cpu
@@ -71,6 +76,9 @@ Tensor causal_conv1d_fwd(Tensor x, Tensor weight, OptionalTensor bias, OptionalT
                          OptionalTensor sequences, bool silu);
 CausalConv1dGradients causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, OptionalTensor bias,
                                         OptionalTensor initial_states, OptionalTensor sequences, bool silu);
+CausalConv1dOtherGradients causal_conv1d_bwd_into(Tensor dout, Tensor x, Tensor weight, OptionalTensor bias,
+                                                  OptionalTensor initial_states, OptionalTensor sequences,
+                                                  bool silu, Tensor dx);
 Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, OptionalTensor bias,
                             OptionalTensor cache_seqlens, OptionalTensor conv_state_indices, bool silu);
 }  // namespace cuda

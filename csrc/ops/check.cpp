@@ -122,4 +122,12 @@ Tensor to_input_dtype(const Tensor& gradient, const Tensor& input) {
                                                        : torch::stable::to(gradient, input.scalar_type());
 }
 
+void check_gradient_out(const char* fn, const char* name, const Tensor& out, const char* of_name,
+                        const Tensor& of, std::initializer_list<const Tensor*> read) {
+  Arg arg{fn, name, out};
+  arg.on_device_of(of, of_name).has_shape("[batch, channels, length]", {of.size(0), of.size(1), of.size(2)});
+  arg.has_dtype(of.scalar_type(), (std::string("like ") + of_name).c_str()).is_writable();
+  for (const Tensor* other : read) arg.shares_no_memory_with(*other, "what the gradient is computed from");
+}
+
 }  // namespace mamba_aot

@@ -181,6 +181,10 @@ struct Arg {
   }
 };
 
+// What a gradient of `of` is written into: like it, and memory of its own.
+void check_gradient_out(const char* fn, const char* name, const Tensor& out, const char* of_name,
+                        const Tensor& of, std::initializer_list<const Tensor*> read);
+
 // The dtype that states are kept in and sums are computed in.
 inline ScalarType state_dtype(ScalarType data) {
   return data == ScalarType::Double ? ScalarType::Double : ScalarType::Float;

@@ -217,29 +217,40 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
   return {out, last_state, chunk_states};
 }
 
-SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_state, Tensor u, Tensor delta,
-                                          Tensor A, Tensor B, Tensor C, OptionalTensor D, OptionalTensor z,
-                                          OptionalTensor delta_bias, OptionalTensor decay_gate,
-                                          OptionalTensor runs, OptionalTensor cu_seqlens, Tensor chunk_states,
-                                          bool delta_softplus, bool zoh) {
+namespace {
+
+// Both ops: z's gradient goes where `dz_out` says, or into a tensor like z.
+SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_state, const Tensor& u,
+                                const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
+                                const OptionalTensor& D, const OptionalTensor& z,
+                                const OptionalTensor& delta_bias, const OptionalTensor& decay_gate,
+                                const OptionalTensor& runs, const OptionalTensor& cu_seqlens,
+                                const Tensor& chunk_states, bool delta_softplus, bool zoh,
+                                const OptionalTensor& dz_out) {
   const SelectiveScanInputs in{u, delta, A, B, C, D, z, delta_bias, decay_gate};
   const SelectiveScanSizes s =
       check_selective_scan_backward(dout, dlast_state, in, runs, cu_seqlens, chunk_states);
+  if (dz_out) check_gradient_out("selective_scan_fn", "dz", *dz_out, "z", *z, {&dout, &u, &delta, &*z});
   // The gradient of a head is a sum over its channels, which half precision would round one by one.
   const bool rounds_channels = s.heads != s.channels && u.scalar_type() != ScalarType::Float;
   if (rounds_channels || !of_one_dtype(u, delta, z)) {
-    auto wide = selective_scan_bwd(in_float32(dout), dlast_state, in_float32(u), in_float32(delta), A, B, C,
-                                   D, in_float32(z), delta_bias, decay_gate, runs, cu_seqlens, chunk_states,
-                                   delta_softplus, zoh);
+    auto wide =
+        backward(in_float32(dout), dlast_state, in_float32(u), in_float32(delta), A, B, C, D, in_float32(z),
+                 delta_bias, decay_gate, runs, cu_seqlens, chunk_states, delta_softplus, zoh, std::nullopt);
     std::get<0>(wide) = sequence_like(u, std::get<0>(wide));
     std::get<1>(wide) = sequence_like(delta, std::get<1>(wide));
-    if (z) std::get<6>(wide) = sequence_like(*z, std::get<6>(wide));
+    if (dz_out) {
+      Tensor written = *dz_out;
+      torch::stable::copy_(written, std::get<6>(wide));
+    } else if (z) {
+      std::get<6>(wide) = sequence_like(*z, std::get<6>(wide));
+    }
     return wide;
   }
   check_limits(s);
   constexpr ScalarType kFloat = ScalarType::Float;
   Tensor du = layout_like(u), ddelta = s.heads == s.channels ? layout_like(delta) : layout_like(u);
-  Tensor dz = z ? layout_like(*z) : absent_on(chunk_states);
+  Tensor dz = dz_out ? *dz_out : z ? layout_like(*z) : absent_on(chunk_states);
   for (Tensor* written : {&du, &ddelta, &dz}) zero_if_by_ends(*written, s);
   Tensor dinitial_state = state_on(u, s);
   const Operands with(s, in, runs, cu_seqlens, delta_softplus, zoh);
@@ -385,6 +396,27 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
           delta_bias ? gradient_of_channels(dbias, delta_bias, s) : absent_on(chunk_states),
           decay_gate ? unpack_rows(dgate, *decay_gate, false) : absent_on(chunk_states),
           dinitial_state};
+}
+
+}  // namespace
+
+SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_state, Tensor u, Tensor delta,
+                                          Tensor A, Tensor B, Tensor C, OptionalTensor D, OptionalTensor z,
+                                          OptionalTensor delta_bias, OptionalTensor decay_gate,
+                                          OptionalTensor runs, OptionalTensor cu_seqlens, Tensor chunk_states,
+                                          bool delta_softplus, bool zoh) {
+  return backward(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, decay_gate, runs, cu_seqlens,
+                  chunk_states, delta_softplus, zoh, std::nullopt);
+}
+
+SelectiveScanOtherGradients selective_scan_bwd_into(Tensor dout, OptionalTensor dlast_state, Tensor u,
+                                                    Tensor delta, Tensor A, Tensor B, Tensor C,
+                                                    OptionalTensor D, Tensor z, OptionalTensor delta_bias,
+                                                    OptionalTensor decay_gate, OptionalTensor runs,
+                                                    OptionalTensor cu_seqlens, Tensor chunk_states,
+                                                    bool delta_softplus, bool zoh, Tensor dz) {
+  return without_dz(backward(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, decay_gate, runs,
+                             cu_seqlens, chunk_states, delta_softplus, zoh, dz));
 }
 
 }  // namespace mamba_aot::cuda

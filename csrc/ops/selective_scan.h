@@ -62,8 +62,16 @@ SelectiveScanSizes check_selective_scan_backward(const Tensor& dout, const Optio
 using SelectiveScanOutputs = std::tuple<Tensor, Tensor, Tensor>;
 using SelectiveScanGradients =
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+// The same but for z's, which is written where the caller says.
+using SelectiveScanOtherGradients =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// Both namespaces implement the two schemas of library.cpp, argument for argument.
+inline SelectiveScanOtherGradients without_dz(const SelectiveScanGradients& all) {
+  return {std::get<0>(all), std::get<1>(all), std::get<2>(all), std::get<3>(all), std::get<4>(all),
+          std::get<5>(all), std::get<7>(all), std::get<8>(all), std::get<9>(all)};
+}
+
+// Both namespaces implement the three schemas of library.cpp, argument for argument.
 namespace cpu {
 SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C,
                                         OptionalTensor D, OptionalTensor z, OptionalTensor delta_bias,
@@ -75,6 +83,12 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
                                           OptionalTensor delta_bias, OptionalTensor decay_gate,
                                           OptionalTensor runs, OptionalTensor cu_seqlens, Tensor chunk_states,
                                           bool delta_softplus, bool zoh);
+SelectiveScanOtherGradients selective_scan_bwd_into(Tensor dout, OptionalTensor dlast_state, Tensor u,
+                                                    Tensor delta, Tensor A, Tensor B, Tensor C,
+                                                    OptionalTensor D, Tensor z, OptionalTensor delta_bias,
+                                                    OptionalTensor decay_gate, OptionalTensor runs,
+                                                    OptionalTensor cu_seqlens, Tensor chunk_states,
+                                                    bool delta_softplus, bool zoh, Tensor dz);
 }  // namespace cpu
 
 namespace cuda {
@@ -88,6 +102,12 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
                                           OptionalTensor delta_bias, OptionalTensor decay_gate,
                                           OptionalTensor runs, OptionalTensor cu_seqlens, Tensor chunk_states,
                                           bool delta_softplus, bool zoh);
+SelectiveScanOtherGradients selective_scan_bwd_into(Tensor dout, OptionalTensor dlast_state, Tensor u,
+                                                    Tensor delta, Tensor A, Tensor B, Tensor C,
+                                                    OptionalTensor D, Tensor z, OptionalTensor delta_bias,
+                                                    OptionalTensor decay_gate, OptionalTensor runs,
+                                                    OptionalTensor cu_seqlens, Tensor chunk_states,
+                                                    bool delta_softplus, bool zoh, Tensor dz);
 }  // namespace cuda
 
 }  // namespace mamba_aot

@@ -1,5 +1,7 @@
 """Causal depthwise convolution of width 1 to 64: over whole sequences, and one call's new steps at a time."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -311,6 +313,12 @@ def _(
         return x.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
 
     return empty_layout_like(x), like(weight), like(bias), like(initial_states)
+
+
+@torch.library.register_fake("mamba_aot::causal_conv1d_bwd_into")
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    *others, _dx = arguments
+    return torch.ops.mamba_aot.causal_conv1d_bwd(*others)[1:]
 
 
 @torch.library.register_fake("mamba_aot::causal_conv1d_update")

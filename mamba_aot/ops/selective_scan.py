@@ -1,5 +1,7 @@
 """Selective scan: the recurrence of Mamba over a whole sequence."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -251,6 +253,13 @@ def _(
         like(decay_gate),
         dinitial_state,
     )
+
+
+@torch.library.register_fake("mamba_aot::selective_scan_bwd_into")
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    *others, _dz = arguments
+    grads = torch.ops.mamba_aot.selective_scan_bwd(*others)
+    return *grads[:6], *grads[7:]
 
 
 def _setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
