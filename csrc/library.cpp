@@ -28,9 +28,9 @@ constexpr const char* kSchemas[] = {
     "selective_scan_bwd_into(Tensor dout, Tensor? dlast_state, Tensor u, Tensor delta, Tensor A, Tensor B, "
     "Tensor C, Tensor? D, Tensor z, Tensor? delta_bias, Tensor? decay_gate, Tensor? runs, Tensor? "
     "cu_seqlens, "
-    "Tensor chunk_states, bool delta_softplus, bool zoh, Tensor(a!) dz) -> (Tensor du, Tensor ddelta, Tensor "
-    "dA, "
-    "Tensor dB, Tensor dC, Tensor dD, Tensor ddelta_bias, Tensor ddecay_gate, Tensor dinitial_state)",
+    "Tensor chunk_states, bool delta_softplus, bool zoh, Tensor(a!) ddelta, Tensor(b!) dz) "
+    "-> (Tensor du, Tensor dA, Tensor dB, Tensor dC, Tensor dD, Tensor ddelta_bias, Tensor ddecay_gate, "
+    "Tensor dinitial_state)",
 
     "causal_conv1d_sequences(Tensor x, Tensor weight, Tensor? seq_idx, Tensor? cu_seqlens, "
     "Tensor? initial_states) -> Tensor",

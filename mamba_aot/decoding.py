@@ -210,9 +210,9 @@ def _stream(
         state = model.allocate_state(len(rows), max_length=longest + max_new_tokens)
     decoder = Decoder(model, state, rows, how, stops, logprobs)
     decoder.generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
-    logits = prefill(model, rows, state, chunk)
     # Kept by name for as long as a graph may read them.
     with model.fixed_decays() as _decays:
+        logits = prefill(model, rows, state, chunk)
         advance = decoder.advance
         for index in range(max_new_tokens):
             if index == 0:

@@ -98,7 +98,7 @@ class Mamba1(nn.Module):
         self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state, device=device))
         self.D = nn.Parameter(torch.empty(self.d_inner, device=device))
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias, **place)
-        # A while `MambaLM.fixed_decays` holds it, for `step`.
+        # A while `MambaLM.fixed_decays` holds it.
         self.fixed_A: Tensor | None = None
         self.reset_parameters()
 
@@ -250,7 +250,7 @@ class Mamba1(nn.Module):
         result = selective_scan_fn(
             x.transpose(1, 2),
             delta.transpose(1, 2),
-            self.A,
+            self.A if self.fixed_A is None or torch.is_grad_enabled() else self.fixed_A,
             B.transpose(1, 2),
             C.transpose(1, 2),
             D=self.D,

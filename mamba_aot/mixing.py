@@ -80,12 +80,15 @@ class _Mixing(torch.autograd.Function):
         dxz = torch.empty_like(xz)
         dx, dz = _halves(dxz)
         inputs = (u, delta, A, B, C, D, z, dt_bias)
-        du, ddelta, dA, dB, dC, dD, ddt_bias, _, _ = ops.selective_scan_bwd_into(
-            dy.transpose(1, 2), None, *inputs, None, None, None, states, True, False, dz
+        # The gradient of delta is over before that of x takes its place.
+        ddelta = dx
+        du, dA, dB, dC, dD, ddt_bias, _, _ = ops.selective_scan_bwd_into(
+            dy.transpose(1, 2), None, *inputs, None, None, None, states, True, False, ddelta, dz
         )
         dlow = torch.empty_like(low)
         dlow_rows, low_rows, ddelta_rows, du_rows = map(_rows, (dlow, low, ddelta.mT, du.mT))
         torch.mm(ddelta_rows, dt_proj, out=dlow_rows[:, :rank])
+        ddt_proj = ddelta_rows.T @ low_rows[:, :rank]
         for gradient, part in zip((dB, dC), _weights(dlow, A), strict=True):
             part.copy_(gradient)
         du_rows.addmm_(dlow_rows, x_proj)
@@ -97,7 +100,7 @@ class _Mixing(torch.autograd.Function):
             dconv_weight,
             None if conv_bias is None else dconv_bias,
             dlow_rows.T @ _rows(u.mT),
-            ddelta_rows.T @ low_rows[:, :rank],
+            ddt_proj,
             None if dt_bias is None else ddt_bias,
             dA,
             dD,

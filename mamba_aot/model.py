@@ -178,7 +178,7 @@ class MambaLM(nn.Module):
 
     @contextmanager
     def fixed_decays(self) -> Iterator[list[Tensor]]:
-        """Within it `step` computes every layer's A from its weights once, not at each step.
+        """Within it, without gradients, every layer's A is computed from its weights once, not at each call.
 
         The weights must not change meanwhile. Gives the tensors, which a CUDA graph of a step has to keep.
         """

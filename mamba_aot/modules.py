@@ -95,7 +95,7 @@ class Mamba(nn.Module):
         self.C_base = nn.Parameter(torch.empty(weights, device=device, dtype=dtype))
         self.D = nn.Parameter(torch.empty(d, device=device, dtype=dtype))
         self.out_proj = nn.Linear(d, config.d_model, bias=config.bias, device=device, dtype=dtype)
-        # A while `MambaLM.fixed_decays` holds it, for `step`.
+        # A while `MambaLM.fixed_decays` holds it.
         self.fixed_A: Tensor | None = None
         self.reset_parameters()
 
@@ -169,7 +169,7 @@ class Mamba(nn.Module):
         result = selective_scan_fn(
             x.transpose(1, 2),
             delta.transpose(1, 2),
-            self.A,
+            self.A if self.fixed_A is None or torch.is_grad_enabled() else self.fixed_A,
             B.transpose(1, 2),
             C.transpose(1, 2),
             D=self.D,

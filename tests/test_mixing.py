@@ -76,18 +76,21 @@ def scan_arguments(device: str) -> list[Tensor | None]:
 @pytest.mark.parametrize("device", DEVICES)
 def test_gradients_go_where_they_are_wanted(device: str) -> None:
     arguments = scan_arguments(device)
-    room = torch.full((2, 20, 12), 7.0, device=device)
-    dx, dz = room.transpose(1, 2).chunk(2, dim=1)
-    expected = ops.selective_scan_bwd(*arguments, True, False)
-    others = ops.selective_scan_bwd_into(*arguments, True, False, dz)
-    torch.testing.assert_close(others, (*expected[:6], *expected[7:]), rtol=0, atol=0)
-    torch.testing.assert_close(dz, expected[6], rtol=0, atol=0)
-    assert (dx == 7).all()
+    room = torch.full((2, 20, 18), 7.0, device=device)
+    left, ddelta, dz = room.transpose(1, 2).chunk(3, dim=1)
+    du, expected_ddelta, *expected, expected_dz, dbias, dgate, dstate = ops.selective_scan_bwd(
+        *arguments, True, False
+    )
+    others = ops.selective_scan_bwd_into(*arguments, True, False, ddelta, dz)
+    torch.testing.assert_close(others, (du, *expected, dbias, dgate, dstate), rtol=0, atol=0)
+    torch.testing.assert_close(ddelta, expected_ddelta, rtol=0, atol=0)
+    torch.testing.assert_close(dz, expected_dz, rtol=0, atol=0)
+    assert (left == 7).all()
     conv = (arguments[0], arguments[2], torch.randn(6, 4, device=device), None, None, None, True)
     expected = ops.causal_conv1d_bwd(*conv)
-    others = ops.causal_conv1d_bwd_into(*conv, dx)
+    others = ops.causal_conv1d_bwd_into(*conv, left)
     torch.testing.assert_close(others, expected[1:], rtol=0, atol=0)
-    torch.testing.assert_close(dx, expected[0], rtol=0, atol=0)
+    torch.testing.assert_close(left, expected[0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -95,13 +98,18 @@ def test_a_place_that_does_not_fit_is_a_sentence(device: str) -> None:
     arguments = scan_arguments(device)
     z = arguments[8]
     assert z is not None
-    kept = z.clone()
-    for dz, sentence in (
-        (torch.empty(2, 6, 21, device=device), r"dz must be \[batch, channels, length\] = \[2, 6, 20\]"),
-        (torch.empty(2, 6, 20, device=device).double(), "dz must be float32 like z, got float64"),
-        (torch.empty(2, 6, 1, device=device).expand(2, 6, 20), "dz is updated in place"),
-        (z, "dz must not share memory"),
+    kept, fits = z.clone(), torch.full_like(z, 7)
+    for ddelta, dz, sentence in (
+        (
+            fits,
+            torch.empty(2, 6, 21, device=device),
+            r"dz must be \[batch, channels, length\] = \[2, 6, 20\]",
+        ),
+        (torch.empty(2, 6, 20, device=device).half(), fits, "ddelta must be float32 like delta, got float16"),
+        (fits, torch.empty(2, 6, 1, device=device).expand(2, 6, 20), "dz is updated in place"),
+        (fits, z, "dz must not share memory"),
     ):
         with pytest.raises((ValueError, RuntimeError), match=sentence):
-            ops.selective_scan_bwd_into(*arguments, True, False, dz)
+            ops.selective_scan_bwd_into(*arguments, True, False, ddelta, dz)
     torch.testing.assert_close(z, kept, rtol=0, atol=0)
+    assert (fits == 7).all()

@@ -267,14 +267,15 @@ SelectiveScanOtherGradients selective_scan_bwd_into(Tensor dout, OptionalTensor 
                                                     OptionalTensor D, Tensor z, OptionalTensor delta_bias,
                                                     OptionalTensor decay_gate, OptionalTensor runs,
                                                     OptionalTensor cu_seqlens, Tensor chunk_states,
-                                                    bool delta_softplus, bool zoh, Tensor dz) {
-  check_selective_scan_backward(dout, dlast_state, {u, delta, A, B, C, D, z, delta_bias, decay_gate}, runs,
-                                cu_seqlens, chunk_states);
-  check_gradient_out("selective_scan_fn", "dz", dz, "z", z, {&dout, &u, &delta, &z});
+                                                    bool delta_softplus, bool zoh, Tensor ddelta, Tensor dz) {
+  const SelectiveScanInputs in{u, delta, A, B, C, D, z, delta_bias, decay_gate};
+  check_selective_scan_backward(dout, dlast_state, in, runs, cu_seqlens, chunk_states);
+  check_selective_scan_gradients_out(dout, in, ddelta, dz);
   const auto all = selective_scan_bwd(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, decay_gate,
                                       runs, cu_seqlens, chunk_states, delta_softplus, zoh);
+  torch::stable::copy_(ddelta, std::get<1>(all));
   torch::stable::copy_(dz, std::get<6>(all));
-  return without_dz(all);
+  return others(all);
 }
 
 }  // namespace mamba_aot::cpu

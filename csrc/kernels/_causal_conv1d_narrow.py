@@ -5,11 +5,10 @@
 
 from _arithmetic import sigmoid_fast
 from _causal_conv1d_steps import (
-    HAS_BIAS,
     HAS_STATES,
     SILU,
     fetch_run,
-    load_taps,
+    load_filter,
     places,
     run_layout,
     steps_of_run,
@@ -86,10 +85,7 @@ def causal_conv1d_fwd_kernel(
         out_channel = 1
     batch, start, d = places(L, D, blocks, TILE, LAYOUT, RUNS, STEPS, CHANNELS)
     valid = d < D
-    taps = load_taps(weight, d, width, valid, W)
-    offset = gl.zeros_like(taps[0])
-    if (flags & HAS_BIAS) != 0:
-        offset += gl.load(bias + d, mask=valid, other=0.0)
+    taps, offset = load_filter(weight, bias, x, d, width, valid, flags, W)
     # Of the run that is next: its first step, and where it lies.
     first = start.to(gl.int32)
     at_x = x + (batch * x_batch + d * x_channel + start * x_time)

@@ -5,11 +5,10 @@
 
 from _arithmetic import LN2, LOG2E, exp2_fast, reciprocal
 from _causal_conv1d_steps import (
-    HAS_BIAS,
     HAS_STATES,
     SILU,
     fetch_run,
-    load_taps,
+    load_filter,
     places,
     program_places,
     run_layout,
@@ -121,10 +120,9 @@ def causal_conv1d_bwd_kernel(
     batch, start, d = places(L, D, blocks, TILE, LAYOUT, RUNS, STEPS, CHANNELS)
     valid = d < D
     scale = gl.where((flags & SILU) != 0, -LOG2E, 1.0)
-    taps = scaled(load_taps(weight, d, width, valid, W), scale)
-    offset = gl.zeros_like(taps[0])
-    if (flags & HAS_BIAS) != 0:
-        offset += gl.load(bias + d, mask=valid, other=0.0) * scale
+    taps, offset = load_filter(weight, bias, x, d, width, valid, flags, W)
+    taps = scaled(taps, scale)
+    offset *= scale
     before = states + batch * states_batch
     nothing = gl.zeros([CHANNELS, RUNS] if SEQ else [RUNS, CHANNELS], gl.float32, TILE)
     _, time_blocks, time_block, channel_block = program_places(L, D, blocks, RUNS, STEPS, CHANNELS)

@@ -7,12 +7,11 @@ See _causal_conv1d_steps.py.
 # ruff: noqa: RUF005
 
 from _causal_conv1d_steps import (
-    HAS_BIAS,
     HAS_STATES,
     SILU,
+    load_filter,
     load_sequences,
     load_steps,
-    load_taps,
     places,
     run_layout,
     silu,
@@ -98,10 +97,7 @@ def causal_conv1d_packed_fwd_kernel(
         out_time = 1
     batch, first, d = places(L, D, 1, TILE, LAYOUT, RUNS, STEPS, CHANNELS)
     valid = d < D
-    taps = load_taps(weight, d, width, valid, W)
-    offset = gl.zeros_like(taps[0])
-    if (flags & HAS_BIAS) != 0:
-        offset += gl.load(bias + d, mask=valid, other=0.0)
+    taps, offset = load_filter(weight, bias, x, d, width, valid, flags, W)
     row = x + batch * x_batch + d * x_channel
     xs = load_steps(row, first, x_time, L, valid, flags, W - 1, 0, STEPS, LAYOUT)
     starts, rows = load_sequences(sequences, first, batch, batches, L, STEPS)
@@ -182,10 +178,7 @@ def causal_conv1d_packed_bwd_kernel(
         dx_time = 1
     batch, first, d = places(L, D, 1, TILE, LAYOUT, RUNS, STEPS, CHANNELS)
     valid = d < D
-    taps = load_taps(weight, d, width, valid, W)
-    offset = gl.zeros_like(taps[0])
-    if (flags & HAS_BIAS) != 0:
-        offset += gl.load(bias + d, mask=valid, other=0.0)
+    taps, offset = load_filter(weight, bias, x, d, width, valid, flags, W)
     xs = load_steps(
         x + batch * x_batch + d * x_channel, first, x_time, L, valid, flags, W - 1, W - 1, STEPS, LAYOUT
     )

@@ -20,7 +20,7 @@ HAS_INDICES = gl.constexpr(8)
 HAS_SEEN = gl.constexpr(16)
 HAS_SEQUENCES = gl.constexpr(32)
 GRADIENT = gl.constexpr(64)
-# Taps and bias of an update have the dtype of x, not fp32.
+# Taps and bias have the dtype of x, not fp32.
 NARROW_FILTER = gl.constexpr(128)
 # An update of one step, four taps and four kept steps at most, not a ring.
 SHORT = gl.constexpr(256)
@@ -205,13 +205,28 @@ def store_steps(row, first, x_time, L, valid, values, flags, STEPS: gl.constexpr
 
 
 @gluon.jit
-def load_taps(weight, d, width, valid, W: gl.constexpr):
-    """Taps by distance from the step: the last one meets the step itself. A narrower filter ends in zeros."""
+def load_filter(weight, bias, like, d, width, valid, flags, W: gl.constexpr):
+    """Taps by distance from the step, so the last one first, and the bias; a narrower filter ends in zeros.
+
+    With NARROW_FILTER both are stored as `like` is, else in fp32.
+    """
+    if (flags & NARROW_FILTER) != 0:
+        of_like: gl.constexpr = gl.pointer_type(like.dtype.element_ty)
+        taps, offset = load_stored_filter(
+            weight.to(of_like, bitcast=True), bias.to(of_like, bitcast=True), d, width, valid, flags, W
+        )
+    else:
+        taps, offset = load_stored_filter(weight, bias, d, width, valid, flags, W)
+    return taps, offset
+
+
+@gluon.jit
+def load_stored_filter(weight, bias, d, width, valid, flags, W: gl.constexpr):
     taps = ()
     for distance in gl.static_range(W):
         tap = width - 1 - distance
-        taps = taps + (gl.load(weight + d * width + tap, mask=valid & (tap >= 0), other=0.0),)
-    return taps
+        taps = taps + (widened(gl.load(weight + d * width + tap, mask=valid & (tap >= 0), other=0), flags),)
+    return taps, widened(gl.load(bias + d, mask=valid & ((flags & HAS_BIAS) != 0), other=0), flags)
 
 
 @gluon.jit

@@ -60,8 +60,9 @@ def selective_scan_adjoint_kernel(
     STATES: gl.constexpr,
     CHANNELS: gl.constexpr,
 ):
-    """One program a span but the first, batch row and block of channels: `ends` [spans, batch, N, D] is the adjoint at the
-    span's first step from zero behind it, `elapsed_times` [spans, batch, D] the sum of the span's steps.
+    """One program a span but the first, batch row and block of channels: `ends` [spans, batch, N, D] is the
+    adjoint at the span's first step from zero behind it, `elapsed_times` [spans, batch, D] the sum of the
+    span's steps.
     """
     WARPS: gl.constexpr = gl.num_warps()
     ROWS: gl.constexpr = STATES // LANES

@@ -102,10 +102,16 @@ void put_sequences(Args& args, const CausalConv1dSizes& s, const OptionalTensor&
   args.batches = static_cast<int32_t>(s.batch);
 }
 
-int32_t flags_of(bool silu, const OptionalTensor& bias, const OptionalTensor& states,
+// What weight and bias are read as: as they are where both have the dtype of x, for a conversion is a launch.
+ScalarType dtype_of_filter(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+  const ScalarType type = x.scalar_type();
+  return weight.scalar_type() == type && (!bias || bias->scalar_type() == type) ? type : ScalarType::Float;
+}
+
+int32_t flags_of(bool silu, const Tensor& filter, const OptionalTensor& bias, const OptionalTensor& states,
                  const OptionalTensor& sequences) {
-  return (silu ? kSilu : 0) | (bias ? kHasBias : 0) | (states ? kHasStates : 0) |
-         (sequences ? kHasSequences : 0);
+  return (silu ? kSilu : 0) | (filter.scalar_type() == ScalarType::Float ? 0 : kNarrowFilter) |
+         (bias ? kHasBias : 0) | (states ? kHasStates : 0) | (sequences ? kHasSequences : 0);
 }
 
 // A filter of one tap has no steps before it, and no rows are no initial states.
@@ -125,7 +131,7 @@ Tensor wide_forward(const CausalConv1dSizes& s, const OptionalTensor& dout, cons
   put_common(args, s, x, filter, states);
   put_sequences(args, s, sequences);
   args.bias = pointer(offset);
-  args.flags = format_flag(x) | flags_of(silu, offset, states, sequences) | (dout ? kGradient : 0);
+  args.flags = format_flag(x) | flags_of(silu, filter, offset, states, sequences) | (dout ? kGradient : 0);
   if (dout) {
     args.dout = pointer(dout);
     args.slope = pointer(out);
@@ -158,7 +164,7 @@ Tensor narrow_forward(const CausalConv1dSizes& s, const Tensor& x, const Tensor&
   const auto fill = [&](auto& args) {
     put_common(args, s, x, filter, states);
     args.bias = pointer(offset);
-    args.flags = format_flag(x) | flags_of(silu, offset, states, sequences);
+    args.flags = format_flag(x) | flags_of(silu, filter, offset, states, sequences);
   };
   if (sequences) {
     const auto key = packed_key<CausalConv1dPackedFwd>(x, order);
@@ -208,7 +214,7 @@ FilterSums wide_backward(const CausalConv1dSizes& s, const Tensor& dout, const T
   put_common(args, s, x, filter, states);
   put_sequences(args, s, sequences);
   args.slope = pointer(slope);
-  args.flags = format_flag(x) | flags_of(silu, offset, states, sequences);
+  args.flags = format_flag(x) | flags_of(silu, filter, offset, states, sequences);
   return launch_backward<CausalConv1dWideBwd>(s, key, config, args, x, dx, dstates, s.width + 1,
                                               config.TIMES);
 }
@@ -223,7 +229,7 @@ FilterSums narrow_backward(const CausalConv1dSizes& s, const Tensor& dout, const
     put_common(args, s, x, filter, states);
     args.dout = pointer(dout);
     args.bias = pointer(offset);
-    args.flags = format_flag(x) | flags_of(silu, offset, states, sequences);
+    args.flags = format_flag(x) | flags_of(silu, filter, offset, states, sequences);
     gs.put(args.dout_batch, args.dout_channel, args.dout_time);
   };
   if (sequences) {
@@ -301,8 +307,9 @@ Tensor causal_conv1d_fwd(Tensor x, Tensor weight, OptionalTensor bias, OptionalT
   const CausalConv1dSizes s = check_causal_conv1d(x, weight, bias, initial_states, sequences);
   check_limits("causal_conv1d_fn", s.channels, s.length);
   if (s.empty()) return layout_like(x);
-  const Tensor filter = to_state_dtype(weight, ScalarType::Float);
-  const OptionalTensor offset = to_state_dtype(bias, ScalarType::Float);
+  const ScalarType read = s.width > kNarrow ? ScalarType::Float : dtype_of_filter(x, weight, bias);
+  const Tensor filter = to_state_dtype(weight, read);
+  const OptionalTensor offset = to_state_dtype(bias, read);
   const OptionalTensor states = states_read(initial_states);
   return s.width > kNarrow ? wide_forward(s, std::nullopt, x, filter, offset, states, sequences, silu)
                            : narrow_forward(s, x, filter, offset, states, sequences, silu);
@@ -321,8 +328,9 @@ CausalConv1dOtherGradients causal_conv1d_bwd_into(Tensor dout, Tensor x, Tensor 
     return {torch::stable::new_zeros(weight, {s.channels, s.width}),
             bias ? torch::stable::new_zeros(*bias, {s.channels}) : absent_on(x), dstates};
   }
-  const Tensor filter = to_state_dtype(weight, ScalarType::Float);
-  const OptionalTensor offset = to_state_dtype(bias, ScalarType::Float);
+  const ScalarType read = s.width > kNarrow ? ScalarType::Float : dtype_of_filter(x, weight, bias);
+  const Tensor filter = to_state_dtype(weight, read);
+  const OptionalTensor offset = to_state_dtype(bias, read);
   const OptionalTensor states = states_read(initial_states);
   const FilterSums sums =
       s.width > kNarrow ? wide_backward(s, dout, x, filter, offset, states, sequences, silu, dx, dstates)
@@ -348,10 +356,8 @@ Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, Optional
   Tensor out = s.single ? empty_on(x, {s.batch, s.channels}, x.scalar_type())
                         : empty_on(x, {s.batch, s.channels, s.length}, x.scalar_type());
   if (s.empty()) return out;
-  // A step is too short for a conversion: what has the dtype of x is read as it is.
-  const bool narrow =
-      weight.scalar_type() == x.scalar_type() && (!bias || bias->scalar_type() == x.scalar_type());
-  const ScalarType read = narrow ? x.scalar_type() : ScalarType::Float;
+  const ScalarType read = dtype_of_filter(x, weight, bias);
+  const bool narrow = read == x.scalar_type();
   const Tensor filter = to_state_dtype(weight, read);
   const OptionalTensor offset = to_state_dtype(bias, read);
   const bool brief = s.length == 1 && s.width <= 4 && s.state_length <= 4 && !cache_seqlens;

@@ -219,37 +219,39 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
 
 namespace {
 
-// Both ops: z's gradient goes where `dz_out` says, or into a tensor like z.
+// Both ops: the gradients of delta and z go into what is given for them, or into tensors like delta and z.
 SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_state, const Tensor& u,
                                 const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
                                 const OptionalTensor& D, const OptionalTensor& z,
                                 const OptionalTensor& delta_bias, const OptionalTensor& decay_gate,
                                 const OptionalTensor& runs, const OptionalTensor& cu_seqlens,
                                 const Tensor& chunk_states, bool delta_softplus, bool zoh,
-                                const OptionalTensor& dz_out) {
+                                const OptionalTensor& ddelta_out, const OptionalTensor& dz_out) {
   const SelectiveScanInputs in{u, delta, A, B, C, D, z, delta_bias, decay_gate};
   const SelectiveScanSizes s =
       check_selective_scan_backward(dout, dlast_state, in, runs, cu_seqlens, chunk_states);
-  if (dz_out) check_gradient_out("selective_scan_fn", "dz", *dz_out, "z", *z, {&dout, &u, &delta, &*z});
+  if (dz_out) check_selective_scan_gradients_out(dout, in, *ddelta_out, *dz_out);
   // The gradient of a head is a sum over its channels, which half precision would round one by one.
   const bool rounds_channels = s.heads != s.channels && u.scalar_type() != ScalarType::Float;
   if (rounds_channels || !of_one_dtype(u, delta, z)) {
-    auto wide =
-        backward(in_float32(dout), dlast_state, in_float32(u), in_float32(delta), A, B, C, D, in_float32(z),
-                 delta_bias, decay_gate, runs, cu_seqlens, chunk_states, delta_softplus, zoh, std::nullopt);
+    auto wide = backward(in_float32(dout), dlast_state, in_float32(u), in_float32(delta), A, B, C, D,
+                         in_float32(z), delta_bias, decay_gate, runs, cu_seqlens, chunk_states,
+                         delta_softplus, zoh, std::nullopt, std::nullopt);
     std::get<0>(wide) = sequence_like(u, std::get<0>(wide));
-    std::get<1>(wide) = sequence_like(delta, std::get<1>(wide));
     if (dz_out) {
-      Tensor written = *dz_out;
-      torch::stable::copy_(written, std::get<6>(wide));
-    } else if (z) {
-      std::get<6>(wide) = sequence_like(*z, std::get<6>(wide));
+      Tensor own_delta = *ddelta_out, own_z = *dz_out;
+      torch::stable::copy_(own_delta, std::get<1>(wide));
+      torch::stable::copy_(own_z, std::get<6>(wide));
+      return wide;
     }
+    std::get<1>(wide) = sequence_like(delta, std::get<1>(wide));
+    if (z) std::get<6>(wide) = sequence_like(*z, std::get<6>(wide));
     return wide;
   }
   check_limits(s);
   constexpr ScalarType kFloat = ScalarType::Float;
-  Tensor du = layout_like(u), ddelta = s.heads == s.channels ? layout_like(delta) : layout_like(u);
+  Tensor du = layout_like(u);
+  Tensor ddelta = ddelta_out ? *ddelta_out : layout_like(s.heads == s.channels ? delta : u);
   Tensor dz = dz_out ? *dz_out : z ? layout_like(*z) : absent_on(chunk_states);
   for (Tensor* written : {&du, &ddelta, &dz}) zero_if_by_ends(*written, s);
   Tensor dinitial_state = state_on(u, s);
@@ -406,7 +408,7 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
                                           OptionalTensor runs, OptionalTensor cu_seqlens, Tensor chunk_states,
                                           bool delta_softplus, bool zoh) {
   return backward(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, decay_gate, runs, cu_seqlens,
-                  chunk_states, delta_softplus, zoh, std::nullopt);
+                  chunk_states, delta_softplus, zoh, std::nullopt, std::nullopt);
 }
 
 SelectiveScanOtherGradients selective_scan_bwd_into(Tensor dout, OptionalTensor dlast_state, Tensor u,
@@ -414,9 +416,9 @@ SelectiveScanOtherGradients selective_scan_bwd_into(Tensor dout, OptionalTensor 
                                                     OptionalTensor D, Tensor z, OptionalTensor delta_bias,
                                                     OptionalTensor decay_gate, OptionalTensor runs,
                                                     OptionalTensor cu_seqlens, Tensor chunk_states,
-                                                    bool delta_softplus, bool zoh, Tensor dz) {
-  return without_dz(backward(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, decay_gate, runs,
-                             cu_seqlens, chunk_states, delta_softplus, zoh, dz));
+                                                    bool delta_softplus, bool zoh, Tensor ddelta, Tensor dz) {
+  return others(backward(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, decay_gate, runs, cu_seqlens,
+                         chunk_states, delta_softplus, zoh, ddelta, dz));
 }
 
 }  // namespace mamba_aot::cuda

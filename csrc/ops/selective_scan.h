@@ -62,14 +62,18 @@ SelectiveScanSizes check_selective_scan_backward(const Tensor& dout, const Optio
 using SelectiveScanOutputs = std::tuple<Tensor, Tensor, Tensor>;
 using SelectiveScanGradients =
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-// The same but for z's, which is written where the caller says.
+// The same but for delta's and z's, which are written where the caller says.
 using SelectiveScanOtherGradients =
-    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-inline SelectiveScanOtherGradients without_dz(const SelectiveScanGradients& all) {
-  return {std::get<0>(all), std::get<1>(all), std::get<2>(all), std::get<3>(all), std::get<4>(all),
+inline SelectiveScanOtherGradients others(const SelectiveScanGradients& all) {
+  return {std::get<0>(all), std::get<2>(all), std::get<3>(all), std::get<4>(all),
           std::get<5>(all), std::get<7>(all), std::get<8>(all), std::get<9>(all)};
 }
+
+// Checks where those two are to be written. Throws std::invalid_argument.
+void check_selective_scan_gradients_out(const Tensor& dout, const SelectiveScanInputs& in,
+                                        const Tensor& ddelta, const Tensor& dz);
 
 // Both namespaces implement the three schemas of library.cpp, argument for argument.
 namespace cpu {
@@ -88,7 +92,7 @@ SelectiveScanOtherGradients selective_scan_bwd_into(Tensor dout, OptionalTensor 
                                                     OptionalTensor D, Tensor z, OptionalTensor delta_bias,
                                                     OptionalTensor decay_gate, OptionalTensor runs,
                                                     OptionalTensor cu_seqlens, Tensor chunk_states,
-                                                    bool delta_softplus, bool zoh, Tensor dz);
+                                                    bool delta_softplus, bool zoh, Tensor ddelta, Tensor dz);
 }  // namespace cpu
 
 namespace cuda {
@@ -107,7 +111,7 @@ SelectiveScanOtherGradients selective_scan_bwd_into(Tensor dout, OptionalTensor 
                                                     OptionalTensor D, Tensor z, OptionalTensor delta_bias,
                                                     OptionalTensor decay_gate, OptionalTensor runs,
                                                     OptionalTensor cu_seqlens, Tensor chunk_states,
-                                                    bool delta_softplus, bool zoh, Tensor dz);
+                                                    bool delta_softplus, bool zoh, Tensor ddelta, Tensor dz);
 }  // namespace cuda
 
 }  // namespace mamba_aot

@@ -151,4 +151,15 @@ SelectiveScanSizes check_selective_scan_backward(const Tensor& dout, const Optio
   return s;
 }
 
+void check_selective_scan_gradients_out(const Tensor& dout, const SelectiveScanInputs& in,
+                                        const Tensor& ddelta, const Tensor& dz) {
+  const char* fn = "selective_scan_fn";
+  const Tensor& z = *in.z;
+  check(in.delta.size(1) == in.u.size(1), fn,
+        ": delta must have a row for each channel where its gradient is ", "written in place, got ",
+        shape(in.delta));
+  check_gradient_out(fn, "ddelta", ddelta, "delta", in.delta, {&dout, &in.u, &in.delta, &z});
+  check_gradient_out(fn, "dz", dz, "z", z, {&dout, &in.u, &in.delta, &z});
+}
+
 }  // namespace mamba_aot

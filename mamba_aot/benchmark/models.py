@@ -83,7 +83,8 @@ def prepared_model(work: Work, device: torch.device) -> Iterator[Prepared]:
         if work.op == "prefill":
             ids = torch.zeros(dims["B"], dims["L"], dtype=torch.int64, device=device)
             state = model.allocate_state(dims["B"])
-            yield Prepared(lambda: model(ids, state, last_only=True), weights)
+            with model.fixed_decays():
+                yield Prepared(lambda: model(ids, state, last_only=True), weights)
             return
         prompts = [torch.zeros(1, dtype=torch.int64, device=device)] * dims["B"]
         with model.fixed_decays():

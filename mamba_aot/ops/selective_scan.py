@@ -257,9 +257,9 @@ def _(
 
 @torch.library.register_fake("mamba_aot::selective_scan_bwd_into")
 def _(*arguments: Any) -> tuple[Tensor, ...]:
-    *others, _dz = arguments
-    grads = torch.ops.mamba_aot.selective_scan_bwd(*others)
-    return *grads[:6], *grads[7:]
+    *others, _ddelta, _dz = arguments
+    du, _, dA, dB, dC, dD, _, *rest = torch.ops.mamba_aot.selective_scan_bwd(*others)
+    return du, dA, dB, dC, dD, *rest
 
 
 def _setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
