@@ -8,7 +8,7 @@ spans together.
 from _arithmetic import LOG2E, anew, exp2_fast, sigmoid_fast, softplus
 from _half import widened_pairs
 from _scan_operands import CHUNK, HAS_BIAS, HAS_STATE, HAS_Z, SOFTPLUS
-from _selective_scan_sequences import FORGOTTEN, decays_of, load_entries, marked, of_sequence, unmarked
+from _selective_scan_sequences import FORGOTTEN, load_entries, marked, of_sequence, unmarked
 from _selective_scan_tiles import (
     RUN,
     adjoints_of_run,
@@ -183,8 +183,9 @@ def selective_scan_adjoint_kernel(
             for back in range(0, RUNS):
                 k = anew(RUNS - 1 - back)
                 c = gl.expand_dims(C_slots.index(k).load(WEIGHTS_OF_X), 2)
-                a = decays_of(load_run(dt_slots, k, X), rates, PACKED)
-                _, through = adjoints_of_run(a, c * load_run(dy_slots, k, X), mu, PACKED)
+                step_dt = load_run(dt_slots, k, X)
+                a = exp2_fast(step_dt * rates)
+                _, through = adjoints_of_run(a, c * load_run(dy_slots, k, X), mu, step_dt, PACKED)
                 mu = gl.reduce(through, 3, first_of)
             if (chunk == own_begin) | (blocks > 1):
                 gl.store(ends + at, mu, known)

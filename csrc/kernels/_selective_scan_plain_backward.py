@@ -11,14 +11,13 @@ for B and C over channels, both once a tile.
 # Triton has no starred tuples.
 # ruff: noqa: RUF005
 
-from _arithmetic import LOG2E, anew, sigmoid, sigmoid_fast, softplus
+from _arithmetic import LOG2E, anew, exp2_fast, sigmoid, sigmoid_fast, softplus
 from _half import widened_pairs
 from _scan_operands import CHUNK, HAS_BIAS, HAS_D, HAS_STATE, HAS_Z, SOFTPLUS, SPANS
 from _scan_packing import BY_INDEX, own_steps
 from _selective_scan_adjoint import chunks_of_span, entering_adjoint
 from _selective_scan_sequences import (
     begins_with_sequence,
-    decays_of,
     load_entries,
     marked,
     of_sequence,
@@ -374,7 +373,7 @@ def selective_scan_plain_bwd_kernel(
                 for k in gl.static_range(RUNS):
                     step_dt, step_dtx, b = ahead
                     ahead = load_inputs(dt_slots, dtx_slots, B_slots, t * RUNS + k + 1, X)
-                    _, states = states_of_run(decays_of(step_dt, rates, PACKED), b * step_dtx, h, PACKED)
+                    _, states = states_of_run(exp2_fast(step_dt * rates), b * step_dtx, h, step_dt, PACKED)
                     h = gl.reduce(states, 3, last_of)
 
             for back in range(0, TILES):
@@ -393,8 +392,8 @@ def selective_scan_plain_bwd_kernel(
                     step_dy = load_run(dy_slots, t * RUNS + k, X)
                     b = gl.expand_dims(B_slots.index(t * RUNS + k).load(WEIGHTS_OF_X), 2)
                     c = gl.expand_dims(C_slots.index(t * RUNS + k).load(WEIGHTS_OF_X), 2)
-                    a = decays_of(step_dt[k], rates, PACKED)
-                    through, states = states_of_run(a, b * step_dtx[k], h, PACKED)
+                    a = exp2_fast(step_dt[k] * rates)
+                    through, states = states_of_run(a, b * step_dtx[k], h, step_dt[k], PACKED)
                     h = gl.reduce(states, 3, last_of)
                     decays += (a,)
                     passed += (through,)
@@ -417,7 +416,7 @@ def selective_scan_plain_bwd_kernel(
                 dkick_of_lane = ()
                 dB_terms = ()
                 for k in gl.static_range(RUNS - 1, -1, -1):
-                    adjoint, through = adjoints_of_run(decays[k], entering[k], mu, PACKED)
+                    adjoint, through = adjoints_of_run(decays[k], entering[k], mu, step_dt[k], PACKED)
                     mu = gl.reduce(through, 3, first_of)
                     p = adjoint * passed[k]
                     rate_sum += gl.sum(p * step_dt[k], 3)

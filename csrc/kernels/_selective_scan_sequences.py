@@ -1,12 +1,11 @@
 """How the plain scan kernels take packed sequences.
 
 By cu_seqlens a program has one sequence, by seq_idx a row of them, one after the other. Where a sequence of a
-row begins, the decay is 0: the last bit of such a step's delta is set, that of all others is clear, and a
-state that is multiplied by 0 is forgotten even if it is no number. Padding has steps of length 0, like all
-that lies outside of a program's sequences.
+row begins, the last bit of the step's delta is set, that of all others is clear, and nothing comes over from
+the sequence beside it, even if that is no number. Padding has steps of length 0, like all that lies outside
+of a program's sequences.
 """
 
-from _arithmetic import exp2_fast
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -51,12 +50,14 @@ def is_marked(dt):
 
 
 @gluon.jit
-def decays_of(dt, rates, PACKED: gl.constexpr):
-    """exp(dt A), with rates in powers of two; 0 for marked steps, also where dt is no number."""
-    a = exp2_fast(dt * rates)
-    if PACKED:
-        a = gl.where(is_marked(dt), 0.0, a)
-    return a
+def bits_kept(dt):
+    """Of each step, which bits of a number that comes to it from another it keeps: none if it is marked."""
+    return (dt.to(gl.int32, bitcast=True) & 1) - 1
+
+
+@gluon.jit
+def kept(x, bits):
+    return (x.to(gl.int32, bitcast=True) & bits).to(gl.float32, bitcast=True)
 
 
 @gluon.jit

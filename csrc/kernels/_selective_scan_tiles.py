@@ -5,6 +5,7 @@ a run of steps, places of a chunk in memory, and shared memory as one array or a
 from _arithmetic import anew
 from _half import narrowed_pairs
 from _scan_operands import CHUNK, HAS_Z
+from _selective_scan_sequences import bits_kept, kept
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
@@ -50,48 +51,47 @@ def run_backward(a0, a1, a2, a3, c0, c1, c2, c3, m, _m1, _m2, _m3):
 
 
 @gluon.jit
-def run_forward_in_sequence(a0, a1, a2, a3, k0, k1, k2, k3, h, _h1, _h2, _h3):
-    """The same where a step with a = 0 forgets what was before it, whatever that is."""
-    d0 = passed_on(a0, h)
+def run_forward_in_sequence(a0, a1, a2, a3, k0, k1, k2, k3, h, _h1, _h2, _h3, b0, b1, b2, b3):
+    """The same where a step keeps no more than the bits b of the state before it."""
+    d0 = a0 * kept(h, b0)
     h0 = d0 + k0
-    d1 = passed_on(a1, h0)
+    d1 = a1 * kept(h0, b1)
     h1 = d1 + k1
-    d2 = passed_on(a2, h1)
+    d2 = a2 * kept(h1, b2)
     h2 = d2 + k2
-    d3 = passed_on(a3, h2)
+    d3 = a3 * kept(h2, b3)
     return d0, d1, d2, d3, h0, h1, h2, d3 + k3
 
 
 @gluon.jit
-def run_backward_in_sequence(a0, a1, a2, a3, c0, c1, c2, c3, m, _m1, _m2, _m3):
+def run_backward_in_sequence(a0, a1, a2, a3, c0, c1, c2, c3, m, _m1, _m2, _m3, b0, b1, b2, b3):
     """And the other way."""
     g3 = c3 + m
-    g2 = c2 + passed_on(a3, g3)
-    g1 = c1 + passed_on(a2, g2)
-    g0 = c0 + passed_on(a1, g1)
-    m = passed_on(a0, g0)
+    g2 = c2 + kept(a3 * g3, b3)
+    g1 = c1 + kept(a2 * g2, b2)
+    g0 = c0 + kept(a1 * g1, b1)
+    m = kept(a0 * g0, b0)
     return g0, g1, g2, g3, m, m, m, m
 
 
 @gluon.jit
-def passed_on(a, h):
-    return gl.where(a != 0.0, a * h, 0.0)
-
-
-@gluon.jit
-def states_of_run(a, kick, h, PACKED: gl.constexpr):
+def states_of_run(a, kick, h, dt, PACKED: gl.constexpr):
     """What a run's states pass on, and the states."""
     if PACKED:
-        return gl.map_elementwise(run_forward_in_sequence, a, kick, gl.expand_dims(h, 3), pack=4)
+        return gl.map_elementwise(
+            run_forward_in_sequence, a, kick, gl.expand_dims(h, 3), bits_kept(dt), pack=4
+        )
     else:
         return gl.map_elementwise(run_forward, a, kick, gl.expand_dims(h, 3), pack=4)
 
 
 @gluon.jit
-def adjoints_of_run(a, entering, mu, PACKED: gl.constexpr):
+def adjoints_of_run(a, entering, mu, dt, PACKED: gl.constexpr):
     """The adjoints of a run, and what goes on to the step before it."""
     if PACKED:
-        return gl.map_elementwise(run_backward_in_sequence, a, entering, gl.expand_dims(mu, 3), pack=4)
+        return gl.map_elementwise(
+            run_backward_in_sequence, a, entering, gl.expand_dims(mu, 3), bits_kept(dt), pack=4
+        )
     else:
         return gl.map_elementwise(run_backward, a, entering, gl.expand_dims(mu, 3), pack=4)
 
