@@ -3,7 +3,7 @@
 # Triton has no starred tuples.
 # ruff: noqa: RUF005
 
-from _arithmetic import LN2, LOG2E, exp2_fast, reciprocal
+from _arithmetic import LOG2E, exp2_fast, reciprocal
 from _causal_conv1d_steps import (
     HAS_STATES,
     SILU,
@@ -41,12 +41,14 @@ def before_activation(gs, xs, taps, offset, width, flags, W: gl.constexpr):
     """
     if (flags & SILU) != 0:
         slopes = ()
+        # -ln 2 as the same instruction gives it, so that 1 - s is 0 where s is 1.
+        one = reciprocal(gl.full_like(offset, -LOG2E))
         for step in gl.static_range(len(gs)):
             y = convolved(xs, taps, offset, width, step, W)
             s = reciprocal(gl.fma(exp2_fast(y), gl.full_like(y, -LOG2E), -LOG2E))
             # s + y s (1 - s)
             g = gs[step] * s
-            slopes = slopes + (gl.fma(g, y * (-LN2 - s), g),)
+            slopes = slopes + (gl.fma(g, y * (one - s), g),)
         gs = slopes
     return gs
 
@@ -102,7 +104,7 @@ def causal_conv1d_bwd_kernel(
     """dx[t] = sum_k w[k] g[t + W - 1 - k] with g the gradient before the activation, computed again from x.
 
     The walk goes from late to early steps, so that the g a run needs of the steps after it are there already.
-    It begins one block beyond its end for the sake of those; the sums there are of the next program.
+    Those of the steps behind its end it computes first.
     `dfilter` holds one row [W + 1, D] per (batch, program along time): by distance i, sum_t g[t] x[t - i];
     then dbias.
     """

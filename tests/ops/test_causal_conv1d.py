@@ -261,6 +261,19 @@ def test_gradient_of_one_input_alone(need: str, device: str) -> None:
     assert torch.equal(results_of(call, {need: inputs[need]})[f"grad {need}"], together)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channel"])
+def test_silu_of_large_numbers_keeps_its_slope(layout: str, device: str) -> None:
+    x = torch.linspace(-90, 90, 64 * 32, dtype=torch.float64, device=device).reshape(1, 32, 64)
+    true = torch.sigmoid(x) * (1 + x * (1 - torch.sigmoid(x)))
+    given = x.float() if layout == "contiguous" else x.float().mT.contiguous().mT
+    given.requires_grad_()
+    taps = torch.ones(32, 1, device=device)
+    (slope,) = torch.autograd.grad(causal_conv1d_fn(given, taps, activation="silu").sum(), given)
+    # 1 - sigmoid(x) is off by a unit of 1, as long as it is not 0.
+    allowed = 2e-7 * (2 + torch.where(x.abs() < 18, x.abs(), 0))
+    assert ((slope - true).abs() <= allowed).all()
+
+
 # causal-conv1d tests/test_causal_conv1d.py: (rtol, atol); dweight and dbias are held to 1e-3 throughout.
 PEER_TOLERANCE = {torch.float32: (3e-4, 1e-3), torch.float16: (3e-3, 5e-3), torch.bfloat16: (1e-2, 5e-2)}
 
