@@ -45,25 +45,15 @@ def marked(dt, fresh):
 
 
 @gluon.jit
-def is_marked(dt):
-    return (dt.to(gl.int32, bitcast=True) & 1) != 0
-
-
-@gluon.jit
-def bits_kept(dt):
-    """Of each step, which bits of a number that comes to it from another it keeps: none if it is marked."""
-    return (dt.to(gl.int32, bitcast=True) & 1) - 1
-
-
-@gluon.jit
-def kept(x, bits):
-    return (x.to(gl.int32, bitcast=True) & bits).to(gl.float32, bitcast=True)
+def goes_on(dt):
+    """Of each step, whether its sequence goes on from the step before."""
+    return (dt.to(gl.int32, bitcast=True) & 1) == 0
 
 
 @gluon.jit
 def shift_of(dt):
     """What to add to exponents of 2 such that the powers of marked steps, if they are numbers, are 0."""
-    return gl.where(is_marked(dt), -1e30, 0.0)
+    return gl.where(goes_on(dt), 0.0, -1e30)
 
 
 @gluon.jit

@@ -5,7 +5,7 @@ a run of steps, places of a chunk in memory, and shared memory as one array or a
 from _arithmetic import anew
 from _half import narrowed_pairs
 from _scan_operands import CHUNK, HAS_Z
-from _selective_scan_sequences import bits_kept, kept
+from _selective_scan_sequences import goes_on
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
@@ -51,26 +51,26 @@ def run_backward(a0, a1, a2, a3, c0, c1, c2, c3, m, _m1, _m2, _m3):
 
 
 @gluon.jit
-def run_forward_in_sequence(a0, a1, a2, a3, k0, k1, k2, k3, h, _h1, _h2, _h3, b0, b1, b2, b3):
-    """The same where a step keeps no more than the bits b of the state before it."""
-    d0 = a0 * kept(h, b0)
+def run_forward_in_sequence(a0, a1, a2, a3, k0, k1, k2, k3, h, _h1, _h2, _h3, on0, on1, on2, on3):
+    """The same where a step takes the state before it only if its sequence goes on."""
+    d0 = a0 * gl.where(on0, h, 0.0)
     h0 = d0 + k0
-    d1 = a1 * kept(h0, b1)
+    d1 = a1 * gl.where(on1, h0, 0.0)
     h1 = d1 + k1
-    d2 = a2 * kept(h1, b2)
+    d2 = a2 * gl.where(on2, h1, 0.0)
     h2 = d2 + k2
-    d3 = a3 * kept(h2, b3)
+    d3 = a3 * gl.where(on3, h2, 0.0)
     return d0, d1, d2, d3, h0, h1, h2, d3 + k3
 
 
 @gluon.jit
-def run_backward_in_sequence(a0, a1, a2, a3, c0, c1, c2, c3, m, _m1, _m2, _m3, b0, b1, b2, b3):
+def run_backward_in_sequence(a0, a1, a2, a3, c0, c1, c2, c3, m, _m1, _m2, _m3, on0, on1, on2, on3):
     """And the other way."""
     g3 = c3 + m
-    g2 = c2 + kept(a3 * g3, b3)
-    g1 = c1 + kept(a2 * g2, b2)
-    g0 = c0 + kept(a1 * g1, b1)
-    m = kept(a0 * g0, b0)
+    g2 = c2 + gl.where(on3, a3 * g3, 0.0)
+    g1 = c1 + gl.where(on2, a2 * g2, 0.0)
+    g0 = c0 + gl.where(on1, a1 * g1, 0.0)
+    m = gl.where(on0, a0 * g0, 0.0)
     return g0, g1, g2, g3, m, m, m, m
 
 
@@ -78,9 +78,7 @@ def run_backward_in_sequence(a0, a1, a2, a3, c0, c1, c2, c3, m, _m1, _m2, _m3, b
 def states_of_run(a, kick, h, dt, PACKED: gl.constexpr):
     """What a run's states pass on, and the states."""
     if PACKED:
-        return gl.map_elementwise(
-            run_forward_in_sequence, a, kick, gl.expand_dims(h, 3), bits_kept(dt), pack=4
-        )
+        return gl.map_elementwise(run_forward_in_sequence, a, kick, gl.expand_dims(h, 3), goes_on(dt), pack=4)
     else:
         return gl.map_elementwise(run_forward, a, kick, gl.expand_dims(h, 3), pack=4)
 
@@ -90,7 +88,7 @@ def adjoints_of_run(a, entering, mu, dt, PACKED: gl.constexpr):
     """The adjoints of a run, and what goes on to the step before it."""
     if PACKED:
         return gl.map_elementwise(
-            run_backward_in_sequence, a, entering, gl.expand_dims(mu, 3), bits_kept(dt), pack=4
+            run_backward_in_sequence, a, entering, gl.expand_dims(mu, 3), goes_on(dt), pack=4
         )
     else:
         return gl.map_elementwise(run_backward, a, entering, gl.expand_dims(mu, 3), pack=4)
