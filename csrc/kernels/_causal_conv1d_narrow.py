@@ -8,6 +8,7 @@ from _causal_conv1d_steps import (
     HAS_STATES,
     SILU,
     fetch_run,
+    fetch_run_once,
     load_filter,
     places,
     run_layout,
@@ -121,7 +122,7 @@ def causal_conv1d_fwd_kernel(
             left = L - (first + i * BLOCK)
             there = valid & (begun + i < blocks)
             if SEQ:
-                loaded = loaded + (fetch_run(at_x, there & (left > 0), STEPS, "evict_first"),)
+                loaded = loaded + (fetch_run_once(at_x, there & (left > 0), STEPS),)
             else:
                 loaded = loaded + (
                     fetch_apart(at_x + i * BLOCK * x_time, first, left, x_time, there, 0, STEPS),

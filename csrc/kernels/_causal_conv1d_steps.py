@@ -132,9 +132,15 @@ def run_pointers(at, STEPS: gl.constexpr):
 
 
 @gluon.jit
-def fetch_run(at, inside, STEPS: gl.constexpr, EVICT: gl.constexpr = ""):
+def fetch_run(at, inside, STEPS: gl.constexpr):
     """As stored; 0 where it is not wanted."""
-    return gl.load(run_pointers(at, STEPS), mask=inside[:, :, None], other=0, eviction_policy=EVICT)
+    return gl.load(run_pointers(at, STEPS), mask=inside[:, :, None], other=0)
+
+
+@gluon.jit
+def fetch_run_once(at, inside, STEPS: gl.constexpr):
+    """The same of what no one reads again: it is the first to leave the cache."""
+    return gl.load(run_pointers(at, STEPS), mask=inside[:, :, None], other=0, eviction_policy="evict_first")
 
 
 @gluon.jit

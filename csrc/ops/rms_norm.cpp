@@ -192,10 +192,10 @@ RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x
   const auto& config = RmsNormBwd::pick(key, {s.group_size});
   // As many programs as there is room for at once, each with a plane of sums: twice the row takes twice the
   // registers.
-  const int64_t programs_wanted =
+  const int64_t room =
       RmsNormBwd::PROGRAMS(dout.get_device_index()) / std::max<int64_t>(1, config.BLOCK / kShortRow);
   const int64_t wanted =
-      std::clamp<int64_t>(ceil_div(s.all_rows() * s.groups, programs_wanted), 1, kRowsInOneSum);
+      std::clamp<int64_t>(ceil_div(s.all_rows() * s.groups, std::max<int64_t>(1, room)), 1, kRowsInOneSum);
   const int64_t rows_a_program = ceil_div(wanted, config.ROWS) * config.ROWS;
   const int64_t blocks = ceil_div(s.all_rows(), rows_a_program);
   Tensor planes = empty_on(dout, {blocks, bias ? 2 : 1, s.channels}, ScalarType::Float);

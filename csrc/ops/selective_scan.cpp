@@ -103,6 +103,9 @@ struct Operands {
   }
 
   bool packed() const { return (flags & (kByIndex | kByEnds)) != 0; }
+
+  // What says where sequences lie: cu_seqlens, or one side of the runs of seq_idx.
+  void* sequences_or(const OptionalTensor& side) const { return pointer(sequences ? sequences : side); }
 };
 
 // The arguments all kernels have in common.
@@ -131,7 +134,7 @@ void put_common(Args& args, const SelectiveScanSizes& s, const SelectiveScanInpu
 template <class Args>
 void put_general(Args& args, const SelectiveScanSizes& s, const Operands& with, const OptionalTensor& runs) {
   args.gate = pointer(with.gate);
-  args.runs = pointer(with.sequences ? with.sequences : runs);
+  args.runs = with.sequences_or(runs);
   args.head_channels = static_cast<int32_t>(s.channels / s.heads);
 }
 
@@ -209,7 +212,7 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
     args.span_times = pointer(span_times);
     args.spans = static_cast<int32_t>(spans.count);
     args.span_steps = static_cast<int32_t>(spans.steps);
-    args.runs = pointer(with.sequences ? with.sequences : with.starts);
+    args.runs = with.sequences_or(with.starts);
     if (spans.count > 1) launch(SelectiveScanPlainFwd{}, plain_key, args, (spans.count - 1) * s.rows);
     plain_key.ENDS = false;
     launch(SelectiveScanPlainFwd{}, plain_key, args, spans.count * s.rows);
@@ -357,7 +360,7 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
         args.span_ends = pointer(span_ends);
         args.span_times = pointer(span_times);
         args.incoming = pointer(carry_of(launch + 1));
-        args.runs = pointer(with.sequences ? with.sequences : with.starts);
+        args.runs = with.sequences_or(with.starts);
         zero_if_by_ends(dBC_planes, s);
         if (parts_here > 1) launch_adjoint(args, s, u, rows);
         SelectiveScanPlainBwd::launch(plain_key, SelectiveScanPlainBwd::pick(plain_key, {}),
