@@ -17,7 +17,7 @@ from mamba_aot.ops._gradients import is_transformed, needs_gradient
 from mamba_aot.ops.selective_scan import selective_scan_fn
 from mamba_aot.ops.state_update import selective_state_update
 from mamba_aot.padding import Padding
-from mamba_aot.plain import is_plain
+from mamba_aot.plain import has_hooks, is_plain
 
 
 class Mamba1(nn.Module):
@@ -309,8 +309,7 @@ class Mamba1(nn.Module):
                 for part in (low, B, C)
             )
         # An exact type, because a subclass or a hook may compute something else than its weight says.
-        hooks = self.dt_proj._forward_hooks or self.dt_proj._forward_pre_hooks
-        if type(self.dt_proj) is nn.Linear and not hooks:
+        if type(self.dt_proj) is nn.Linear and not has_hooks(self.dt_proj):
             return F.linear(low, self.dt_proj.weight), self.dt_proj.bias, B, C
         return self.dt_proj(low), None, B, C
 

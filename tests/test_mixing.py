@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_hook
 
 from mamba_aot import Mamba1
 from mamba_aot.testing.closeness import assert_close_to_fp64
@@ -49,11 +50,30 @@ def test_gradients_are_as_close_as_those_of_the_modules(
 
 
 @pytest.mark.parametrize("name", ["x_proj", "dt_proj", "conv1d"])
-def test_hooks_are_called_in_training(name: str) -> None:
+@pytest.mark.parametrize(
+    "register",
+    [
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+        "register_full_backward_pre_hook",
+    ],
+)
+def test_hooks_are_called_in_training(register: str, name: str) -> None:
     block, calls = Mamba1(WIDTH), []
-    getattr(block, name).register_forward_hook(lambda *_: calls.append(name))
+    getattr(getattr(block, name), register)(lambda *_: calls.append(name))
     block(torch.randn(2, 5, WIDTH)).sum().backward()
     assert calls == [name]
+
+
+def test_global_hooks_see_every_module() -> None:
+    block, seen = Mamba1(WIDTH), []
+    handle = register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        block(torch.randn(2, 5, WIDTH)).sum().backward()
+    finally:
+        handle.remove()
+    assert {block.in_proj, block.conv1d, block.x_proj, block.dt_proj, block.out_proj} <= set(seen)
 
 
 def test_a_second_gradient_is_refused() -> None:
