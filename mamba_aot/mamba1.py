@@ -271,20 +271,22 @@ class Mamba1(nn.Module):
 
     def _mixes(self, xz: Tensor) -> bool:
         """Whether a training step may go by `mix`, which reads the weights instead of calling the modules."""
+        if torch.compiler.is_compiling() or is_transformed() or not torch.is_grad_enabled():
+            return False
         linears = (self.x_proj, self.dt_proj)
         if not all(is_plain(linear, nn.Linear) for linear in linears) or self.x_proj.bias is not None:
             return False
         if not is_plain(self.conv1d, CausalConv1d) or self.mixer_rms_eps is not None:
             return False
-        dtype = torch.get_autocast_dtype(xz.device.type) if _in_autocast(xz) else self.x_proj.weight.dtype
+        cast = torch.is_autocast_enabled(xz.device.type)
+        dtype = torch.get_autocast_dtype(xz.device.type) if cast else self.x_proj.weight.dtype
         return (
             type(xz) is Tensor
             and xz.is_contiguous()
             and xz.numel() > 0
             and xz.dtype == dtype
-            and (_in_autocast(xz) or self.dt_proj.weight.dtype == dtype)
-            and needs_gradient((xz, *self.parameters()))
-            and not (torch.compiler.is_compiling() or is_transformed())
+            and (cast or self.dt_proj.weight.dtype == dtype)
+            and (xz.requires_grad or needs_gradient(self.parameters()))
         )
 
     def _mixed(self, xz: Tensor) -> Tensor:
@@ -342,7 +344,3 @@ class Mamba1(nn.Module):
                 f"Mamba1: hidden_states must be [batch, length, d_model = {self.d_model}], "
                 f"got {list(x.shape)}"
             )
-
-
-def _in_autocast(x: Tensor) -> bool:
-    return torch.is_autocast_enabled(x.device.type)
