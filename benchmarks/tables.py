@@ -114,6 +114,7 @@ def _name(row: Row) -> str:
 
 def _kind(row: Row) -> str:
     words = ["complex"] * row["complex"] + ["channel-last"] * (row["layout"] == "channel")
+    words += ["half states"] * row.get("half_states", False)
     words += [row["dtype"]] * (row["dtype"] != "bfloat16")
     return "".join(f", {word}" for word in words)
 

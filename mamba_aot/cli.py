@@ -210,6 +210,9 @@ def bench(
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
     layout: Annotated[str, typer.Option(help='"seq" or "channel": what lies side by side.')] = "seq",
     is_complex: Annotated[bool, typer.Option("--complex", help="A scan of complex states.")] = False,
+    half_states: Annotated[
+        bool, typer.Option("--half-states", help="Decoding with states of --dtype, not float32.")
+    ] = False,
     device: Annotated[str, typer.Option(help='Where to run: "cpu" or "cuda".')] = "cuda",
     compare: Annotated[
         str, typer.Option(help="Comma-separated: mamba_ssm, causal_conv1d, eager, compile, one_thread.")
@@ -226,7 +229,7 @@ def bench(
         _fail(error, 1)
     try:
         request = job.make_request(
-            op or [], suite or [], shape, dtype, layout, is_complex, compare, json_path, device
+            op or [], suite or [], shape, dtype, layout, is_complex, half_states, compare, json_path, device
         )
         target = require_device(device, "bench")
     except ValueError as error:

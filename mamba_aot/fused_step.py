@@ -105,7 +105,9 @@ def _fits(norm: RMSNorm, mixer: Mamba1, x: Tensor, state: MambaState) -> bool:
     narrow += [norm.weight, mixer.conv1d.weight, mixer.dt_proj.bias, state.conv]
     if mixer.conv1d.bias is not None:
         narrow.append(mixer.conv1d.bias)
-    wide = [mixer.A_log, mixer.D, state.ssm]
+    wide = [mixer.A_log, mixer.D]
+    if not any(_is_ready(state.ssm, dtype) for dtype in (torch.float32, x.dtype)):
+        return False
     return all(_is_ready(t, x.dtype) for t in narrow) and all(_is_ready(t, torch.float32) for t in wide)
 
 

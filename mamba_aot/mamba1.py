@@ -217,21 +217,44 @@ class Mamba1(nn.Module):
         return -torch.exp(wide(self.A_log))
 
     def allocate_inference_cache(
-        self, batch_size: int, max_seqlen: int | None = None, dtype: torch.dtype | None = None, **_: object
+        self,
+        batch_size: int,
+        max_seqlen: int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        ssm_dtype: torch.dtype | None = None,
+        **_: object,
     ) -> tuple[Tensor, Tensor]:
-        """Zero states: conv [B, D, W] in `dtype`, that of the weights when None, and ssm [B, D, N], float32.
+        """Zero states: conv [B, D, W] in `dtype`, that of the weights when None, and ssm [B, D, N].
 
-        `max_seqlen` has no effect: the states do not grow. (`mamba_ssm` keeps the second one in the dtype of
-        dt_proj; a bfloat16 state forgets small inputs.)
+        `ssm_dtype` as in `allocate_state`. `max_seqlen` has no effect: the states do not grow. (`mamba_ssm`
+        keeps the second one in the dtype of dt_proj.)
         """
-        state = self._allocate(batch_size, self.d_conv, None, dtype)
+        state = self._allocate(batch_size, self.d_conv, None, dtype, ssm_dtype)
         return state.conv, state.ssm
 
     def allocate_state(
-        self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        batch: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        ssm_dtype: torch.dtype | None = None,
     ) -> MambaState:
-        """A zero state for `batch` sequences; see `Mamba.allocate_state`."""
-        return self._allocate(batch, self.d_conv - 1, device, dtype)
+        """A zero state for `batch` sequences; see `Mamba.allocate_state`.
+
+        Args:
+            batch: Number of sequences.
+            device: Defaults to the device of the weights.
+            dtype: Of the kept convolution inputs; defaults to the dtype of the weights.
+            ssm_dtype: Of the scan's state, [B, D, N]; defaults to float32 or wider. One of sixteen bits takes
+                half the memory, and a step of many sequences less time; it is rounded after each step, so it
+                forgets inputs below a 256th (bfloat16) of what it holds.
+
+        Raises:
+            ValueError: `ssm_dtype` is no floating dtype.
+        """
+        return self._allocate(batch, self.d_conv - 1, device, dtype, ssm_dtype)
 
     def extra_repr(self) -> str:
         return f"d_model={self.d_model}, d_state={self.d_state}, dt_rank={self.dt_rank}"
@@ -327,15 +350,22 @@ class Mamba1(nn.Module):
         return MambaState(*states[self.layer_idx])
 
     def _allocate(
-        self, batch: int, kept: int, device: torch.device | str | None, dtype: torch.dtype | None
+        self,
+        batch: int,
+        kept: int,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        ssm_dtype: torch.dtype | None,
     ) -> MambaState:
+        if ssm_dtype is not None and not ssm_dtype.is_floating_point:
+            raise ValueError(f"Mamba1: ssm_dtype must be a real floating dtype, got {ssm_dtype}")
         weight = self.A_log
         device = weight.device if device is None else torch.device(device)
         dtype = self.conv1d.weight.dtype if dtype is None else dtype
-        real = torch.promote_types(dtype, torch.float32)
+        ssm_dtype = torch.promote_types(dtype, torch.float32) if ssm_dtype is None else ssm_dtype
         return MambaState(
             conv=torch.zeros(batch, self.d_inner, kept, device=device, dtype=dtype),
-            ssm=torch.zeros(batch, self.d_inner, self.d_state, device=device, dtype=real),
+            ssm=torch.zeros(batch, self.d_inner, self.d_state, device=device, dtype=ssm_dtype),
         )
 
     def _require(self, x: Tensor) -> None:

@@ -169,12 +169,18 @@ class MambaLM(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         max_length: int | None = None,
+        ssm_dtype: torch.dtype | None = None,
     ) -> State:
         """An empty state for `batch` sequences, one entry per layer; see `Mamba.allocate_state`.
 
-        A model with attention needs `max_length`, the most tokens that a sequence will have.
+        A model with attention needs `max_length`, the most tokens that a sequence will have. `ssm_dtype` is
+        the dtype of the scans' states of a model of published blocks; see `Mamba1.allocate_state`.
+
+        Raises:
+            ValueError: `max_length` is missing, or `ssm_dtype` is not for a layer.
         """
-        return tuple(layer.allocate_state(batch, device, dtype, max_length) for layer in self._layers())
+        layers = self._layers()
+        return tuple(layer.allocate_state(batch, device, dtype, max_length, ssm_dtype) for layer in layers)
 
     @contextmanager
     def fixed_decays(self) -> Iterator[list[Tensor]]:

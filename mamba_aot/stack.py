@@ -70,11 +70,19 @@ class Layer(nn.Module):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
         max_length: int | None,
+        ssm_dtype: torch.dtype | None,
     ) -> LayerState:
-        """An empty state; only attention needs `max_length`."""
+        """An empty state; only attention needs `max_length`, only published blocks take an `ssm_dtype`."""
         if isinstance(self.mixer, GatedMLP):
             return None
-        if not isinstance(self.mixer, Attention):
+        if isinstance(self.mixer, Mamba1):
+            return self.mixer.allocate_state(batch, device, dtype, ssm_dtype=ssm_dtype)
+        if isinstance(self.mixer, Mamba):
+            if ssm_dtype is not None:
+                raise ValueError(
+                    "MambaLM: ssm_dtype is for published blocks (layers 'm'), "
+                    f"this model has others too; leave it out, got {ssm_dtype}"
+                )
             return self.mixer.allocate_state(batch, device, dtype)
         if max_length is None:
             raise ValueError(

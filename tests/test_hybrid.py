@@ -242,6 +242,7 @@ def test_a_full_cache_is_a_sentence() -> None:
         (lambda: make("mma"), "layers must repeat until there are n_layer = 4, got 3 letters in 'mma'"),
         (lambda: MambaLMConfig(norm="batch"), 'norm must be "rms" or "layer"'),  # pyright: ignore
         (lambda: make("a").allocate_state(1), "give allocate_state a max_length"),
+        (lambda: make("M").allocate_state(1, ssm_dtype=torch.bfloat16), "ssm_dtype is for published blocks"),
         (lambda: AttentionConfig(n_heads=4, n_kv_heads=3), "n_kv_heads must divide n_heads = 4, got 3"),
         (lambda: AttentionConfig(rotary_dim=3), "rotary_dim must be even"),
         (lambda: AttentionConfig(n_heads=0), "n_heads must be an integer of at least 1"),

@@ -303,3 +303,28 @@ def test_padding_on_cuda_equals_cpu() -> None:
     expected = cpu(x, attention_mask=mask)[mask.bool()]
     got = make().cuda()(x.cuda(), attention_mask=mask.cuda())[mask.bool()]
     torch.testing.assert_close(got.cpu(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_states_of_sixteen_bits_go_on_from_a_prompt(dtype: torch.dtype, device: str) -> None:
+    """Off by the rounding of each step, a unit of 2^-8 or 2^-11, from what float32 states give."""
+    torch.manual_seed(0)
+    mamba = Mamba1(64, device=device, dtype=dtype).eval()
+    x = torch.randn(3, 12, 64, device=device).to(dtype)
+    outputs = []
+    for ssm_dtype in (None, dtype):
+        state = mamba.allocate_state(3, ssm_dtype=ssm_dtype)
+        assert state.ssm.dtype == (ssm_dtype or torch.float32)
+        prompt = mamba(x[:, :8], state=state)
+        outputs.append(torch.cat([prompt, steps(mamba, x[:, 8:], state)], dim=1))
+        assert state.ssm.dtype == (ssm_dtype or torch.float32)
+    wide, half = (y.float() for y in outputs)
+    unit = torch.finfo(dtype).eps
+    assert not torch.equal(state.ssm.float(), torch.zeros_like(state.ssm, dtype=torch.float32))
+    torch.testing.assert_close(half, wide, rtol=8 * unit, atol=8 * unit * wide.abs().max().item())
+
+
+def test_states_have_a_real_dtype() -> None:
+    with pytest.raises(ValueError, match=r"ssm_dtype must be a real floating dtype, got torch\.complex64"):
+        Mamba1(16).allocate_state(1, ssm_dtype=torch.complex64)

@@ -48,6 +48,16 @@ def widened_pairs(x, flags):
 
 
 @gluon.jit
+def widened_singly(x, flags):
+    """The same of int16 numbers that lie in a register each."""
+    if (flags & FLOAT16) != 0:
+        wide = x.to(gl.float16, bitcast=True).to(gl.float32)
+    else:
+        wide = (x.to(gl.int32) << 16).to(gl.float32, bitcast=True)
+    return wide
+
+
+@gluon.jit
 def widened_bfloats(x):
     return gl.inline_asm_elementwise(
         "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;",

@@ -2,22 +2,31 @@
 
 mamba1_step_rows_norm: residual + x, RMSNorm
 mamba1_step_rows_project: in_proj, x_proj and out_proj, whole or in parts of their columns
+mamba1_step_rows_project_large: the same where reading the matrix takes long, on sm_90
 mamba1_step_rows_sum: the sum of those parts
 mamba1_step_rows_convolution: convolution, SiLU
-mamba1_step_rows_state: dt_proj, softplus, state update, gate
+mamba1_step_rows_state: dt_proj, softplus, state update, gate, in _mamba1_step_rows_state.py
 
 What goes from one kernel to the next is rounded to sixteen bits, as between modules. Every sum is in fp32 and
 has one order.
 """
 
-from _arithmetic import LOG2E, exp2_fast, sigmoid, softplus
 from _half import narrowed, widened
 from _mamba1_step_convolution import convolved, load_convolution
 from _mamba1_step_sum import HAS_RESIDUAL, RESIDUAL_TYPE, SUM_TYPE, store_as
-from _matrix_rows import WIDE, multiply_rows, result_places, results
+from _matrix_rows import WIDE, first_rows, multiply_rows, result_places, results
+from _matrix_streams import (
+    CHUNK,
+    allocate_rings,
+    fetch_rows,
+    fetch_vectors,
+    multiply_chunks,
+    store_sums,
+)
 from _overlap import let_next_kernel_begin, wait_for_earlier_kernels
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
 
 @gluon.jit
@@ -118,10 +127,10 @@ def mamba1_step_rows_project_kernel(
     begin = gl.minimum(part * each, steps)
     end = gl.minimum(begin + each, steps)
     let_next_kernel_begin()
+    ahead = first_rows(matrix, first_row, rows, begin, end, half, M, N, SPLIT, STEPS)
+    wait_for_earlier_kernels()
     sums = multiply_rows(
-        matrix,
-        first_row,
-        rows,
+        ahead,
         x,
         x_row // 2,
         first_vector,
@@ -146,6 +155,50 @@ def mamba1_step_rows_project_kernel(
 
 
 @gluon.jit
+def mamba1_step_rows_project_large_kernel(
+    x,
+    matrix,
+    out,
+    shares,
+    rows,
+    width,
+    batch,
+    x_row,
+    parts,
+    TALL: gl.constexpr,
+    EXTRA: gl.constexpr,
+    STAGES: gl.constexpr,
+):
+    """Matrix [rows, width] times `batch` vectors into out [batch, rows]; or, with columns cut into several
+    parts, into fp32 `shares` [parts, batch, rows].
+    """
+    part = gl.program_id(0) % parts
+    first_row = gl.program_id(0) // parts * (TALL + EXTRA)
+    chunks = gl.cdiv(width, CHUNK)
+    each = gl.cdiv(chunks, parts)
+    begin = gl.minimum(part * each, chunks)
+    end = gl.minimum(begin + each, chunks)
+    limit = gl.minimum(width, end * CHUNK)
+    matrix += first_row.to(gl.int64) * width
+    here = rows - first_row
+    stride = x_row.to(gl.int32)
+    rings = allocate_rings(matrix.dtype.element_ty, STAGES, TALL, EXTRA)
+    let_next_kernel_begin()
+    for stage in gl.static_range(STAGES - 1):
+        fetch_rows(rings, stage, matrix, here, width, (begin + stage) * CHUNK, limit, TALL, EXTRA)
+    wait_for_earlier_kernels()
+    for stage in gl.static_range(STAGES - 1):
+        fetch_vectors(rings, stage, x, batch, stride, (begin + stage) * CHUNK, limit)
+        async_copy.commit_group()
+    sums, more = multiply_chunks(
+        rings, x, stride, batch, matrix, width, here, begin, end, limit, STAGES, TALL, EXTRA
+    )
+    store_sums(sums, out, shares, part, parts, first_row, rows, batch, TALL)
+    if EXTRA > 0:
+        store_sums(more, out, shares, part, parts, first_row + TALL, rows, batch, EXTRA)
+
+
+@gluon.jit
 def mamba1_step_rows_sum_kernel(shares, out, size, parts, flags, BLOCK: gl.constexpr):
     """out = the sum of `parts` times `size` numbers."""
     E: gl.constexpr = gl.BlockedLayout([4], [32], [gl.num_warps()], [0])
@@ -156,97 +209,3 @@ def mamba1_step_rows_sum_kernel(shares, out, size, parts, flags, BLOCK: gl.const
     for part in range(0, parts):
         total += gl.load(shares + (at + part * size), at < size, 0.0)
     gl.store(out + at, narrowed(total, out.dtype.element_ty, flags), at < size)
-
-
-@gluon.jit
-def mamba1_step_rows_state_kernel(
-    low,
-    dt_proj,
-    dt_bias,
-    A,
-    D_skip,
-    xz,
-    state,
-    out,
-    batch,
-    inner,
-    rank,
-    flags,
-    N: gl.constexpr,
-):
-    """low = dt_proj's input, B, C in one row; xz = x and z in one row; 16 states.
-
-    16 channels and 8 N vectors a program, of which eight at a time.
-    """
-    WARPS: gl.constexpr = gl.num_warps()
-    # Four lanes share two channels.
-    X: gl.constexpr = gl.BlockedLayout([1, 2, 4], [1, 8, 4], [WARPS, 1, 1], [2, 1, 0])
-    OF_CHANNEL: gl.constexpr = gl.SliceLayout(2, X)
-    OF_STATE: gl.constexpr = gl.SliceLayout(1, X)
-    groups = gl.cdiv(batch, 8 * N)
-    first = gl.program_id(0) // groups * 16
-    first_vector = gl.program_id(0) % groups * (8 * N)
-    half = rank // 2
-    row_of_low = rank + 32
-    end = gl.cdiv(half, WIDE * WARPS)
-    let_next_kernel_begin()
-    # All that is older than this layer's first kernel is asked for before those before this one have ended.
-    vector, channel, n = state_places(first_vector, first, X)
-    h = gl.load(state + ((vector.to(gl.int64) * inner + channel) * 16 + n), vector < batch, 0.0)
-    rates = gl.load(A + (channel * 16 + n)) * LOG2E
-    own = first + gl.arange(0, 16, gl.SliceLayout(0, OF_CHANNEL))[None, :]
-    of_n = gl.arange(0, 16, gl.SliceLayout(0, OF_STATE))[None, :]
-    skip = gl.load(D_skip + own)
-    row, _ = result_places(first, 0, 1, N)
-    stored_bias = gl.load(dt_bias + row)
-    shares = multiply_rows(
-        dt_proj,
-        first,
-        inner,
-        low.to(gl.pointer_type(gl.int32), bitcast=True),
-        row_of_low // 2,
-        first_vector,
-        batch,
-        0,
-        end,
-        half,
-        flags,
-        1,
-        N,
-        WARPS,
-        1,
-    )
-    delta = softplus(results(shares, 1, N, WARPS) + widened(stored_bias, flags))
-    IN_ORDER: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-    deltas = gl.allocate_shared_memory(gl.float32, [8 * N, 16], IN_ORDER, delta)
-    for begin in gl.static_range(0, 8 * N, 8):
-        vectors = first_vector + begin + gl.arange(0, 8, gl.SliceLayout(1, OF_CHANNEL))[:, None]
-        at_xz = xz + (vectors.to(gl.int64) * (2 * inner) + own)
-        x = widened(gl.load(at_xz, vectors < batch, 0), flags)
-        z = widened(gl.load(at_xz + inner, vectors < batch, 0), flags)
-        rows = first_vector + begin + gl.arange(0, 8, gl.SliceLayout(1, OF_STATE))[:, None]
-        at_low = low + (rows.to(gl.int64) * row_of_low + (rank + of_n))
-        B = widened(gl.load(at_low, rows < batch, 0), flags)
-        C = widened(gl.load(at_low + 16, rows < batch, 0), flags)
-        now = vector + begin
-        at_state = state + ((now.to(gl.int64) * inner + channel) * 16 + n)
-        if begin + 8 < 8 * N:
-            following = gl.load(at_state + inner.to(gl.int64) * 128, now + 8 < batch, 0.0)
-        step = deltas.slice(begin, 8).load(OF_CHANNEL)
-        h = gl.fma(exp2_fast(step[:, :, None] * rates), h, (step * x)[:, :, None] * B[:, None, :])
-        # Read again after all other layers' states, so there is no use in keeping it in the cache.
-        gl.store(at_state, h, now < batch, cache_modifier=".cs")
-        y = (gl.sum(h * C[:, None, :], 2) + skip * x) * z * sigmoid(z)
-        at_out = out + (vectors.to(gl.int64) * inner + own)
-        gl.store(at_out, narrowed(y, out.dtype.element_ty, flags), vectors < batch)
-        if begin + 8 < 8 * N:
-            h = following
-
-
-@gluon.jit
-def state_places(first_vector, first, LAYOUT: gl.constexpr):
-    """[8, 16, 16] along each axis: vectors, channels and states."""
-    vector = gl.arange(0, 8, gl.SliceLayout(1, gl.SliceLayout(2, LAYOUT)))[:, None, None]
-    channel = gl.arange(0, 16, gl.SliceLayout(0, gl.SliceLayout(2, LAYOUT)))[None, :, None]
-    n = gl.arange(0, 16, gl.SliceLayout(0, gl.SliceLayout(1, LAYOUT)))[None, None, :]
-    return first_vector + vector, first + channel, n

@@ -8,7 +8,6 @@ ldmatrix. Numbers are read two at a time, as int32.
 """
 
 from _half import FLOAT16
-from _overlap import wait_for_earlier_kernels
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
@@ -131,10 +130,35 @@ def multiply_chunk(above, below, slots, slot, sums, FORMAT: gl.constexpr, STEPS:
 
 
 @gluon.jit
-def multiply_rows(
+def first_rows(
     matrix,
     first_row,
     rows,
+    begin,
+    end,
+    half,
+    M: gl.constexpr,
+    N: gl.constexpr,
+    SPLIT: gl.constexpr,
+    STEPS: gl.constexpr,
+):
+    """Where the rows of a program lie, and those of chunk `begin`, asked for: multiply_rows() takes both."""
+    OF_ROWS: gl.constexpr = gl.SliceLayout(2, sums_layout(M, N, SPLIT, gl.num_warps()))
+    CHUNK: gl.constexpr = STEPS * SPLIT * WIDE
+    limit = gl.minimum(half, end * CHUNK)
+    columns = step_columns(SPLIT, OF_ROWS)
+    matrix += first_row.to(gl.int64) * half
+    # Behind the last row it is read again; no one looks at what comes of it.
+    upper = matrix + (gl.minimum(tile_rows(16, M, OF_ROWS), rows - 1 - first_row) * half + columns)
+    lower = matrix + (gl.minimum(tile_rows(16, M, OF_ROWS) + 8, rows - 1 - first_row) * half + columns)
+    above = load_chunk(upper, columns, begin * CHUNK, limit, STEPS, SPLIT)
+    below = load_chunk(lower, columns, begin * CHUNK, limit, STEPS, SPLIT)
+    return upper, lower, above, below
+
+
+@gluon.jit
+def multiply_rows(
+    ahead,
     x,
     x_row,
     first_vector,
@@ -150,28 +174,21 @@ def multiply_rows(
 ):
     """The sums over the columns of chunks `begin` to `end`, in SPLIT shares in shared memory, for results().
 
-    Waits for earlier kernels before it reads vectors; `x_row` pairs lie from one of them to the next.
+    `x_row` pairs lie from one vector to the next.
     """
     SUMS: gl.constexpr = sums_layout(M, N, SPLIT, gl.num_warps())
-    OF_ROWS: gl.constexpr = gl.SliceLayout(2, SUMS)
     CHUNK: gl.constexpr = STEPS * SPLIT * WIDE
+    upper, lower, above, below = ahead
     limit = gl.minimum(half, end * CHUNK)
-    columns = step_columns(SPLIT, OF_ROWS)
-    matrix += first_row.to(gl.int64) * half
-    # Behind the last row it is read again; no one looks at what comes of it.
-    upper = matrix + (gl.minimum(tile_rows(16, M, OF_ROWS), rows - 1 - first_row) * half + columns)
-    lower = matrix + (gl.minimum(tile_rows(16, M, OF_ROWS) + 8, rows - 1 - first_row) * half + columns)
+    columns = step_columns(SPLIT, gl.SliceLayout(2, SUMS))
     x += first_vector.to(gl.int64) * x_row
     vectors = batch - first_vector
     column = begin * CHUNK
-    above = load_chunk(upper, columns, column, limit, STEPS, SPLIT)
-    below = load_chunk(lower, columns, column, limit, STEPS, SPLIT)
     IN_ORDER: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [3, 2, 1, 0])
     slots = ()
     # Apart from each other, so that the compiler sees that copies to two of them need no barrier between.
     for _ in gl.static_range(STEPS):
         slots += (gl.allocate_shared_memory(gl.int32, [2, SPLIT, N, 8, WIDE], IN_ORDER),)
-    wait_for_earlier_kernels()
     fetch_chunk(slots, 0, x, x_row, vectors, column, limit, N, SPLIT, STEPS)
     sums = gl.zeros([SPLIT, M, N, 8, WIDE], gl.float32, SUMS)
     for i in range(0, end - begin):

@@ -17,9 +17,10 @@ from _mamba1_step_rows import (
     mamba1_step_rows_convolution_kernel,
     mamba1_step_rows_norm_kernel,
     mamba1_step_rows_project_kernel,
-    mamba1_step_rows_state_kernel,
+    mamba1_step_rows_project_large_kernel,
     mamba1_step_rows_sum_kernel,
 )
+from _mamba1_step_rows_state import mamba1_step_rows_state_kernel
 from _mamba1_step_sum import HAS_RESIDUAL, RESIDUAL_TYPE, SUM_TYPE, store_as
 from _matrix_vector import (
     ROUNDS,
@@ -219,7 +220,9 @@ def mamba1_step_state_kernel(
     flags,
     CHANNELS: gl.constexpr,
 ):
-    """low = dt_proj's input, B, C in one row; xz = x and z in one row; 16 states."""
+    """low = dt_proj's input, B, C in one row; xz = x and z in one row; 16 states, fp32 or of the sixteen-bit
+    format of the weights.
+    """
     N: gl.constexpr = 16
     WARPS: gl.constexpr = gl.num_warps()
     LANES: gl.constexpr = 8
@@ -268,8 +271,8 @@ def mamba1_step_state_kernel(
         sums = multiply_add(tile, even[None, :], odd[None, :], sums, flags)
         tile = following
     delta = softplus(gl.convert_layout(gl.sum(sums, 1), ROW) + bias)
-    h = exp(delta[:, None] * rates) * h + (delta * x)[:, None] * B[None, :]
-    gl.store(state + at, h)
+    h = exp(delta[:, None] * rates) * widened(h, flags) + (delta * x)[:, None] * B[None, :]
+    gl.store(state + at, narrowed(h, state.dtype.element_ty, flags))
     y = gl.sum(h * C[None, :], 1) + skip * x
     gl.store(out + batch * inner + channel, y * z * sigmoid(z))
 
@@ -313,11 +316,12 @@ KERNELS = [
     Kernel(
         mamba1_step_state_kernel,
         args={
-            **dict.fromkeys(("low", "A", "D_skip", "xz", "state", "out"), "*f32"),
-            **dict(dt_proj="*i32", dt_bias="*half"),
+            **dict.fromkeys(("low", "A", "D_skip", "xz", "out"), "*f32"),
+            **dict(dt_proj="*i32", dt_bias="*half", state="*S"),
             **dict.fromkeys(("inner", "rank", "flags"), "i32"),
         },
         aligned=lambda _: ["dt_proj", "A", "state", "xz", "low", "out", "inner", "rank"],
+        axes=dict(S=["f32", "half"]),
         configs=[Config("only", CHANNELS=16, num_warps=4)],
     ),
     Kernel(
@@ -354,6 +358,22 @@ KERNELS = [
         ],
     ),
     Kernel(
+        mamba1_step_rows_project_large_kernel,
+        args={
+            **dict(x="*T", matrix="*T", out="*T", shares="*f32"),
+            **dict(rows="i32", width="i32", batch="i32", x_row="i64", parts="i32"),
+        },
+        aligned=lambda _: ["x", "matrix", "out", "shares", "rows", "width", "x_row"],
+        axes=dict(T=["f16", "bf16"]),
+        shape=["tall"],
+        tuned=["COLUMNS"],
+        arch=90,
+        configs=[
+            Config("tall", when="tall == 1", TALL=64, EXTRA=16, STAGES=8, num_warps=4),
+            Config("even", TALL=64, EXTRA=0, STAGES=8, num_warps=4),
+        ],
+    ),
+    Kernel(
         mamba1_step_rows_sum_kernel,
         args=dict(shares="*f32", out="*half", size="i64", parts="i32", flags="i32"),
         aligned=lambda _: ["shares", "out", "size"],
@@ -362,13 +382,14 @@ KERNELS = [
     Kernel(
         mamba1_step_rows_state_kernel,
         args={
-            **dict.fromkeys(("A", "D_skip", "state"), "*f32"),
+            **dict.fromkeys(("A", "D_skip"), "*f32"),
             **dict.fromkeys(("low", "xz", "out", "dt_bias"), "*half"),
-            **dict(dt_proj="*i32"),
+            **dict(dt_proj="*i32", state="*S"),
             **dict.fromkeys(("batch", "inner", "rank", "flags"), "i32"),
         },
         aligned=lambda _: ["dt_proj", "A", "state", "xz", "low", "out", "inner", "rank"],
-        configs=[Config("only", N=2, num_warps=4)],
+        axes=dict(S=["f32", "half"]),
+        configs=[Config("only", N=4, STAGES=3, num_warps=4, maxnreg=96)],
     ),
     Kernel(
         argmax_rows_parts_kernel,

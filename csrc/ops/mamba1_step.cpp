@@ -135,7 +135,7 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
 
   project(xz, 2 * s.inner, x_proj, low);
 
-  const Mamba1StepState::Key state_key{};
+  const Mamba1StepState::Key state_key{storage_of(ssm_state)};
   const auto& state_config = Mamba1StepState::pick(state_key, {});
   Mamba1StepState::Args step{};
   step.low = pointer(low);

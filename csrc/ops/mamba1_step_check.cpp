@@ -50,7 +50,10 @@ Mamba1StepSizes check_mamba1_step(const Mamba1StepTensors& t) {
   narrow_operand("out_proj", t.out_proj, "[d_model, channels]", {s.width, s.inner});
   wide_operand("A", t.A, "[channels, state]", {s.inner, s.state});
   wide_operand("D", t.D, "[channels]", {s.inner});
-  wide_operand("ssm_state", t.ssm_state, "[batch, channels, state]", {s.batch, s.inner, s.state});
+  // States of sixteen bits are read and written in half the time; they are added up as wide ones.
+  const ScalarType kept = t.ssm_state.scalar_type() == type ? type : wide;
+  detail::check_step_operand("ssm_state", t.ssm_state, x, kept, "(the arithmetic of x) or like x",
+                             "[batch, channels, state]", {s.batch, s.inner, s.state});
   if (t.residual) {
     Arg added{fn, "residual", *t.residual};
     added.on_device_of(x, "x").has_shape("[batch, d_model]", {s.batch, s.width}).is_data_dtype();

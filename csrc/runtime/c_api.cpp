@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
+#include <vector>
 
 #include "runtime/driver.h"
 #include "runtime/launch.h"
@@ -15,42 +16,55 @@ using mamba_aot::runtime::ImageSet;
 using mamba_aot::runtime::kFamilies;
 using mamba_aot::runtime::kFamilyCount;
 
-int32_t mamba_aot_api_version(void) { return 2; }
+namespace {
 
-int32_t mamba_aot_image_count(void) {
-  int32_t count = 0;
-  for (int32_t i = 0; i < kFamilyCount; ++i) count += kFamilies[i]->set_count * kFamilies[i]->variant_count;
-  return count;
+// Where an image lies: place of its variant in a set of a family.
+struct Place {
+  const Family* family;
+  const ImageSet* set;
+  int32_t variant;
+};
+
+const std::vector<Place>& places() {
+  static const auto* all = [] {
+    auto* found = new std::vector<Place>;
+    for (int32_t i = 0; i < kFamilyCount; ++i) {
+      const Family& family = *kFamilies[i];
+      for (int32_t j = 0; j < family.set_count; ++j) {
+        for (int32_t k = 0; k < family.variant_count; ++k) {
+          if (family.sets[j].images[k].data != nullptr) found->push_back({&family, &family.sets[j], k});
+        }
+      }
+    }
+    return found;
+  }();
+  return *all;
 }
 
+}  // namespace
+
+int32_t mamba_aot_api_version(void) { return 2; }
+
+int32_t mamba_aot_image_count(void) { return static_cast<int32_t>(places().size()); }
+
 int32_t mamba_aot_get_image(int32_t index, mamba_aot_image* image) {
-  if (index < 0) return 1;
-  for (int32_t i = 0; i < kFamilyCount; ++i) {
-    const Family& family = *kFamilies[i];
-    const int32_t here = family.set_count * family.variant_count;
-    if (index >= here) {
-      index -= here;
-      continue;
-    }
-    const ImageSet& set = family.sets[index / family.variant_count];
-    const int32_t variant = index % family.variant_count;
-    const Image& source = set.images[variant];
-    *image = {source.id,
-              family.variants[variant].name,
-              family.stem,
-              source.entry,
-              source.sha256,
-              source.data,
-              source.size,
-              set.arch,
-              set.ptx,
-              source.num_warps,
-              source.shared_bytes,
-              source.registers,
-              source.spill_bytes};
-    return 0;
-  }
-  return 1;
+  if (index < 0 || index >= mamba_aot_image_count()) return 1;
+  const auto& [family, set, variant] = places()[index];
+  const Image& source = set->images[variant];
+  *image = {source.id,
+            family->variants[variant].name,
+            family->stem,
+            source.entry,
+            source.sha256,
+            source.data,
+            source.size,
+            set->arch,
+            set->ptx,
+            source.num_warps,
+            source.shared_bytes,
+            source.registers,
+            source.spill_bytes};
+  return 0;
 }
 
 const char* mamba_aot_build_info(void) { return mamba_aot::runtime::kBuildInfo; }

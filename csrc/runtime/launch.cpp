@@ -70,6 +70,18 @@ const ImageSet* choose(const Family& family, int32_t arch) {
   return best;
 }
 
+// What `variant` has for an architecture: its set and image, or nulls.
+struct Found {
+  const ImageSet* set = nullptr;
+  const Image* image = nullptr;
+};
+
+Found find(const Variant& variant, int32_t arch) {
+  const ImageSet* set = choose(*variant.family, arch);
+  if (set == nullptr || set->images[variant.index].data == nullptr) return {};
+  return {set, &set->images[variant.index]};
+}
+
 std::string device_text(const Driver& api, int32_t device, int32_t arch) {
   char name[128] = "unknown";
   api.device_name(name, sizeof(name), device);
@@ -107,17 +119,17 @@ const Loaded* load(const Driver& api, Variant& variant, int32_t device) {
   const Handle context = primary_context(api, device);
   const int32_t arch = arch_of(device);
   const std::string where = device_text(api, device, arch);
-  const ImageSet* set = choose(*variant.family, arch);
-  if (set == nullptr) {
+  const Found found = find(variant, arch);
+  if (found.image == nullptr) {
     throw std::runtime_error(std::string(variant.name) + ": no image for " + where + "; this library has " +
                              list_of(*variant.family) + "; rebuild with MAMBA_AOT_ARCHS=" +
                              (arch < 80 ? "... on a GPU of compute capability 8.0 or newer"
                                         : std::string(arch == 80 ? "80" : "80;" + std::to_string(arch))) +
                              ", or move the tensors to the CPU");
   }
-  const Image& image = set->images[variant.index];
+  const Image& image = *found.image;
   const ContextScope scope(api, context, device);
-  const Handle kernel = load_kernel(api, image, set->ptx, where);
+  const Handle kernel = load_kernel(api, image, found.set->ptx, where);
   if (image.shared_bytes > kSharedBytesWithoutAsking) {
     int ordinal = 0;
     Status status = api.device_get(&ordinal, device);
@@ -216,7 +228,17 @@ int32_t multiprocessors_of(int32_t device) {
   });
 }
 
-void preload(Variant& variant, int32_t device) { ready(driver(), variant, device); }
+void preload(Variant& variant, int32_t device) {
+  const Driver& api = driver();
+  // A kernel for another architecture is never launched here; with no images at all, nothing can be.
+  const bool is_for_others =
+      choose(*variant.family, arch_of(device)) != nullptr && !has_image(variant, device);
+  if (!is_for_others) ready(api, variant, device);
+}
+
+bool has_image(const Variant& variant, int32_t device) {
+  return find(variant, arch_of(device)).image != nullptr;
+}
 
 void refuse(const char* stem, const char* op, const std::string& key, const char* config) {
   throw std::runtime_error(std::string(op) + ": no kernel was built for " + key + " with config " + config +

@@ -14,8 +14,11 @@ namespace mamba_aot::runtime {
 // driver.
 void launch(Variant& variant, int32_t device, uint64_t grid_x, void** parameters);
 
-// Loads a variant for a device ahead of its first launch. Throws like launch.
+// Loads a variant for a device ahead of its first launch, if it is for that architecture. Throws like launch.
 void preload(Variant& variant, int32_t device);
+
+// Whether launch would find an image for a device. Throws like arch_of.
+bool has_image(const Variant& variant, int32_t device);
 
 // 10 * major + minor of a device's compute capability. Throws std::runtime_error: no driver, no such device.
 int32_t arch_of(int32_t device);

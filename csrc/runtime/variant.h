@@ -18,7 +18,8 @@ inline const char* name_of(DType dtype) {
 
 namespace runtime {
 
-// One compiled kernel for one architecture, embedded in this library.
+// One compiled kernel for one architecture, embedded in this library; all null where the kernel is not for
+// it.
 struct Image {
   const char* id;     // selective_scan_fwd-sm90-bf16-complex-seq-few
   const char* entry;  // the kernel's symbol inside the image

@@ -38,6 +38,7 @@ def make_request(
     dtype: str,
     layout: str,
     is_complex: bool,
+    half_states: bool,
     compare: str,
     json_path: Path | None,
     device_type: str,
@@ -48,12 +49,16 @@ def make_request(
     if json_path is not None and not json_path.parent.is_dir():
         raise ValueError(f"bench: --json must be a file in a directory that exists, got {json_path}")
     if not asked_suites:
-        works = [shapes.make_work(op, shape, dtype, layout, is_complex) for op in ops or ["selective_scan"]]
+        works = [
+            shapes.make_work(op, shape, dtype, layout, is_complex, half_states)
+            for op in ops or ["selective_scan"]
+        ]
         chosen = [*(("--op", op) for op in ops), ("--shape", shape)]
         chosen += [("--dtype", dtype), ("--layout", layout), ("--compare", ",".join(peers))]
         options = [word for option, value in chosen if value for word in (option, value)]
-        return Request({"ops": works}, peers, json_path, options + ["--complex"] * is_complex)
-    if ops or shape or is_complex or dtype != "bfloat16" or layout != "seq":
+        options += ["--complex"] * is_complex + ["--half-states"] * half_states
+        return Request({"ops": works}, peers, json_path, options)
+    if ops or shape or is_complex or half_states or dtype != "bfloat16" or layout != "seq":
         raise ValueError(
             "bench: --suite has its own ops, shapes, dtypes and layouts; leave those options out"
         )

@@ -88,7 +88,7 @@ def prepared_model(work: Work, device: torch.device) -> Iterator[Prepared]:
             return
         prompts = [torch.zeros(1, dtype=torch.int64, device=device)] * dims["B"]
         with model.fixed_decays():
-            decoder = Decoder(model, model.allocate_state(dims["B"]), prompts, Sampling(temperature=0), ())
+            decoder = Decoder(model, _state(work, model, dims["B"]), prompts, Sampling(temperature=0), ())
             on_gpu = device.type == "cuda"
             yield Prepared(capture(decoder) if on_gpu else decoder.advance, weights)
 
@@ -107,9 +107,14 @@ def _model(work: Work, layers: int, vocabulary: int, device: torch.device) -> Ma
     return MambaLM(config, device=device, dtype=getattr(torch, work.dtype)).eval()
 
 
+def _state(work: Work, model: MambaLM, batch: int) -> Any:
+    half = getattr(torch, work.dtype) if work.half_states else None
+    return model.allocate_state(batch, ssm_dtype=half)
+
+
 @torch.inference_mode()
 def _logits(work: Work, model: MambaLM, ids: Tensor) -> Tensor:
-    state = model.allocate_state(len(ids))
+    state = _state(work, model, len(ids))
     if work.op == "prefill":
         return model(ids, state, last_only=True)
     model(ids[:, :-1], state)

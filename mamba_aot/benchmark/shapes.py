@@ -34,6 +34,7 @@ class Work:
         dtype: Of the sequences; block, decode and prefill run in it (the block under autocast).
         layout: Memory order: "seq" has steps side by side, "channel" channels.
         is_complex: Whether A, B, C and the state of a scan are complex.
+        half_states: Whether the scans' states of a model that decodes are of `dtype`, not float32.
     """
 
     op: str
@@ -41,6 +42,7 @@ class Work:
     dtype: str = "bfloat16"
     layout: str = "seq"
     is_complex: bool = False
+    half_states: bool = False
 
     @property
     def dims(self) -> dict[str, int]:
@@ -53,13 +55,18 @@ class Work:
 
     @property
     def label(self) -> str:
-        return " ".join(f"{name}{size}" for name, size in self.sizes) + (
-            " complex" if self.is_complex else ""
-        )
+        kind = " complex" if self.is_complex else ""
+        kind += " half states" if self.half_states else ""
+        return " ".join(f"{name}{size}" for name, size in self.sizes) + kind
 
 
 def make_work(
-    op: str, shape: str = "", dtype: str = "bfloat16", layout: str = "seq", is_complex: bool = False
+    op: str,
+    shape: str = "",
+    dtype: str = "bfloat16",
+    layout: str = "seq",
+    is_complex: bool = False,
+    half_states: bool = False,
 ) -> Work:
     """The work that the options of the command describe; `shape` is written as "B8 D1024 L2048".
 
@@ -71,6 +78,10 @@ def make_work(
     _require("--layout", layout, LAYOUTS)
     if is_complex and op != "selective_scan":
         raise ValueError(f"bench: --complex is for --op selective_scan, got --op {op}")
+    if half_states and (op != "decode" or dtype == "float32"):
+        raise ValueError(
+            f"bench: --half-states is for --op decode in sixteen bits, got --op {op} --dtype {dtype}"
+        )
     if layout != "seq" and op not in ORDERED:
         raise ValueError(f"bench: --layout is for --op {', '.join(ORDERED)}, got --op {op}")
     dims = dict(DIMENSIONS[op])
@@ -82,7 +93,7 @@ def make_work(
         dims[match[1]] = int(match[2])
     if dims.get("W", 1) > 64:
         raise ValueError(f"bench: the width W must be at most 64, got {dims['W']}")
-    return Work(op, tuple(dims.items()), dtype, layout, is_complex)
+    return Work(op, tuple(dims.items()), dtype, layout, is_complex, half_states)
 
 
 def _require(option: str, value: str, known: tuple[str, ...]) -> None:

@@ -47,6 +47,7 @@ def _models() -> list[Work]:
     works = [make_work("block", shape) for shape in ("B8 L2048 M512", "B8 L2048 M768", "B4 L2048 M2560")]
     for size in ("layers24 M768", "layers48 M2048", "layers64 M2560"):
         works += [make_work("decode", f"B{batch} {size}") for batch in (1, 64)]
+        works.append(make_work("decode", f"B64 {size}", half_states=True))
     return works + [make_work("prefill", size) for size in ("layers24 M768", "layers64 M2560")]
 
 

@@ -62,6 +62,7 @@ def _described(work: Work) -> dict[str, Any]:
         "dtype": work.dtype,
         "layout": work.layout,
         "complex": work.is_complex,
+        "half_states": work.half_states,
     }
 
 

@@ -49,7 +49,8 @@ def mamba1_step(
         dt_bias: [channels].
         A: Diagonal state matrix, [channels, state], float32; float64 beside a float64 `x`, as D and states.
         D: Skip weight, [channels], float32.
-        ssm_state: [batch, channels, state], float32.
+        ssm_state: [batch, channels, state], float32; or of the dtype of `x`, which is half to read and write,
+            and forgets small inputs.
         out_proj: [d_model, channels].
         eps: Added to the mean square.
         residual_in_fp32: Whether the returned sum is float32 at least, not of the dtype of `residual`.

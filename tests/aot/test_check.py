@@ -83,6 +83,7 @@ CASES = [
         "the rule 'B ** 2 < 2' may not use 'B ** 2'",
     ),
     (dict(configs=[Config("few", when="B <", TILE=8), LAST]), "the rule 'B <' is not an expression"),
+    (dict(arch=91), "arch must be one of 80, 86, 89, 90, 100, 120, or left out for all, got 91"),
     (dict(aligned=lambda v: ["z"]), "aligned names z, which is not in args"),
     (dict(aligned=lambda v: ["scale"]), "aligned names scale, a f32; only pointers and integers"),
     (dict(skip=lambda v: v["DTYPE"]), "skip, aligned or a rule fails: KeyError: 'DTYPE'"),

@@ -27,6 +27,9 @@ def axpy(dtype=0, twice=0, set=0, device=0, grid=7, scale=1.5, n=1000):
 def reverse(device=0):
     failed = native.mamba_aot_probe_reverse(device, ctypes.c_void_p(11), message, ctypes.c_uint64(4096))
     print("error " + message.value.decode() if failed else "ok")
+def fill(device=0):
+    failed = native.mamba_aot_probe_fill(device, ctypes.c_void_p(11), message, ctypes.c_uint64(4096))
+    print("error " + message.value.decode() if failed else "ok")
 def preload(device=0):
     failed = native.mamba_aot_preload(device, message, ctypes.c_uint64(4096))
     print("error " + message.value.decode() if failed else "ok")
@@ -167,6 +170,18 @@ def test_no_programs_are_no_launch(checkout: Path, fakes: Path):
 def test_preload_loads_all(checkout: Path, fakes: Path):
     lines = run(checkout, fakes, "preload()")
     assert len([line for line in lines if line.startswith("load sm90")]) == 12
+
+
+@pytest.mark.parametrize(("capability", "is_for"), [("90", 1), ("80", 0), ("86", 0), ("100", 0)])
+def test_a_kernel_for_one_architecture(checkout: Path, fakes: Path, capability: str, is_for: int):
+    """Others know that they have none, and preload the rest."""
+    program = "print('is for', native.mamba_aot_probe_fill_is_for(0)); fill(); preload()"
+    lines = run(checkout, fakes, program, FAKE_CAPABILITY=capability)
+    assert lines[0] == f"is for {is_for}"
+    refused = "error fill-only: no image for CUDA device 0"
+    assert lines[1] == "ok" if is_for else lines[1].startswith(refused)
+    assert lines[2] == "ok"
+    assert len([line for line in lines if line.startswith("load ")]) == 11 + is_for
 
 
 def test_pick_follows_the_rules(checkout: Path, fakes: Path):

@@ -35,6 +35,7 @@ def make_inputs(
     dtype: torch.dtype = torch.bfloat16,
     residual: torch.dtype | None = torch.bfloat16,
     conv_bias: bool = True,
+    half_states: bool = False,
     device: str = "cpu",
     **options: Any,
 ) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def make_inputs(
         "dt_bias": normal(inner) - 2,
         "A": -torch.exp(normal(inner, state, of=wide)),
         "D": normal(inner, of=wide),
-        "ssm_state": normal(batch, inner, state, of=wide),
+        "ssm_state": normal(batch, inner, state, of=dtype if half_states else wide),
         "out_proj": normal(width, inner, scale=inner**-0.5),
         **options,
     }
@@ -97,8 +98,21 @@ ROWS: dict[str, dict[str, Any]] = {
     "tensor cores, no bias, 4 steps kept": {"batch": 40, "width": 256, "conv_bias": False, "kept": 4},
     "tensor cores, 1 tap": {"batch": 40, "width": 256, "taps": 1, "kept": 0},
     "tensor cores, 2.8b": {"batch": 17, "width": 2560, "inner": 5120, "rank": 160},
+    "large matrices": {"batch": 64, "width": 2048, "inner": 4096, "rank": 128},
+    "large matrices, odd sizes": {
+        **{"batch": 5, "width": 1552, "inner": 3104, "rank": 112},
+        **{"dtype": torch.float16, "residual": torch.float16},
+    },
+    "large matrices, 65 rows": {"batch": 65, "width": 1552, "inner": 3104, "rank": 112},
     "tensor cores, columns in parts": {"batch": 9, "width": 1040, "inner": 2576, "rank": 80},
     "tensor cores, d_model in two parts": {"batch": 3, "width": 4112},
+    "half states": {"half_states": True},
+    "half states, float16": {"half_states": True, "dtype": torch.float16, "residual": torch.float16},
+    "half states, tensor cores": {"half_states": True, "batch": 45, "width": 256},
+    "half states, tensor cores, float16": {
+        **{"half_states": True, "batch": 77, "width": 256, "inner": 208},
+        **{"dtype": torch.float16, "residual": torch.float16},
+    },
     "tensor cores, 130 rows": {"batch": 130, "width": 80, "inner": 176},
 }
 # What only the CPU takes.

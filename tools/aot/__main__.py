@@ -14,10 +14,10 @@ from tools.aot.spec import Kernel
 
 def _list(_: argparse.Namespace) -> int:
     """Prints the id of every image that a build would make."""
-    targets = tree.targets(tree.chosen_archs(None))
+    archs = tree.chosen_archs(None)
     for stem in tree.stems(tree.ROOT):
         for kernel in checked_kernels(tree.ROOT, stem):
-            for target in targets:
+            for target in tree.targets_of(kernel, archs):
                 for variant in kernel.variants:
                     print(variant.id(target.name))
     return 0

@@ -11,6 +11,7 @@ from typing import Any
 from tools.aot import rules
 from tools.aot.emit import rule_in_cpp
 from tools.aot.spec import DTYPES, OPTIONS, POINTEES, SCALARS, Kernel, camel
+from tools.aot.tree import ARCHS
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _CONFIG_NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
@@ -61,7 +62,7 @@ def problems(kernels: Sequence[Kernel]) -> list[str]:
 def _kernel_problems(kernel: Kernel) -> Iterator[str]:
     name = kernel.function.__name__
     sound = True
-    for check in (_function, _axes, _configs, _claims, _arguments):
+    for check in (_function, _arch, _axes, _configs, _claims, _arguments):
         for problem in check(kernel):
             sound = False
             yield f"{name}: {problem}"
@@ -76,6 +77,11 @@ def _function(kernel: Kernel) -> Iterator[str]:
     name = kernel.function.__name__
     if not name.endswith("_kernel") or not _NAME.fullmatch(name):
         yield "the function must be named <op>_kernel; rename it"
+
+
+def _arch(kernel: Kernel) -> Iterator[str]:
+    if kernel.arch is not None and kernel.arch not in ARCHS:
+        yield f"arch must be one of {', '.join(map(str, ARCHS))}, or left out for all, got {kernel.arch!r}"
 
 
 def _axes(kernel: Kernel) -> Iterator[str]:

@@ -44,7 +44,8 @@ def settle_environment(cache: Path) -> None:
 def compile_variant(variant: Variant, archs: list[int]) -> dict[tree.Target, Image]:
     """Compiles a variant: a cubin for each architecture and, with sm_80, the PTX that newer GPUs can take.
 
-    Triton runs once, for sm_80: its PTX is what every architecture's machine code is assembled from.
+    Triton runs once, for sm_80: its PTX is what every architecture's machine code is assembled from. A kernel
+    for one architecture is compiled for that one alone, and gives nothing where it is not asked for.
 
     Raises:
         CompileError: Triton refuses the kernel, or the launcher could not launch what came out.
@@ -54,6 +55,9 @@ def compile_variant(variant: Variant, archs: list[int]) -> dict[tree.Target, Ima
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
 
+    targets = tree.targets_of(variant.kernel, archs)
+    if not targets:
+        return {}
     function = variant.kernel.function
     source_type = GluonASTSource if function.is_gluon() else ASTSource
     source = source_type(function, variant.signature, _constexprs(variant), variant.attributes)
@@ -67,9 +71,10 @@ def compile_variant(variant: Variant, archs: list[int]) -> dict[tree.Target, Ima
     cubins = {}
     try:
         with _stop_at_ptx():
-            compiled = triton.compile(source, target=GPUTarget("cuda", tree.PTX_ARCH, 32), options=options)
+            arch = variant.kernel.arch or tree.PTX_ARCH
+            compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
         check_launchable(variant.kernel.runtime_parameters, name, compiled)
-        for arch in archs:
+        for arch in (target.arch for target in targets if not target.ptx):
             name = variant.id(f"sm{arch}")
             cubins[arch] = _assemble(ptx_for(compiled.asm["ptx"], arch), arch, options)
     except CompileError:
@@ -84,7 +89,7 @@ def compile_variant(variant: Variant, archs: list[int]) -> dict[tree.Target, Ima
         "shared_bytes": meta.shared,
     }
     images = {}
-    for target in tree.targets(archs):
+    for target in targets:
         if target.ptx:
             # The driver decides a PTX's registers when it compiles it.
             data, registers, spill_bytes = plain_ptx(compiled.asm["ptx"]).encode() + b"\0", 0, 0
@@ -196,7 +201,7 @@ def compile_file(root: Path, stem: str, archs: list[int], folder: Path) -> None:
         raise CompileError("\n".join(problems))
     for targets in tree.files(archs):
         # Images of one variant lie side by side: alike as they are, they compress as one.
-        images = [images_of[target] for images_of in made for target in targets]
+        images = [images_of.get(target) for images_of in made for target in targets]
         packed, starts = pack(images)
         binary = folder / f"{tree.images_name(stem, targets)}.bin"
         write_if_changed(binary, packed)

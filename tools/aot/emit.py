@@ -104,6 +104,7 @@ def _declaration(kernel: Kernel) -> str:
         key=_struct("Key", [f"{_axis_type(kernel, axis)} {axis};" for axis in kernel.axes]),
         shape=_struct("Shape", [*(f"int64_t {name} = 0;" for name in kernel.shape), *_asked_of(kernel)]),
         tuned="".join(_tuned_declaration(name) for name in kernel.tuned),
+        only=_ONLY_DECLARATION if kernel.arch else "",
         config=_struct("Config", [f"{kind} {name};" for name, kind in _config_members(kernel).items()]),
     )
 
@@ -114,6 +115,20 @@ def _asked_of(kernel: Kernel) -> list[str]:
 
 def _tuned_declaration(name: str) -> str:
     return f"  // Measured: csrc/kernels/tuned.\n  static int64_t {name}(int32_t device);\n\n"
+
+
+# Kernels for one architecture alone: another device takes another way.
+_ONLY_DECLARATION = (
+    "  // Whether there is an image for a device.\n"
+    "  static bool is_for(const Key& key, const Config& config, int32_t device);\n\n"
+)
+
+
+def _only_definition(kernel: Kernel) -> str:
+    return (
+        f"bool {kernel.struct}::is_for(const Key& key, const Config& config, int32_t device) {{\n"
+        f"  return runtime::has_image({kernel.op}_table::variant_of(key, config), device);\n}}\n\n"
+    )
 
 
 def _tuned_definitions(kernel: Kernel, numbers: Values) -> str:
@@ -214,6 +229,7 @@ def _definition(kernel: Kernel, stem: str, first: int, numbers: Values) -> str:
         shape="shape" if "shape." in uses else "/*shape*/",
         pick=_indented(pick, 2),
         tuned=_tuned_definitions(kernel, numbers),
+        only=_only_definition(kernel) if kernel.arch else "",
         addresses=_wrapped([f"&arguments.{n}" for n in kernel.runtime_parameters] + ["&kNoScratch"] * 2, 6),
     )
 
@@ -248,11 +264,12 @@ def launchers(
 
 
 def images_source(
-    stem: str, targets: Sequence[Target], binary: str, images: Sequence[tuple[Image, int]]
+    stem: str, targets: Sequence[Target], binary: str, images: Sequence[tuple[Image | None, int]]
 ) -> str:
     """The C++ file that embeds one file of images and says what each is.
 
-    `images` come with their offsets, the first variant's for every target, then the second's.
+    `images` come with their offsets, the first variant's for every target, then the second's; None where a
+    kernel is not for the target.
     """
     names = ", ".join(target.name for target in targets)
     symbol = f"mamba_aot_{stem}_{targets[0].name}"
@@ -262,6 +279,8 @@ def images_source(
             f"{{{_quoted(i.id)}, {_quoted(i.entry)}, {symbol} + {start}, {len(i.data)}, "
             f"{i.num_warps}, {i.shared_bytes}, {i.registers}, {i.spill_bytes}, "
             f"{_literal(i.overlaps)},\n     {_quoted(i.sha256)}}},"
+            if i
+            else "{},"
             for i, start in images[position :: len(targets)]
         ]
         name = f"k{camel(stem)}_{target.name}"

@@ -28,11 +28,11 @@ class Image:
         return hashlib.sha256(self.data).hexdigest()
 
 
-def pack(images: Sequence[Image]) -> tuple[bytes, list[int]]:
+def pack(images: Sequence[Image | None]) -> tuple[bytes, list[int]]:
     """Lays images one after another, each at a multiple of 64 bytes; gives the bytes and the starts."""
     packed, starts = bytearray(), []
     for image in images:
         packed += b"\0" * (-len(packed) % _ALIGNMENT)
         starts.append(len(packed))
-        packed += image.data
+        packed += image.data if image else b""
     return bytes(packed), starts

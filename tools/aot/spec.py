@@ -99,6 +99,7 @@ class Kernel:
         configs: the ways to run it, tried in order.
         shape: the names that the rules of `configs` may use.
         tuned: names of numbers that rules and C++ may use, whose values lie in `csrc/kernels/tuned`.
+        arch: the only architecture that has the instructions it uses; None for all.
     """
 
     function: Any
@@ -109,6 +110,7 @@ class Kernel:
     configs: Sequence[Config] = (Config("only"),)
     shape: Sequence[str] = ()
     tuned: Sequence[str] = ()
+    arch: int | None = None
 
     @cached_property
     def op(self) -> str:

@@ -81,6 +81,11 @@ def targets(archs: list[int]) -> list[Target]:
     return [Target(arch) for arch in archs] + [Target(arch, ptx=True) for arch in archs if arch == PTX_ARCH]
 
 
+def targets_of(kernel: Kernel, archs: list[int]) -> list[Target]:
+    """Those of them that a kernel has images for."""
+    return [t for t in targets(archs) if kernel.arch is None or t == Target(kernel.arch)]
+
+
 def files(archs: list[int]) -> list[list[Target]]:
     """What goes into one file of images: the cubins, and the PTX if there is any."""
     both = targets(archs)

@@ -86,6 +86,7 @@ PROBES = {
     "mamba1_step_rows_project.NARROW": Probe((0, 256, 1025, 2049, 1 << 20), _batches()),
     "mamba1_step_rows_project.WIDE": Probe((0, 1 << 21, 3 << 20, 4500000, 1 << 23, 1 << 40), _batches()),
     "mamba1_step_rows_project.PROGRAMS": Probe((66, 132, 200, 264, 396), _batches()),
+    "mamba1_step_rows_project_large.COLUMNS": Probe((256, 384, 512, 768), _batches()),
     "mamba1_step_rows_project.WIDTH": Probe((512, 768, 1024, 2048, 1 << 20), _batches()),
     "rms_norm_bwd.PROGRAMS": Probe((132, 264, 396, 528, 1056, 2112), _norms(), backward=True),
 }
