@@ -12,6 +12,7 @@ from _selective_scan_sequences import FORGOTTEN, load_entries, marked, of_sequen
 from _selective_scan_tiles import (
     RUN,
     adjoints_of_run,
+    chunk_layouts,
     first_of,
     in_runs,
     load_run,
@@ -72,11 +73,7 @@ def selective_scan_adjoint_kernel(
     WEIGHTS_OF_X: gl.constexpr = gl.SliceLayout(2, X)
     # [runs, channels, steps]: each element of a chunk once, 16 bytes of memory at a time.
     JOINED: gl.constexpr = 2 if LAYOUT == "seq" and delta.dtype.element_ty == gl.int16 else 1
-    ACROSS: gl.constexpr = 8 if LAYOUT == "seq" else 32
-    WIDE: gl.constexpr = min(WARPS, CHANNELS // ACROSS)
-    TILE: gl.constexpr = gl.BlockedLayout(
-        [1, 1, JOINED * RUN], [32 // ACROSS, ACROSS, 1], [WARPS // WIDE, WIDE, 1], [2, 1, 0]
-    )
+    TILE: gl.constexpr = chunk_layouts(LAYOUT, JOINED, CHANNELS, RUNS, WARPS)[0]
     WEIGHTS: gl.constexpr = weights_layout(LANES, WARPS)
     if LAYOUT == "seq":
         dout_time = 1

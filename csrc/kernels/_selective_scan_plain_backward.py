@@ -8,36 +8,31 @@ u, the gradient of y) lies in shared memory, and so does what is added up across
 for B and C over channels, both once a tile.
 """
 
-# Triton has no starred tuples.
-# ruff: noqa: RUF005
-
-from _arithmetic import LOG2E, anew, exp2_fast, sigmoid, sigmoid_fast, softplus
+from _arithmetic import LOG2E, anew, exp2_fast
 from _half import widened_pairs
-from _scan_operands import CHUNK, HAS_BIAS, HAS_D, HAS_STATE, HAS_Z, SOFTPLUS, SPANS
+from _scan_operands import CHUNK, HAS_BIAS, HAS_D, HAS_STATE, HAS_Z, SPANS
 from _scan_packing import BY_INDEX, own_steps
 from _selective_scan_adjoint import chunks_of_span, entering_adjoint
+from _selective_scan_chunk_gradients import delta_of, gate_gradient, input_gradients, store_inputs
 from _selective_scan_sequences import (
     begins_with_sequence,
     load_entries,
-    marked,
     of_sequence,
-    unmarked,
 )
+from _selective_scan_tile_gradients import adjoints_of_tile, states_of_tile
 from _selective_scan_tiles import (
     RUN,
-    adjoints_of_run,
+    chunk_layouts,
     fetch_rows,
-    first_of,
-    in_runs,
     joined,
     last_of,
     load_inputs,
-    load_run,
     load_sequences,
     load_states,
     load_tiles,
     over_channels,
     places,
+    shares_layout,
     stacked,
     states_layout,
     states_of_run,
@@ -124,34 +119,11 @@ def selective_scan_plain_bwd_kernel(
     TILES: gl.constexpr = CHUNK // STEPS
     X: gl.constexpr = states_layout(ROWS, LANES, WARPS)
     STATES_OF_X: gl.constexpr = gl.SliceLayout(3, X)
-    WEIGHTS_OF_X: gl.constexpr = gl.SliceLayout(2, X)
     # [runs, channels, steps]: each element of a chunk once, 16 bytes of memory at a time.
     JOINED: gl.constexpr = 2 if LAYOUT == "seq" and u.dtype.element_ty == gl.int16 else 1
-    ACROSS: gl.constexpr = min(CHANNELS, 8 if LAYOUT == "seq" else 32)
-    WIDE: gl.constexpr = WARPS if WARPS < CHANNELS // ACROSS else CHANNELS // ACROSS
-    TILE: gl.constexpr = gl.BlockedLayout(
-        [1, 1, JOINED * RUN], [32 // ACROSS, ACROSS, 1], [WARPS // WIDE, WIDE, 1], [2, 1, 0]
-    )
-    # The same with RUN steps each, as shared memory has them, and with the runs of each tile apart.
-    IN_RUNS: gl.constexpr = gl.BlockedLayout(
-        [JOINED, 1, RUN], [32 // ACROSS, ACROSS, 1], [WARPS // WIDE, WIDE, 1], [2, 1, 0]
-    )
-    BESIDE: gl.constexpr = min(32 // ACROSS, RUNS // JOINED)
-    OF_WARPS: gl.constexpr = min(WARPS // WIDE, RUNS // JOINED // BESIDE)
-    IN_TILES: gl.constexpr = gl.BlockedLayout(
-        [1, JOINED, 1, RUN],
-        [32 // ACROSS // BESIDE, BESIDE, ACROSS, 1],
-        [WARPS // WIDE // OF_WARPS, OF_WARPS, WIDE, 1],
-        [3, 2, 1, 0],
-    )
-    # [runs, lanes, channels, steps of a run]: shares of the lanes, all of an element's in one thread.
-    EACH: gl.constexpr = max(RUNS * RUN // LANES, 1)
-    SHARES: gl.constexpr = gl.BlockedLayout(
-        [1, LANES, 1, EACH],
-        [LANES * EACH // RUN, 1, 32 // LANES, RUN // EACH],
-        [1, 1, WARPS, 1],
-        [3, 2, 1, 0],
-    )
+    LAYOUTS: gl.constexpr = chunk_layouts(LAYOUT, JOINED, CHANNELS, RUNS, WARPS)
+    TILE: gl.constexpr = LAYOUTS[0]
+    SHARES: gl.constexpr = shares_layout(RUNS, LANES, WARPS)
     # [runs and states, channels and steps of a run]: terms of sums over channels.
     TERMS: gl.constexpr = RUNS * STATES
     PER_THREAD: gl.constexpr = min(CHANNELS * RUN, TERMS * CHANNELS * RUN // (32 * WARPS))
@@ -296,30 +268,16 @@ def selective_scan_plain_bwd_kernel(
             raw_dt, raw_x, raw_dy, raw_z = load_sequences(
                 of_delta, of_u, of_dout, of_z, place, used, flags, LAYOUT
             )
-        dt = widened_pairs(raw_dt, flags) + bias
-        if (flags & SOFTPLUS) != 0:
-            dt = softplus(dt, delta.dtype.element_ty == gl.int16)
+        dt = delta_of(raw_dt, bias, flags)
+        live = True
+        fresh = True
         if PACKED:
             steps = begin + time
             live, fresh = of_sequence(load_entries(runs, batch, steps, L, by_index), steps, first, stop)
             complete = by_index | ((begin >= first) & (begin + CHUNK <= stop))
-            used = used & live
-        # A step of length 0 leaves the state alone: so do the steps past the end.
-        dt = gl.where(used, dt, 0.0)
-        dy = widened_pairs(raw_dy, flags)
-        if (flags & HAS_Z) != 0:
-            zv = widened_pairs(raw_z, flags)
-            dy *= zv * sigmoid_fast(zv)
-        x = widened_pairs(raw_x, flags)
-        if PACKED:
-            x = gl.where(live, x, 0.0)
-            dy = gl.where(live, dy, 0.0)
-            dt = unmarked(dt)
-            whole(dt_slots).store(in_runs(marked(dt, fresh)))
-        else:
-            whole(dt_slots).store(in_runs(dt))
-        whole(dtx_slots).store(in_runs(dt * x))
-        whole(dy_slots).store(in_runs(dy))
+        store_inputs(
+            dt_slots, dtx_slots, dy_slots, dt, raw_x, raw_dy, raw_z, used, live, fresh, flags, PACKED
+        )
 
         for block_of_states in range(0, blocks):
             begin_state = block_of_states * STATES
@@ -378,30 +336,11 @@ def selective_scan_plain_bwd_kernel(
 
             for back in range(0, TILES):
                 t = anew(TILES - 1 - back)
-                # Kept from the way there for the way back, which reads B again alone.
-                decays = ()
-                passed = ()
-                entering = ()
-                step_dt = ()
-                step_dtx = ()
-                shares = ()
-                dC_terms = ()
-                for k in gl.static_range(RUNS):
-                    step_dt += (load_run(dt_slots, t * RUNS + k, X),)
-                    step_dtx += (load_run(dtx_slots, t * RUNS + k, X),)
-                    step_dy = load_run(dy_slots, t * RUNS + k, X)
-                    b = gl.expand_dims(B_slots.index(t * RUNS + k).load(WEIGHTS_OF_X), 2)
-                    c = gl.expand_dims(C_slots.index(t * RUNS + k).load(WEIGHTS_OF_X), 2)
-                    a = exp2_fast(step_dt[k] * rates)
-                    through, states = states_of_run(a, b * step_dtx[k], h, step_dt[k], PACKED)
-                    h = gl.reduce(states, 3, last_of)
-                    decays += (a,)
-                    passed += (through,)
-                    entering += (c * step_dy,)
-                    shares += (gl.sum(c * states, 0),)
-                    dC_terms += (gl.reshape(states * step_dy, [STATES, CHANNELS * RUN]),)
+                kept, shares, terms, h = states_of_tile(
+                    dt_slots, dtx_slots, dy_slots, B_slots, C_slots, t, rates, h, RUNS, X, PACKED
+                )
                 whole(y_shares).store(stacked(shares))
-                C_terms.store(gl.reshape(stacked(dC_terms), [TERMS, CHANNELS * RUN]))
+                C_terms.store(gl.reshape(stacked(terms), [TERMS, CHANNELS * RUN]))
                 to = planes + begin_state * partial_length + ((chunk - chunk_begin) * CHUNK + t * STEPS)
                 own = (begin_state + s_state < N)[:, None]
                 inside = own
@@ -412,22 +351,13 @@ def selective_scan_plain_bwd_kernel(
                     sums = over_channels(C_terms.load(SUMS), SUM)
                     store_sums(dC + to, sums, own, inside, complete, PACKED)
 
-                shares = ()
-                dkick_of_lane = ()
-                dB_terms = ()
-                for k in gl.static_range(RUNS - 1, -1, -1):
-                    adjoint, through = adjoints_of_run(decays[k], entering[k], mu, step_dt[k], PACKED)
-                    mu = gl.reduce(through, 3, first_of)
-                    p = adjoint * passed[k]
-                    rate_sum += gl.sum(p * step_dt[k], 3)
-                    shares = (gl.sum(p * rate_x, 0),) + shares
-                    b = gl.expand_dims(B_slots.index(t * RUNS + k).load(WEIGHTS_OF_X), 2)
-                    dkick_of_lane = (gl.sum(adjoint * b, 0),) + dkick_of_lane
-                    dB_terms = (gl.reshape(adjoint * step_dtx[k], [STATES, CHANNELS * RUN]),) + dB_terms
+                shares, kick_shares, terms, mu, rate_sum = adjoints_of_tile(
+                    kept, B_slots, t, rate_x, mu, rate_sum, RUNS, X, PACKED
+                )
                 whole(ddt_shares).store(stacked(shares))
-                whole(dkick_shares).store(stacked(dkick_of_lane))
+                whole(dkick_shares).store(stacked(kick_shares))
                 if APART:
-                    B_terms.store(gl.reshape(stacked(dB_terms), [TERMS, CHANNELS * RUN]))
+                    B_terms.store(gl.reshape(stacked(terms), [TERMS, CHANNELS * RUN]))
                     y = whole(y_shares).load(SHARES)
                     ddt = whole(ddt_shares).load(SHARES)
                     dkick = whole(dkick_shares).load(SHARES)
@@ -459,7 +389,7 @@ def selective_scan_plain_bwd_kernel(
                     y_of_lanes = whole(y_shares).load(SHARES)
                     ddt_of_lanes = whole(ddt_shares).load(SHARES)
                     dkick_of_lanes = whole(dkick_shares).load(SHARES)
-                    B_terms.store(gl.reshape(stacked(dB_terms), [TERMS, CHANNELS * RUN]))
+                    B_terms.store(gl.reshape(stacked(terms), [TERMS, CHANNELS * RUN]))
                     h = starts.index(gl.maximum(t - 2, 0)).load(STATES_OF_X)
                     h = gl.where(t == 1, opened, h)
                     y_slots.index(t).store(y + gl.sum(y_of_lanes, 1))
@@ -505,23 +435,8 @@ def selective_scan_plain_bwd_kernel(
         x = widened_pairs(raw_x, flags)
         if PACKED:
             x = gl.where(live, x, 0.0)
-        dy = joined(whole(dy_slots).load(IN_RUNS), TILE)
-        dkick = joined(load_tiles(dkick_slots, IN_TILES, IN_RUNS), TILE)
-        ddt = joined(load_tiles(ddt_slots, IN_TILES, IN_RUNS), TILE) + dkick * x
-        dt = joined(whole(dt_slots).load(IN_RUNS), TILE)
-        if PACKED:
-            dt = unmarked(dt)
-        dx = D_value * dy + dkick * dt
-        if (flags & SOFTPLUS) != 0:
-            before = widened_pairs(raw_dt, flags) + bias
-            ddt *= sigmoid_fast(before) if delta.dtype.element_ty == gl.int16 else sigmoid(before)
-        # An adjoint of the last state passes through the padding, where there is no delta to take a gradient
-        # of.
-        ddt = gl.where(used, ddt, 0.0)
-        if PACKED:
-            dx = gl.where(used, dx, 0.0)
-        else:
-            live = True
+        slots = (dt_slots, dy_slots, dkick_slots, ddt_slots)
+        dy, dx, ddt = input_gradients(slots, x, raw_dt, D_value, bias, used, flags, LAYOUTS, PACKED)
         to = du + places(begin, run, channel, step, du_time, du_channel, LAYOUT)
         write(to, dx, stored, live, complete, flags, PACKED)
         to = ddelta + places(begin, run, channel, step, ddelta_time, ddelta_channel, LAYOUT)
@@ -539,12 +454,8 @@ def selective_scan_plain_bwd_kernel(
         fetch_rows(B_slots, C_slots, B, C, weights, w_state, 0, chunk - 1, N, padded_length, there)
         next_h = load_states(states_at, saved_row, x_state, x_row, x_valid & there, D, N)
         if (flags & HAS_Z) != 0:
-            y = joined(load_tiles(y_slots, IN_TILES, IN_RUNS), TILE) + D_value * x
-            zv = widened_pairs(raw_z, flags)
-            s = sigmoid_fast(zv)
-            slope = widened_pairs(raw_dy, flags) * y * s * (1.0 + zv * (1.0 - s))
-            if PACKED:
-                slope = gl.where(used, slope, 0.0)
+            y = joined(load_tiles(y_slots, LAYOUTS), TILE) + D_value * x
+            slope = gate_gradient(y, raw_dy, raw_z, used, flags, PACKED)
             to = dz + places(begin, run, channel, step, dz_time, dz_channel, LAYOUT)
             write(to, slope, stored, live, complete, flags, PACKED)
 

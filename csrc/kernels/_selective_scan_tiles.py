@@ -26,6 +26,42 @@ def weights_layout(lanes, warps):
     return gl.BlockedLayout([1, 1, 1, RUN], [4, 8 // lanes, lanes, 1], [warps, 1, 1, 1], [3, 2, 1, 0])
 
 
+@gluon.constexpr_function
+def chunk_layouts(layout, joined, channels, runs, warps):
+    """Each element of a chunk once: [runs, channels, steps], 16 bytes of memory at a time; the same with RUN
+    steps each, as shared memory has them; and with the runs of each tile apart.
+    """
+    across = min(channels, 8 if layout == "seq" else 32)
+    wide = min(warps, channels // across)
+    tile = gl.BlockedLayout(
+        [1, 1, joined * RUN.value], [32 // across, across, 1], [warps // wide, wide, 1], [2, 1, 0]
+    )
+    in_runs = gl.BlockedLayout(
+        [joined, 1, RUN.value], [32 // across, across, 1], [warps // wide, wide, 1], [2, 1, 0]
+    )
+    beside = min(32 // across, runs // joined)
+    of_warps = min(warps // wide, runs // joined // beside)
+    in_tiles = gl.BlockedLayout(
+        [1, joined, 1, RUN.value],
+        [32 // across // beside, beside, across, 1],
+        [warps // wide // of_warps, of_warps, wide, 1],
+        [3, 2, 1, 0],
+    )
+    return tile, in_runs, in_tiles
+
+
+@gluon.constexpr_function
+def shares_layout(runs, lanes, warps):
+    """[runs, lanes, channels, steps of a run]: shares of the lanes, all of an element's in one thread."""
+    each = max(runs * RUN.value // lanes, 1)
+    return gl.BlockedLayout(
+        [1, lanes, 1, each],
+        [lanes * each // RUN.value, 1, 32 // lanes, RUN.value // each],
+        [1, 1, warps, 1],
+        [3, 2, 1, 0],
+    )
+
+
 @gluon.jit
 def run_forward(a0, a1, a2, a3, k0, k1, k2, k3, h, _h1, _h2, _h3):
     """Of h_i = d_i + k_i, d_i = a_i h_{i-1}: all d, then all h."""
@@ -213,7 +249,10 @@ def joined(x, TILE: gl.constexpr):
 
 
 @gluon.jit
-def load_tiles(slots, IN_TILES: gl.constexpr, IN_RUNS: gl.constexpr):
+def load_tiles(slots, LAYOUTS: gl.constexpr):
+    """What tiles left there, as one chunk: LAYOUTS are chunk_layouts()."""
+    IN_RUNS: gl.constexpr = LAYOUTS[1]
+    IN_TILES: gl.constexpr = LAYOUTS[2]
     tiles = whole(slots).load(IN_TILES)
     runs: gl.constexpr = tiles.shape[0] * tiles.shape[1]
     return gl.convert_layout(
