@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mamba_aot.layers import CausalConv1d, wide
 from mamba_aot.mixing import mix
 from mamba_aot.modules import MambaState
+from mamba_aot.ops._boundary import state_dtype
 from mamba_aot.ops._gradients import is_transformed, needs_gradient
 from mamba_aot.ops.selective_scan import selective_scan_fn
 from mamba_aot.ops.state_update import selective_state_update
@@ -252,7 +253,7 @@ class Mamba1(nn.Module):
                 forgets inputs below a 256th (bfloat16) of what it holds.
 
         Raises:
-            ValueError: `ssm_dtype` is no floating dtype.
+            ValueError: `ssm_dtype` is no floating dtype, or one of it and `dtype` alone is float64.
         """
         return self._allocate(batch, self.d_conv - 1, device, dtype, ssm_dtype)
 
@@ -281,7 +282,7 @@ class Mamba1(nn.Module):
             delta_bias=delta_bias,
             delta_softplus=True,
             return_last_state=state is not None,
-            initial_state=None if state is None else wide(state.ssm),
+            initial_state=None if state is None else state.ssm.to(state_dtype(x)),
             cu_seqlens=cu_seqlens,
         )
         if state is None:
@@ -363,6 +364,10 @@ class Mamba1(nn.Module):
         device = weight.device if device is None else torch.device(device)
         dtype = self.conv1d.weight.dtype if dtype is None else dtype
         ssm_dtype = torch.promote_types(dtype, torch.float32) if ssm_dtype is None else ssm_dtype
+        if (ssm_dtype == torch.float64) != (dtype == torch.float64):
+            raise ValueError(
+                f"Mamba1: ssm_dtype must be float64 exactly if dtype is, got {ssm_dtype} with {dtype}"
+            )
         return MambaState(
             conv=torch.zeros(batch, self.d_inner, kept, device=device, dtype=dtype),
             ssm=torch.zeros(batch, self.d_inner, self.d_state, device=device, dtype=ssm_dtype),

@@ -305,26 +305,39 @@ def test_padding_on_cuda_equals_cpu() -> None:
     torch.testing.assert_close(got.cpu(), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_states_of_sixteen_bits_go_on_from_a_prompt(dtype: torch.dtype, device: str) -> None:
-    """Off by the rounding of each step, a unit of 2^-8 or 2^-11, from what float32 states give."""
+NARROW_STATES = [
+    (torch.float16, torch.float16),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float32, torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ssm_dtype", "device"),
+    [
+        *((*dtypes, "cpu") for dtypes in NARROW_STATES),
+        *(pytest.param(*dtypes, "cuda", marks=pytest.mark.gpu) for dtypes in NARROW_STATES),
+    ],
+)
+def test_narrow_states_go_on_from_a_prompt(dtype: torch.dtype, ssm_dtype: torch.dtype, device: str) -> None:
+    """Off by the rounding of each step from what states of the arithmetic's dtype give."""
     torch.manual_seed(0)
     mamba = Mamba1(64, device=device, dtype=dtype).eval()
     x = torch.randn(3, 12, 64, device=device).to(dtype)
     outputs = []
-    for ssm_dtype in (None, dtype):
-        state = mamba.allocate_state(3, ssm_dtype=ssm_dtype)
-        assert state.ssm.dtype == (ssm_dtype or torch.float32)
+    for kept in (None, ssm_dtype):
+        state = mamba.allocate_state(3, ssm_dtype=kept)
         prompt = mamba(x[:, :8], state=state)
         outputs.append(torch.cat([prompt, steps(mamba, x[:, 8:], state)], dim=1))
-        assert state.ssm.dtype == (ssm_dtype or torch.float32)
-    wide, half = (y.float() for y in outputs)
-    unit = torch.finfo(dtype).eps
-    assert not torch.equal(state.ssm.float(), torch.zeros_like(state.ssm, dtype=torch.float32))
-    torch.testing.assert_close(half, wide, rtol=8 * unit, atol=8 * unit * wide.abs().max().item())
+        assert state.ssm.dtype == (kept or torch.promote_types(dtype, torch.float32))
+        assert state.ssm.count_nonzero() > 0
+    wide, narrow = (y.double() for y in outputs)
+    unit = torch.finfo(ssm_dtype).eps
+    torch.testing.assert_close(narrow, wide, rtol=8 * unit, atol=8 * unit * wide.abs().max().item())
 
 
 def test_states_have_a_real_dtype() -> None:
     with pytest.raises(ValueError, match=r"ssm_dtype must be a real floating dtype, got torch\.complex64"):
         Mamba1(16).allocate_state(1, ssm_dtype=torch.complex64)
+    with pytest.raises(ValueError, match="float64 exactly if dtype is"):
+        Mamba1(16).double().allocate_state(1, ssm_dtype=torch.float32)

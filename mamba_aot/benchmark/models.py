@@ -108,8 +108,9 @@ def _model(work: Work, layers: int, vocabulary: int, device: torch.device) -> Ma
 
 
 def _state(work: Work, model: MambaLM, batch: int) -> Any:
-    half = getattr(torch, work.dtype) if work.half_states else None
-    return model.allocate_state(batch, ssm_dtype=half)
+    """An empty state; what the others are compared with in float64 has no half ones."""
+    is_half = work.half_states and next(model.parameters()).dtype != torch.float64
+    return model.allocate_state(batch, ssm_dtype=getattr(torch, work.dtype) if is_half else None)
 
 
 @torch.inference_mode()
