@@ -1,8 +1,9 @@
 // mamba1_step of many rows on CUDA: norm, tensor-core products, convolution, state. The kernels are
-// csrc/kernels/_mamba1_step_rows.py.
+// csrc/kernels/_mamba1_step_rows.py and _mamba1_step_rows_state.py.
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "generated/mamba1_step.gen.h"
 #include "ops/launch_arguments.h"
