@@ -13,81 +13,20 @@ delta, each span then knows the state that it begins with.
 from _arithmetic import LOG2E, anew, exp2_fast, sigmoid_fast, softplus
 from _half import narrowed_pairs, widened_pairs
 from _recurrence import pick
-from _registers import reverse
 from _scan_operands import CHUNK, HAS_BIAS, HAS_D, HAS_STATE, HAS_Z, SAVE_CHUNKS, SOFTPLUS
 from _scan_packing import BY_INDEX, own_steps
+from _selective_scan_plain_tile import fetch_rows, following, states_of_tile
 from _selective_scan_sequences import (
     FORGOTTEN,
-    after,
     begins_with_sequence,
     load_entries,
     marked,
     of_sequence,
-    shift_of,
     unmarked,
 )
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
-
-
-@gluon.jit
-def follow(a_left, b_left, a_right, b_right):
-    """Two steps of h -> a h + b as one, such that a step of the chain is one fused multiply-add."""
-    return a_left * a_right, gl.fma(a_right, b_left, b_right)
-
-
-@gluon.jit
-def follow_in_sequence(a_left, b_left, a_right, b_right):
-    """The same where a step with a = 0 forgets what was before it, whatever that is."""
-    return a_left * a_right, after(a_right, b_left, b_right)
-
-
-@gluon.jit
-def fetch_rows(
-    B_slots, C_slots, B, C, weights, state, begin_state, start, N, L, padded_length, ENDS: gl.constexpr
-):
-    """Ask for B and C of a block of states in a tile, or for nothing past the end."""
-    at = weights + (begin_state * padded_length + start)
-    any_row = (state < N - begin_state) & (start < L)
-    async_copy.async_copy_global_to_shared(B_slots, B + at, any_row)
-    if not ENDS:
-        async_copy.async_copy_global_to_shared(C_slots, C + at, any_row)
-    async_copy.commit_group()
-
-
-@gluon.jit
-def following(begin_state, start, N, STATES: gl.constexpr, STEPS: gl.constexpr):
-    """The block of states, and its tile, that comes next."""
-    more = begin_state + STATES < N
-    return gl.where(more, begin_state + STATES, 0), gl.where(more, start, start + STEPS)
-
-
-@gluon.jit
-def scalars_of(dt_slots, dtx_slots, s: gl.constexpr, LAYOUT: gl.constexpr):
-    """delta and delta u of a run."""
-    dt = dt_slots.slice(s, 1, 2).load(LAYOUT)
-    dtx = dtx_slots.slice(s, 1, 2).load(LAYOUT)
-    return gl.expand_dims(dt, 0), gl.expand_dims(dtx, 0)
-
-
-@gluon.jit
-def rows_of(
-    B_slots,
-    C_slots,
-    s: gl.constexpr,
-    ROWS: gl.constexpr,
-    RUNS: gl.constexpr,
-    LAYOUT: gl.constexpr,
-    ENDS: gl.constexpr,
-):
-    """B and C of a run, by turns, for each of a thread's states."""
-    rows = ()
-    for j in gl.static_range(ROWS):
-        rows += (gl.expand_dims(B_slots.slice(j * RUNS + s, 1, 2).load(LAYOUT), 2),)
-        if not ENDS:
-            rows += (gl.expand_dims(C_slots.slice(j * RUNS + s, 1, 2).load(LAYOUT), 2),)
-    return rows
 
 
 @gluon.jit
@@ -152,9 +91,7 @@ def selective_scan_plain_fwd_kernel(
         [SHARERS, 1, WARPS // SHARERS, 1],
         [1, 2, 0, 3],
     )
-    STEPS_OF_X: gl.constexpr = gl.SliceLayout(0, X)
     STATES_OF_X: gl.constexpr = gl.SliceLayout(1, X)
-    WEIGHTS_OF_X: gl.constexpr = gl.SliceLayout(2, X)
     # The same axes, all runs: each element once, all of its lanes in one thread.
     ACROSS: gl.constexpr = min(CHANNELS, 8 if LAYOUT == "seq" else 32)
     WIDE: gl.constexpr = WARPS if WARPS < CHANNELS // ACROSS else CHANNELS // ACROSS
@@ -178,6 +115,7 @@ def selective_scan_plain_fwd_kernel(
     SCALARS: gl.constexpr = gl.SwizzledSharedLayout(4, 4, QUADS, [0, 1, 2])
     dt_slots = gl.allocate_shared_memory(gl.float32, [RUN, CHANNELS, RUNS], SCALARS)
     dtx_slots = gl.allocate_shared_memory(gl.float32, [RUN, CHANNELS, RUNS], SCALARS)
+    y_slots = dt_slots
     if not ENDS:
         y_slots = gl.allocate_shared_memory(
             gl.float32, [LANES, RUN, CHANNELS, RUNS], gl.SwizzledSharedLayout(4, 4, QUADS, [1, 2, 0, 3])
@@ -387,41 +325,23 @@ def selective_scan_plain_fwd_kernel(
                     B_stage.store(gl.where(inside, B_stage.load(WEIGHTS), 0.0))
                     if not ENDS:
                         C_stage.store(gl.where(inside, C_stage.load(WEIGHTS), 0.0))
-            ahead = scalars_of(dt_slots, dtx_slots, 0, STEPS_OF_X)
-            rows_ahead = rows_of(B_stage, C_stage, 0, ROWS, RUNS, WEIGHTS_OF_X, ENDS)
-            for s in gl.static_range(RUNS):
-                dt_run, dtx_run = ahead
-                rows_run = rows_ahead
-                if PACKED:
-                    shift = shift_of(dt_run)
-                if s + 1 < RUNS:
-                    ahead = scalars_of(dt_slots, dtx_slots, s + 1, STEPS_OF_X)
-                    if PREFETCH:
-                        rows_ahead = rows_of(B_stage, C_stage, s + 1, ROWS, RUNS, WEIGHTS_OF_X, ENDS)
-                share = nothing
-                through = ()
-                for j in gl.static_range(ROWS):
-                    b = rows_run[j if ENDS else 2 * j]
-                    exponent = dt_run * gl.expand_dims(rates[j], 1)
-                    if PACKED:
-                        exponent += shift
-                    a = exp2_fast(exponent)
-                    kick = b * dtx_run
-                    if PACKED:
-                        kick = gl.where(first_step, after(a, reverse(states[j]), kick), kick)
-                        run = gl.associative_scan((a, kick), 1, follow_in_sequence)[1]
-                    else:
-                        kick = gl.where(first_step, gl.fma(a, reverse(states[j]), kick), kick)
-                        run = gl.associative_scan((a, kick), 1, follow)[1]
-                    through += (run,)
-                    if not ENDS:
-                        c = rows_run[2 * j + 1]
-                        share = c * run if j == 0 else share + c * run
-                states = through
-                if not ENDS:
-                    y_slots.slice(s, 1, 3).store(share)
-                if s + 1 < RUNS and not PREFETCH:
-                    rows_ahead = rows_of(B_stage, C_stage, s + 1, ROWS, RUNS, WEIGHTS_OF_X, ENDS)
+            states = states_of_tile(
+                dt_slots,
+                dtx_slots,
+                B_stage,
+                C_stage,
+                y_slots,
+                rates,
+                states,
+                first_step,
+                nothing,
+                ROWS,
+                RUNS,
+                X,
+                ENDS,
+                PACKED,
+                PREFETCH,
+            )
 
             if (start + STEPS >= end) | (blocks > 1):
                 closing = anew(start) + STEPS >= end
