@@ -2,7 +2,7 @@
 
 mamba1_step_rows_norm: residual + x, RMSNorm
 mamba1_step_rows_project: in_proj, x_proj and out_proj, whole or in parts of their columns
-mamba1_step_rows_project_large: the same where reading the matrix takes long, on sm_90
+mamba1_step_rows_project_large: the same in larger tiles, of up to 64 vectors, on sm_90
 mamba1_step_rows_sum: the sum of those parts
 mamba1_step_rows_convolution: convolution, SiLU
 mamba1_step_rows_state: dt_proj, softplus, state update, gate, in _mamba1_step_rows_state.py

@@ -17,6 +17,8 @@ from _selective_scan_tiles import (
     in_runs,
     load_run,
     places,
+    places_of_states,
+    places_of_weights,
     states_layout,
     weights_layout,
     whole,
@@ -109,21 +111,10 @@ def selective_scan_adjoint_kernel(
     time = run[:, None, None] * (JOINED * RUN) + step[None, None, :]
     bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, :, None]
 
-    X_CHANNEL: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, STATES_OF_X))
-    x_in_group = first_in_group + gl.arange(0, CHANNELS, X_CHANNEL)[None, None, :]
-    x_row = group * (D // groups) + x_in_group
-    x_state = (
-        gl.arange(0, ROWS, gl.SliceLayout(1, gl.SliceLayout(2, STATES_OF_X)))[:, None, None] * LANES
-        + gl.arange(0, LANES, gl.SliceLayout(0, gl.SliceLayout(2, STATES_OF_X)))[None, :, None]
+    x_in_group, x_row, x_state = places_of_states(first_in_group, D // groups, group, ROWS, CHANNELS, X)
+    w_state, _steps, weights = places_of_weights(
+        (batch * groups + group) * N, padded_length, RUNS, ROWS, LANES, WEIGHTS
     )
-
-    w_run = gl.arange(0, RUNS, gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, WEIGHTS))))
-    w_row = gl.arange(0, ROWS, gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, WEIGHTS))))
-    w_lane = gl.arange(0, LANES, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, WEIGHTS))))
-    w_step = gl.arange(0, RUN, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, WEIGHTS))))
-    w_state = w_row[None, :, None, None] * LANES + w_lane[None, None, :, None]
-    w_time = w_run[:, None, None, None] * RUN + w_step[None, None, None, :]
-    weights = ((batch * groups + group) * N + w_state) * padded_length + w_time
 
     blocks = gl.cdiv(N, STATES)
     elapsed = gl.zeros([RUNS // JOINED, CHANNELS], gl.float32, gl.SliceLayout(2, TILE))

@@ -32,6 +32,8 @@ from _selective_scan_tiles import (
     load_tiles,
     over_channels,
     places,
+    places_of_states,
+    places_of_weights,
     shares_layout,
     stacked,
     states_layout,
@@ -194,25 +196,10 @@ def selective_scan_plain_bwd_kernel(
     D_value = gl.load(D_skip + channel, valid & ((flags & HAS_D) != 0), 0.0)[None, :, None]
     bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, :, None]
 
-    # Of the recurrences: which channels and states.
-    X_CHANNEL: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, STATES_OF_X))
-    x_in_group = first_in_group + gl.arange(0, CHANNELS, X_CHANNEL)[None, None, :]
-    x_row = group * (D // groups) + x_in_group
+    x_in_group, x_row, x_state = places_of_states(first_in_group, D // groups, group, ROWS, CHANNELS, X)
     x_valid = x_in_group < D // groups
-    x_state = (
-        gl.arange(0, ROWS, gl.SliceLayout(1, gl.SliceLayout(2, STATES_OF_X)))[:, None, None] * LANES
-        + gl.arange(0, LANES, gl.SliceLayout(0, gl.SliceLayout(2, STATES_OF_X)))[None, :, None]
-    )
-
-    # Of the copies.
-    w_run = gl.arange(0, TILES * RUNS, gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, WEIGHTS))))
-    w_row = gl.arange(0, ROWS, gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, WEIGHTS))))
-    w_lane = gl.arange(0, LANES, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, WEIGHTS))))
-    w_step = gl.arange(0, RUN, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, WEIGHTS))))
-    w_state = w_row[None, :, None, None] * LANES + w_lane[None, None, :, None]
-    w_time = w_run[:, None, None, None] * RUN + w_step[None, None, None, :]
     input_row = (batch * groups + group) * N
-    weights = (input_row + w_state) * padded_length + w_time
+    w_state, w_time, weights = places_of_weights(input_row, padded_length, TILES * RUNS, ROWS, LANES, WEIGHTS)
 
     # Of the sums over channels.
     SUM: gl.constexpr = gl.SliceLayout(

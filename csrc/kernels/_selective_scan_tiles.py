@@ -150,6 +150,42 @@ def places(begin, run, channel, step, time_stride, channel_stride, LAYOUT: gl.co
 
 
 @gluon.jit
+def places_of_states(
+    first_in_group, group_size, group, ROWS: gl.constexpr, CHANNELS: gl.constexpr, X: gl.constexpr
+):
+    """Of the recurrences, [rows of states, lanes, channels]: channels of the group, channels, states."""
+    LANES: gl.constexpr = X.warps_per_cta[1]
+    STATES: gl.constexpr = gl.SliceLayout(3, X)
+    CHANNEL: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, STATES))
+    in_group = first_in_group + gl.arange(0, CHANNELS, CHANNEL)[None, None, :]
+    row = group * group_size + in_group
+    state = (
+        gl.arange(0, ROWS, gl.SliceLayout(1, gl.SliceLayout(2, STATES)))[:, None, None] * LANES
+        + gl.arange(0, LANES, gl.SliceLayout(0, gl.SliceLayout(2, STATES)))[None, :, None]
+    )
+    return in_group, row, state
+
+
+@gluon.jit
+def places_of_weights(
+    input_row,
+    padded_length,
+    RUNS: gl.constexpr,
+    ROWS: gl.constexpr,
+    LANES: gl.constexpr,
+    WEIGHTS: gl.constexpr,
+):
+    """Of copies of B and C, [runs, rows of states, lanes, steps of a run]: states, steps, offsets."""
+    run = gl.arange(0, RUNS, gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, WEIGHTS))))
+    row = gl.arange(0, ROWS, gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, WEIGHTS))))
+    lane = gl.arange(0, LANES, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, WEIGHTS))))
+    step = gl.arange(0, RUN, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, WEIGHTS))))
+    state = row[None, :, None, None] * LANES + lane[None, None, :, None]
+    time = run[:, None, None, None] * RUN + step[None, None, None, :]
+    return state, time, (input_row + state) * padded_length + time
+
+
+@gluon.jit
 def fetch_rows(B_slots, C_slots, B, C, weights, state, first_state, chunk, N, padded_length, wanted):
     """Ask for B and C of a chunk and a block of states."""
     at = weights + (first_state * padded_length + chunk * CHUNK)

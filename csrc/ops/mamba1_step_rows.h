@@ -22,7 +22,7 @@ using generated::Mamba1StepRowsSum;
 
 // Rows of a matrix and vectors of a tile of the tensor cores.
 constexpr int64_t kTileRows = 16, kTileVectors = 8;
-// Vectors that a large product is made for: VECTORS of csrc/kernels/_matrix_streams.py.
+// Vectors that the kernel of larger tiles is made for: VECTORS of csrc/kernels/_matrix_streams.py.
 constexpr int64_t kMostVectors = 64;
 
 inline void norm(const Mamba1StepTensors& t, const Mamba1StepSizes& s, double eps, int32_t flags,
@@ -93,8 +93,8 @@ Tensor project_by(const typename Kernel::Key& key, const typename Kernel::Config
   return out;
 }
 
-// How the kernel for large products takes a matrix: all multiprocessors are to read it equally long, a
-// program each.
+// How the kernel of larger tiles takes a matrix: all multiprocessors are to read it equally long, a program
+// each.
 struct LargePlan {
   const Mamba1StepRowsProjectLarge::Config* config = nullptr;
   int64_t tiles = 0, parts = 0;

@@ -104,6 +104,11 @@ ROWS: dict[str, dict[str, Any]] = {
         **{"dtype": torch.float16, "residual": torch.float16},
     },
     "large matrices, 65 rows": {"batch": 65, "width": 1552, "inner": 3104, "rank": 112},
+    "more than 64 rows": {"batch": 96, "width": 768, "inner": 1536, "rank": 48},
+    "more than 64 rows, float16": {
+        **{"batch": 70, "width": 528, "inner": 1040, "rank": 48},
+        **{"dtype": torch.float16, "residual": torch.float16},
+    },
     "tensor cores, columns in parts": {"batch": 9, "width": 1040, "inner": 2576, "rank": 80},
     "tensor cores, d_model in two parts": {"batch": 3, "width": 4112},
     "half states": {"half_states": True},
@@ -242,10 +247,12 @@ def make_model(device: str, in_fp32: bool = False) -> MambaLM:
     return MambaLM(config, device=device, dtype=torch.bfloat16).eval()
 
 
-def logits_of(model: MambaLM, steps: int = 6, rows: int = 2) -> tuple[Tensor, set[str]]:
+def logits_of(
+    model: MambaLM, steps: int = 6, rows: int = 2, ssm_dtype: torch.dtype | None = None
+) -> tuple[Tensor, set[str]]:
     """Of some steps, and the names of the ops of this package that took them."""
     ids = torch.arange(rows * steps, device=model.device).view(rows, steps) % 256
-    state = model.allocate_state(rows)
+    state = model.allocate_state(rows, ssm_dtype=ssm_dtype)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         logits = torch.stack([model.step(column, state) for column in ids.unbind(1)], dim=1)
     return logits, {e.key for e in profile.key_averages() if e.key.startswith("mamba_aot::")}
@@ -256,17 +263,21 @@ def test_a_model_steps_as_its_modules_do(in_fp32: bool, device: str) -> None:
     check_steps(make_model(device, in_fp32), device)
 
 
+def test_a_model_of_half_states_steps_as_its_modules_do(device: str) -> None:
+    check_steps(make_model(device), device, ssm_dtype=torch.bfloat16)
+
+
 def test_a_model_of_float32_steps_on_a_cpu_as_its_modules_do() -> None:
     check_steps(make_model("cpu").float(), "cpu")
 
 
-def check_steps(model: MambaLM, device: str) -> None:
-    fused, ops = logits_of(model)
+def check_steps(model: MambaLM, device: str, ssm_dtype: torch.dtype | None = None) -> None:
+    fused, ops = logits_of(model, ssm_dtype=ssm_dtype)
     of_the_head = {"mamba_aot::few_rows_linear"} if device == "cpu" else set()
     assert ops == {"mamba_aot::mamba1_step", "mamba_aot::rms_norm_fwd"} | of_the_head
     for layer in model.layers:
         layer.mixer.in_proj.register_forward_hook(lambda *_: None)
-    plain, ops = logits_of(model)
+    plain, ops = logits_of(model, ssm_dtype=ssm_dtype)
     assert "mamba_aot::mamba1_step" not in ops
     # The same weights in float64, by whole sequences, on the CPU.
     truth = model.cpu().double()(torch.arange(12).view(2, 6) % 256).detach()
