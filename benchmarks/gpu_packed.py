@@ -23,7 +23,13 @@ from mamba_aot.benchmark.runner import timed_calls
 from mamba_aot.benchmark.shapes import make_work
 
 # Channels, and lengths of the sequences of the only row.
-SHAPES = [(2048, [1024] * 16), (2048, [200, 1800, 700, 1300, 96] * 4), (5120, [2048] * 8), (1024, [4096])]
+SHAPES = [
+    (2048, [1024] * 16),
+    (2048, [200, 1800, 700, 1300, 96] * 4),
+    (5120, [2048] * 8),
+    (1024, [4096]),
+    (1536, [300, 5000, 92, 2800]),
+]
 ALONG_TIME = ("u", "delta", "B", "C", "z")
 
 

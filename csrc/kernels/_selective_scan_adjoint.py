@@ -8,7 +8,15 @@ spans together.
 from _arithmetic import LOG2E, anew, exp2_fast, sigmoid_fast, softplus
 from _half import widened_pairs
 from _scan_operands import CHUNK, HAS_BIAS, HAS_STATE, HAS_Z, SOFTPLUS
-from _selective_scan_sequences import FORGOTTEN, load_entries, marked, of_sequence, unmarked
+from _scan_packing import BY_INDEX, own_steps
+from _selective_scan_sequences import (
+    FORGOTTEN,
+    in_one_sequence,
+    load_entries,
+    marked,
+    of_sequence,
+    unmarked,
+)
 from _selective_scan_tiles import (
     RUN,
     adjoints_of_run,
@@ -72,7 +80,6 @@ def selective_scan_adjoint_kernel(
     RUNS: gl.constexpr = CHUNK // RUN
     X: gl.constexpr = states_layout(ROWS, LANES, WARPS)
     STATES_OF_X: gl.constexpr = gl.SliceLayout(3, X)
-    WEIGHTS_OF_X: gl.constexpr = gl.SliceLayout(2, X)
     # [runs, channels, steps]: each element of a chunk once, 16 bytes of memory at a time.
     JOINED: gl.constexpr = 2 if LAYOUT == "seq" and delta.dtype.element_ty == gl.int16 else 1
     TILE: gl.constexpr = chunk_layouts(LAYOUT, JOINED, CHANNELS, RUNS, WARPS)[0]
@@ -96,6 +103,12 @@ def selective_scan_adjoint_kernel(
     row = (gl.program_id(0) // programs_a_row + batches).to(gl.int64)
     batch = row % batches
     own_begin, own_end = chunks_of_span((row // batches).to(gl.int32), chunk_begin, chunk_end, spans)
+    if PACKED:
+        batch, first, stop = own_steps(runs, batch, L, flags, True)
+        by_index = (flags & BY_INDEX) != 0
+        # Of a sequence only spans before which it goes on.
+        stop_chunk = gl.where(by_index | (first < own_begin * CHUNK), gl.cdiv(stop, CHUNK), 0)
+        own_end = gl.maximum(gl.minimum(stop_chunk, own_end), own_begin)
     group = block // blocks_per_group
     first_in_group = (block % blocks_per_group) * CHANNELS
     dout += batch * dout_batch
@@ -112,7 +125,7 @@ def selective_scan_adjoint_kernel(
     bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, :, None]
 
     x_in_group, x_row, x_state = places_of_states(first_in_group, D // groups, group, ROWS, CHANNELS, X)
-    w_state, _steps, weights = places_of_weights(
+    w_state, w_time, weights = places_of_weights(
         (batch * groups + group) * N, padded_length, RUNS, ROWS, LANES, WEIGHTS
     )
 
@@ -139,17 +152,20 @@ def selective_scan_adjoint_kernel(
         if (flags & HAS_Z) != 0:
             zv = widened_pairs(raw_z, flags)
             dy *= zv * sigmoid_fast(zv)
+        told = dt
         if PACKED:
-            steps = begin + time
-            live, fresh = of_sequence(load_entries(runs, batch, steps, L, True), steps, 0, L)
-            dt = unmarked(gl.where(live, dt, 0.0))
-            dy = gl.where(live, dy, 0.0)
-            elapsed += gl.sum(dt, 2)
-            sequences += gl.sum(gl.sum(fresh.to(gl.int32), 2), 0)
-            dt = marked(dt, fresh)
-        else:
-            elapsed += gl.sum(dt, 2)
-        whole(dt_slots).store(in_runs(dt))
+            plain = in_one_sequence(runs, batch, begin, CHUNK, first, stop, L, by_index)
+            dt = unmarked(dt)
+            told = dt
+            if not plain:
+                steps = begin + time
+                live, fresh = of_sequence(load_entries(runs, batch, steps, L, by_index), steps, first, stop)
+                dt = gl.where(live, dt, 0.0)
+                dy = gl.where(live, dy, 0.0)
+                sequences += gl.sum(gl.sum(fresh.to(gl.int32), 2), 0)
+                told = marked(dt, fresh)
+        elapsed += gl.sum(dt, 2)
+        whole(dt_slots).store(in_runs(told))
         whole(dy_slots).store(in_runs(dy))
 
         for block_of_states in range(0, blocks):
@@ -168,19 +184,32 @@ def selective_scan_adjoint_kernel(
                 mu = gl.load(ends + at, known & (chunk < own_end - 1), 0.0)
             rates = gl.expand_dims(rate * LOG2E, 3)
             async_copy.wait_group(0)
-            for back in range(0, RUNS):
-                k = anew(RUNS - 1 - back)
-                c = gl.expand_dims(C_slots.index(k).load(WEIGHTS_OF_X), 2)
-                step_dt = load_run(dt_slots, k, X)
-                a = exp2_fast(step_dt * rates)
-                _, through = adjoints_of_run(a, c * load_run(dy_slots, k, X), mu, step_dt, PACKED)
-                mu = gl.reduce(through, 3, first_of)
+            if not PACKED or plain:
+                mu = adjoint_before_chunk(dt_slots, dy_slots, C_slots, rates, mu, X, False)
+            else:
+                inside = (begin + w_time >= first) & (begin + w_time < stop)
+                whole(C_slots).store(gl.where(inside, whole(C_slots).load(WEIGHTS), 0.0))
+                mu = adjoint_before_chunk(dt_slots, dy_slots, C_slots, rates, mu, X, True)
             if (chunk == own_begin) | (blocks > 1):
                 gl.store(ends + at, mu, known)
     length = gl.sum(elapsed, 0)
     if PACKED:
         length = gl.where(sequences > 0, FORGOTTEN, length)
     gl.store(elapsed_times + row * D + channel, length, valid)
+
+
+@gluon.jit
+def adjoint_before_chunk(dt_slots, dy_slots, C_slots, rates, mu, X: gl.constexpr, RESTARTS: gl.constexpr):
+    """The adjoint before a chunk, from that behind it. With RESTARTS sequences begin inside."""
+    RUNS: gl.constexpr = dt_slots.shape[0]
+    for back in range(0, RUNS):
+        k = anew(RUNS - 1 - back)
+        c = gl.expand_dims(C_slots.index(k).load(gl.SliceLayout(2, X)), 2)
+        step_dt = load_run(dt_slots, k, X)
+        a = exp2_fast(step_dt * rates)
+        _, through = adjoints_of_run(a, c * load_run(dy_slots, k, X), mu, step_dt, RESTARTS)
+        mu = gl.reduce(through, 3, first_of)
+    return mu
 
 
 @gluon.jit
@@ -193,16 +222,16 @@ def chunks_of_span(span, chunk_begin, chunk_end, spans):
 
 @gluon.jit
 def entering_adjoint(
-    incoming, ends, elapsed_times, rate, at, channel, known, row, batches, spans, D, N, flags
+    incoming, ends, elapsed_times, rate, at, channel, known, row, batches, last_span, D, N, flags
 ):
     """The adjoint that enters a span, for some states and channels: that which comes back to the launch
-    (`incoming`, if flags say that there is one), through the spans behind. `at` is where a row [N, D] has
+    (`incoming`, if flags say that there is one), through the spans behind, up to `last_span`. `at` is where a row [N, D] has
     them.
     """
     batch = row % batches
     span = (row // batches).to(gl.int32)
     mu = gl.load(incoming + batch * N * D + at, known & ((flags & HAS_STATE) != 0), 0.0)
-    for behind in range(spans - 1, span, -1):
+    for behind in range(last_span, span, -1):
         other = behind * batches + batch
         elapsed = gl.load(elapsed_times + other * D + channel, known, 0.0)
         passed = gl.where(elapsed == FORGOTTEN, 0.0, exp2_fast(rate * LOG2E * elapsed) * mu)

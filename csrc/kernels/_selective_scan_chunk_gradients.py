@@ -6,7 +6,7 @@ from _arithmetic import sigmoid, sigmoid_fast, softplus
 from _half import widened_pairs
 from _scan_operands import HAS_Z, SOFTPLUS
 from _selective_scan_sequences import marked, unmarked
-from _selective_scan_tiles import in_runs, joined, load_tiles, whole
+from _selective_scan_tiles import in_runs, joined, load_tiles, whole, write
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -21,10 +21,10 @@ def delta_of(raw_dt, bias, flags):
 
 
 @gluon.jit
-def store_inputs(
-    dt_slots, dtx_slots, dy_slots, dt, raw_x, raw_dy, raw_z, used, live, fresh, flags, PACKED: gl.constexpr
-):
+def store_inputs(inputs, dt, raw, used, live, fresh, flags, PACKED: gl.constexpr):
     """delta, delta u and the gradient of y."""
+    dt_slots, dtx_slots, dy_slots, _, _ = inputs
+    raw_x, raw_dy, raw_z = raw
     if PACKED:
         used = used & live
     # A step of length 0 leaves the state alone: so do the steps past the end.
@@ -37,7 +37,6 @@ def store_inputs(
     if PACKED:
         x = gl.where(live, x, 0.0)
         dy = gl.where(live, dy, 0.0)
-        dt = unmarked(dt)
         whole(dt_slots).store(in_runs(marked(dt, fresh)))
     else:
         whole(dt_slots).store(in_runs(dt))
@@ -47,9 +46,22 @@ def store_inputs(
 
 @gluon.jit
 def input_gradients(
-    slots, x, raw_dt, D_value, bias, used, flags, LAYOUTS: gl.constexpr, PACKED: gl.constexpr
+    outs,
+    place,
+    slots,
+    x,
+    raw_dt,
+    D_value,
+    bias,
+    used,
+    live,
+    complete,
+    flags,
+    LAYOUT: gl.constexpr,
+    LAYOUTS: gl.constexpr,
+    PACKED: gl.constexpr,
 ):
-    """The gradient of y, and those of u and delta."""
+    """Writes the gradients of u and delta to `outs`; the gradient of y, and that of delta."""
     TILE: gl.constexpr = LAYOUTS[0]
     IN_RUNS: gl.constexpr = LAYOUTS[1]
     dt_slots, dy_slots, dkick_slots, ddt_slots = slots
@@ -64,18 +76,24 @@ def input_gradients(
         before = widened_pairs(raw_dt, flags) + bias
         ddt *= sigmoid_fast(before) if raw_dt.dtype == gl.int16 else sigmoid(before)
     # An adjoint of the last state passes through the padding, where there is no delta to take a gradient of.
-    ddt = gl.where(used, ddt, 0.0)
     if PACKED:
-        dx = gl.where(used, dx, 0.0)
-    return dy, dx, ddt
+        ddt = gl.where(used & live, ddt, 0.0)
+        dx = gl.where(live, dx, 0.0)
+    else:
+        ddt = gl.where(used, ddt, 0.0)
+    write(outs[0], place, dx, used, live, complete, flags, LAYOUT, PACKED)
+    write(outs[1], place, ddt, used, live, complete, flags, LAYOUT, PACKED)
+    return dy, ddt
 
 
 @gluon.jit
-def gate_gradient(y, raw_dy, raw_z, used, flags, PACKED: gl.constexpr):
-    """The gradient of z, where `y` is what the gate takes."""
+def gate_gradient(
+    out, place, y, raw_dy, raw_z, used, live, complete, flags, LAYOUT: gl.constexpr, PACKED: gl.constexpr
+):
+    """Writes the gradient of z, where `y` is what the gate takes."""
     z = widened_pairs(raw_z, flags)
     s = sigmoid_fast(z)
     slope = widened_pairs(raw_dy, flags) * y * s * (1.0 + z * (1.0 - s))
     if PACKED:
-        slope = gl.where(used, slope, 0.0)
-    return slope
+        slope = gl.where(live, slope, 0.0)
+    write(out, place, slope, used, live, complete, flags, LAYOUT, PACKED)

@@ -19,6 +19,7 @@ from _selective_scan_plain_tile import fetch_rows, following, states_of_tile
 from _selective_scan_sequences import (
     FORGOTTEN,
     begins_with_sequence,
+    in_one_sequence,
     load_entries,
     marked,
     of_sequence,
@@ -140,8 +141,10 @@ def selective_scan_plain_fwd_kernel(
         by_index = (flags & BY_INDEX) != 0
         first = gl.where(by_index, begin, first)
         stop = gl.where(by_index, end, stop)
-        begin = first // STEPS * STEPS
-        end = gl.where(stop > first, stop, begin)
+        # With ENDS only a sequence that goes on after the span has anything to pass on.
+        passes_on = by_index | (stop > end) if ENDS else True
+        begin = gl.maximum(first // STEPS * STEPS, begin)
+        end = gl.where((stop > first) & passes_on, gl.minimum(stop, end), begin)
         limit = L
     group = block // blocks_per_group
     first_in_group = (block % blocks_per_group) * CHANNELS
@@ -215,7 +218,7 @@ def selective_scan_plain_fwd_kernel(
     next_x = gl.load(u_at + step * u_time, used, 0.0)
     next_dt = gl.load(delta_at + step * delta_time, used, 0.0)
     if PACKED:
-        next_entry = load_entries(runs, batch, begin + run_start + step, L, by_index)
+        next_plain = in_one_sequence(runs, batch, begin, STEPS, first, stop, L, by_index)
     # Of each state's tile only the last step goes into the next run.
     states = ()
     rates = ()
@@ -239,21 +242,25 @@ def selective_scan_plain_fwd_kernel(
             dt = softplus(dt, delta.dtype.element_ty == gl.int16)
         # A step of length 0 leaves the state alone: so do the steps past the end.
         dt = gl.where(used, dt, 0.0)
+        told = dt
         if PACKED:
-            at = start + run_start + step
-            live, fresh = of_sequence(next_entry, at, first, stop)
-            next_entry = load_entries(runs, batch, at + STEPS, L, by_index)
+            plain = next_plain
+            next_plain = in_one_sequence(runs, batch, start + STEPS, STEPS, first, stop, L, by_index)
             complete = by_index | ((start >= first) & (start + STEPS <= stop))
-            x = gl.where(live, x, 0.0)
-            dt = unmarked(gl.where(live, dt, 0.0))
-            dt_slots.store(marked(dt, fresh))
-        else:
-            dt_slots.store(dt)
+            dt = unmarked(dt)
+            told = dt
+            if not plain:
+                at = start + run_start + step
+                live, fresh = of_sequence(load_entries(runs, batch, at, L, by_index), at, first, stop)
+                x = gl.where(live, x, 0.0)
+                dt = gl.where(live, dt, 0.0)
+                told = marked(dt, fresh)
+                if ENDS:
+                    sequences += gl.sum(fresh.to(gl.int32), 0)
+        dt_slots.store(told)
         dtx_slots.store(dt * x)
         if ENDS:
             elapsed += gl.sum(dt, 0)
-            if PACKED:
-                sequences += gl.sum(fresh.to(gl.int32), 0)
         else:
             y = D_value * x
 
@@ -282,8 +289,11 @@ def selective_scan_plain_fwd_kernel(
                     entering += (gl.load(source + j * source_step, known & given, 0.0),)
                     rates += (gl.load(A_at + j * LANES, known, 0.0) * LOG2E,)
                 if not ENDS:
-                    for earlier in range(0, gl.where(opening, span, 0)):
-                        past = earlier * batches + batch
+                    first_span = 0
+                    if PACKED:
+                        first_span = gl.where(by_index, 0, anew(first) // span_steps)
+                    for earlier in range(first_span, gl.where(opening, span, 0)):
+                        past = earlier * batches + state_row
                         passed = gl.load(span_times + (past * D + x_channel), x_valid, 0.0)
                         ends_at = span_ends + ((past * N + first_state) * D + x_channel)
                         left = ()
@@ -325,23 +335,15 @@ def selective_scan_plain_fwd_kernel(
                     B_stage.store(gl.where(inside, B_stage.load(WEIGHTS), 0.0))
                     if not ENDS:
                         C_stage.store(gl.where(inside, C_stage.load(WEIGHTS), 0.0))
-            states = states_of_tile(
-                dt_slots,
-                dtx_slots,
-                B_stage,
-                C_stage,
-                y_slots,
-                rates,
-                states,
-                first_step,
-                nothing,
-                ROWS,
-                RUNS,
-                X,
-                ENDS,
-                PACKED,
-                PREFETCH,
-            )
+            slots = (dt_slots, dtx_slots, B_stage, C_stage, y_slots)
+            if not PACKED or plain:
+                states = states_of_tile(
+                    slots, rates, states, first_step, nothing, ROWS, RUNS, X, ENDS, False, PREFETCH
+                )
+            else:
+                states = states_of_tile(
+                    slots, rates, states, first_step, nothing, ROWS, RUNS, X, ENDS, True, PREFETCH
+                )
 
             if (start + STEPS >= end) | (blocks > 1):
                 closing = anew(start) + STEPS >= end
@@ -357,7 +359,10 @@ def selective_scan_plain_fwd_kernel(
                     whole = last_state + state_row * D * N + x_channel * N + first_state
                     target = gl.where(closing, whole, target)
                     target_step = gl.where(closing, LANES, target_step)
-                    wanted = wanted & ((span == spans - 1) | (not closing))
+                    last_span = spans - 1
+                    if PACKED:
+                        last_span = gl.where(by_index, last_span, (anew(stop) - 1) // span_steps)
+                    wanted = wanted & ((span == last_span) | (not closing))
                 for j in gl.static_range(ROWS):
                     h = pick((states[j],), last, False)[0]
                     gl.store(target + j * target_step, h, wanted & (first_state + j * LANES < N))
@@ -374,14 +379,14 @@ def selective_scan_plain_fwd_kernel(
             if (flags & HAS_Z) != 0:
                 zv = widened_pairs(raw_z, flags)
                 y *= zv * sigmoid_fast(zv)
-            if PACKED:
-                y = narrowed_pairs(gl.where(live, y, 0.0), out.dtype.element_ty, flags)
-                if complete:
-                    gl.store(out_at + step * out_time, y, used)
-                else:
-                    gl.store(out_at + step * out_time, y, used & live)
+            now = out_at + step * out_time
+            if not PACKED or plain:
+                gl.store(now, narrowed_pairs(y, out.dtype.element_ty, flags), used)
             else:
-                gl.store(out_at + step * out_time, narrowed_pairs(y, out.dtype.element_ty, flags), used)
+                at = start + run_start + step
+                live = of_sequence(load_entries(runs, batch, at, L, by_index), at, first, stop)[0]
+                own = narrowed_pairs(gl.where(live, y, 0.0), out.dtype.element_ty, flags)
+                gl.store(now, own, used & (live | complete))
             out_at += STEPS * out_time
     async_copy.wait_group(0)
     if ENDS:

@@ -18,8 +18,10 @@ from _selective_scan_sequences import (
     begins_with_sequence,
     load_entries,
     of_sequence,
+    tiles_in_one_sequence,
+    unmarked,
 )
-from _selective_scan_tile_gradients import adjoints_of_tile, states_of_tile
+from _selective_scan_tile_gradients import gradients_of_tile
 from _selective_scan_tiles import (
     RUN,
     chunk_layouts,
@@ -30,18 +32,13 @@ from _selective_scan_tiles import (
     load_sequences,
     load_states,
     load_tiles,
-    over_channels,
-    places,
     places_of_states,
     places_of_weights,
     shares_layout,
-    stacked,
     states_layout,
     states_of_run,
-    store_sums,
     weights_layout,
     whole,
-    write,
 )
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -159,12 +156,18 @@ def selective_scan_plain_bwd_kernel(
     B_terms = gl.allocate_shared_memory(gl.float32, [TERMS, CHANNELS * RUN], TERM)
     C_terms = gl.allocate_shared_memory(gl.float32, [TERMS, CHANNELS * RUN], TERM) if APART else B_terms
 
+    inputs = (dt_slots, dtx_slots, dy_slots, B_slots, C_slots)
+    shares = (y_shares, ddt_shares, dkick_shares)
+    sums = (y_slots, ddt_slots, dkick_slots)
+    terms = (B_terms, C_terms)
+
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
     block = gl.program_id(0) % (groups * blocks_per_group)
     sums_row = (gl.program_id(0) // (groups * blocks_per_group)).to(gl.int64)
     batches = gl.num_programs(0) // (groups * blocks_per_group * spans)
     batch = sums_row % batches
-    own_begin, own_end = chunks_of_span((sums_row // batches).to(gl.int32), chunk_begin, chunk_end, spans)
+    span = (sums_row // batches).to(gl.int32)
+    own_begin, own_end = chunks_of_span(span, chunk_begin, chunk_end, spans)
     batch_rows = batches
     if PACKED:
         # Steps outside of [first, stop) are of length 0.
@@ -218,6 +221,8 @@ def selective_scan_plain_bwd_kernel(
     of_u = (u, u_time, u_channel)
     of_dout = (dout, dout_time, dout_channel)
     of_z = (z, z_time, z_channel)
+    outs = ((du, du_time, du_channel), (ddelta, ddelta_time, ddelta_channel))
+    of_dz = (dz, dz_time, dz_channel)
     fresh_from = gl.cdiv(L, CHUNK) - 1
     saved_rows = gl.cdiv(L, CHUNK)
     there = True
@@ -225,7 +230,7 @@ def selective_scan_plain_bwd_kernel(
     if PACKED:
         there = own_end > own_begin
         # Behind the chunks' states lie those of sequences that begin inside a chunk.
-        begun_row = saved_rows + sums_row.to(gl.int32)
+        begun_row = saved_rows + (sums_row % batches).to(gl.int32)
         saved_row = gl.where(first > (own_end - 1) * CHUNK, begun_row, own_end - 1)
         saved_rows += gl.where(by_index, 1, 0)
     states_at = chunk_states + batch * saved_rows * N * D
@@ -256,15 +261,18 @@ def selective_scan_plain_bwd_kernel(
                 of_delta, of_u, of_dout, of_z, place, used, flags, LAYOUT
             )
         dt = delta_of(raw_dt, bias, flags)
-        live = True
-        fresh = True
+        raw = (raw_x, raw_dy, raw_z)
         if PACKED:
+            complete = by_index | ((begin >= first) & (begin + CHUNK <= stop))
+            plain_tiles = tiles_in_one_sequence(runs, batch, begin, TILES, STEPS, L, by_index)
+            plain = complete & (plain_tiles == 2**TILES - 1)
+            dt = unmarked(dt)
+        if not PACKED or plain:
+            store_inputs(inputs, dt, raw, used, True, True, flags, False)
+        else:
             steps = begin + time
             live, fresh = of_sequence(load_entries(runs, batch, steps, L, by_index), steps, first, stop)
-            complete = by_index | ((begin >= first) & (begin + CHUNK <= stop))
-        store_inputs(
-            dt_slots, dtx_slots, dy_slots, dt, raw_x, raw_dy, raw_z, used, live, fresh, flags, PACKED
-        )
+            store_inputs(inputs, dt, raw, used, live, fresh, flags, True)
 
         for block_of_states in range(0, blocks):
             begin_state = block_of_states * STATES
@@ -281,6 +289,11 @@ def selective_scan_plain_bwd_kernel(
                     begun = begun | (by_index == 0)
                 rate_total = gl.load(dA + sums_row * N * D + at, known & begun, 0.0)
                 if ((flags & SPANS) != 0) & (chunk == own_end - 1):
+                    last_span = spans - 1
+                    if PACKED:
+                        final_chunk = gl.minimum(gl.cdiv(stop, CHUNK), chunk_end) - 1
+                        each = gl.cdiv(chunk_end - chunk_begin, spans)
+                        last_span = gl.where(by_index, last_span, (final_chunk - chunk_begin) // each)
                     mu = entering_adjoint(
                         incoming,
                         span_ends,
@@ -291,7 +304,7 @@ def selective_scan_plain_bwd_kernel(
                         known,
                         sums_row,
                         batches,
-                        spans,
+                        last_span,
                         D,
                         N,
                         flags,
@@ -318,72 +331,35 @@ def selective_scan_plain_bwd_kernel(
                 for k in gl.static_range(RUNS):
                     step_dt, step_dtx, b = ahead
                     ahead = load_inputs(dt_slots, dtx_slots, B_slots, t * RUNS + k + 1, X)
-                    _, states = states_of_run(exp2_fast(step_dt * rates), b * step_dtx, h, step_dt, PACKED)
-                    h = gl.reduce(states, 3, last_of)
+                    a = exp2_fast(step_dt * rates)
+                    kick = b * step_dtx
+                    if not PACKED or (plain_tiles >> t) & 1 != 0:
+                        h = gl.reduce(states_of_run(a, kick, h, step_dt, False)[1], 3, last_of)
+                    else:
+                        h = gl.reduce(states_of_run(a, kick, h, step_dt, True)[1], 3, last_of)
 
             for back in range(0, TILES):
                 t = anew(TILES - 1 - back)
-                kept, shares, terms, h = states_of_tile(
-                    dt_slots, dtx_slots, dy_slots, B_slots, C_slots, t, rates, h, RUNS, X, PACKED
-                )
-                whole(y_shares).store(stacked(shares))
-                C_terms.store(gl.reshape(stacked(terms), [TERMS, CHANNELS * RUN]))
                 to = planes + begin_state * partial_length + ((chunk - chunk_begin) * CHUNK + t * STEPS)
                 own = (begin_state + s_state < N)[:, None]
                 inside = own
                 if PACKED:
-                    s_at = begin + t * STEPS + s_time
-                    inside = own & (s_at >= first) & (s_at < stop)
-                if not APART:
-                    sums = over_channels(C_terms.load(SUMS), SUM)
-                    store_sums(dC + to, sums, own, inside, complete, PACKED)
-
-                shares, kick_shares, terms, mu, rate_sum = adjoints_of_tile(
-                    kept, B_slots, t, rate_x, mu, rate_sum, RUNS, X, PACKED
-                )
-                whole(ddt_shares).store(stacked(shares))
-                whole(dkick_shares).store(stacked(kick_shares))
-                if APART:
-                    B_terms.store(gl.reshape(stacked(terms), [TERMS, CHANNELS * RUN]))
-                    y = whole(y_shares).load(SHARES)
-                    ddt = whole(ddt_shares).load(SHARES)
-                    dkick = whole(dkick_shares).load(SHARES)
-                    of_C = C_terms.load(SUMS)
-                    of_B = B_terms.load(SUMS)
-                    h = starts.index(gl.maximum(t - 2, 0)).load(STATES_OF_X)
-                    h = gl.where(t == 1, opened, h)
-                    y = gl.sum(y, 1)
-                    ddt = gl.sum(ddt, 1)
-                    dkick = gl.sum(dkick, 1)
-                    if block_of_states > 0:
-                        y += y_slots.index(t).load(gl.SliceLayout(1, SHARES))
-                        ddt += ddt_slots.index(t).load(gl.SliceLayout(1, SHARES))
-                        dkick += dkick_slots.index(t).load(gl.SliceLayout(1, SHARES))
-                    y_slots.index(t).store(y)
-                    ddt_slots.index(t).store(ddt)
-                    dkick_slots.index(t).store(dkick)
-                    store_sums(dC + to, over_channels(of_C, SUM), own, inside, complete, PACKED)
-                    store_sums(dB + to, over_channels(of_B, SUM), own, inside, complete, PACKED)
+                    inside = (anew(s_time), begin + t * STEPS, first, stop)
+                sums_at = (dB, dC, to, own, inside, complete)
+                carried = (h, mu, rate_sum)
+                layouts: gl.constexpr = (SHARES, SUMS, SUM, X)
+                if PACKED:
+                    plain_tile = (plain_tiles >> t) & 1 != 0
+                if not PACKED or plain_tile:
+                    h, mu, rate_sum = gradients_of_tile(
+                        inputs, shares, sums, terms, starts, t, opened, rates, rate_x, carried, sums_at,
+                        block_of_states > 0, layouts, False, PACKED, APART,
+                    )
                 else:
-                    # Loads come before the stores that would hold them up.
-                    y = gl.zeros([RUNS, CHANNELS, RUN], gl.float32, gl.SliceLayout(1, SHARES))
-                    ddt = y
-                    dkick = y
-                    if block_of_states > 0:
-                        y = y_slots.index(t).load(gl.SliceLayout(1, SHARES))
-                        ddt = ddt_slots.index(t).load(gl.SliceLayout(1, SHARES))
-                        dkick = dkick_slots.index(t).load(gl.SliceLayout(1, SHARES))
-                    y_of_lanes = whole(y_shares).load(SHARES)
-                    ddt_of_lanes = whole(ddt_shares).load(SHARES)
-                    dkick_of_lanes = whole(dkick_shares).load(SHARES)
-                    B_terms.store(gl.reshape(stacked(terms), [TERMS, CHANNELS * RUN]))
-                    h = starts.index(gl.maximum(t - 2, 0)).load(STATES_OF_X)
-                    h = gl.where(t == 1, opened, h)
-                    y_slots.index(t).store(y + gl.sum(y_of_lanes, 1))
-                    ddt_slots.index(t).store(ddt + gl.sum(ddt_of_lanes, 1))
-                    dkick_slots.index(t).store(dkick + gl.sum(dkick_of_lanes, 1))
-                    sums = over_channels(B_terms.load(SUMS), SUM)
-                    store_sums(dB + to, sums, own, inside, complete, PACKED)
+                    h, mu, rate_sum = gradients_of_tile(
+                        inputs, shares, sums, terms, starts, t, opened, rates, rate_x, carried, sums_at,
+                        block_of_states > 0, layouts, True, PACKED, APART,
+                    )
 
             rate_total += rate_sum
             if PACKED:
@@ -391,7 +367,12 @@ def selective_scan_plain_bwd_kernel(
                 mu = gl.where((chunk > 0) | begins_with_sequence(runs, batch, L, by_index), mu, 0.0)
             if (chunk == own_begin) | (blocks > 1):
                 at = anew(x_row).to(gl.int64) + state.to(gl.int64) * D
-                gl.store(carry + sums_row * N * D + at, mu, known)
+                passed_row = sums_row
+                if PACKED:
+                    # The first span has what a launch passes on, but a sequence may begin in another one.
+                    begins = (by_index == 0) & (first >= begin)
+                    passed_row = gl.where(begins, sums_row % batches, sums_row)
+                gl.store(carry + passed_row * N * D + at, mu, known)
                 gl.store(dA + sums_row * N * D + at, rate_total, known)
             if block_of_states + 1 < blocks:
                 following = begin_state + STATES
@@ -402,12 +383,7 @@ def selective_scan_plain_bwd_kernel(
                 next_h = load_states(states_at, saved_row, following + x_state, x_row, x_valid, D, N)
 
         # Made again, for no registers are left to keep it.
-        stored = (begin + time < L) & valid_tile
-        used = stored
-        if PACKED:
-            steps = begin + time
-            live, _ = of_sequence(load_entries(runs, batch, steps, L, by_index), steps, first, stop)
-            used = stored & live
+        used = (begin + time < L) & valid_tile
         place = (begin, run, channel, step)
         raw_dt, raw_x, raw_dy, raw_z = load_sequences(
             of_delta, of_u, of_dout, of_z, place, used, flags, LAYOUT
@@ -420,14 +396,18 @@ def selective_scan_plain_bwd_kernel(
         D_sum = gl.load(dD + block_row, begun, 0.0)
         bias_sum = gl.load(ddelta_bias + block_row, begun, 0.0)
         x = widened_pairs(raw_x, flags)
-        if PACKED:
-            x = gl.where(live, x, 0.0)
         slots = (dt_slots, dy_slots, dkick_slots, ddt_slots)
-        dy, dx, ddt = input_gradients(slots, x, raw_dt, D_value, bias, used, flags, LAYOUTS, PACKED)
-        to = du + places(begin, run, channel, step, du_time, du_channel, LAYOUT)
-        write(to, dx, stored, live, complete, flags, PACKED)
-        to = ddelta + places(begin, run, channel, step, ddelta_time, ddelta_channel, LAYOUT)
-        write(to, ddt, stored, live, complete, flags, PACKED)
+        if not PACKED or plain:
+            dy, ddt = input_gradients(
+                outs, place, slots, x, raw_dt, D_value, bias, used, True, True, flags, LAYOUT, LAYOUTS, False
+            )
+        else:
+            steps = begin + time
+            live = of_sequence(load_entries(runs, batch, steps, L, by_index), steps, first, stop)[0]
+            x = gl.where(live, x, 0.0)
+            dy, ddt = input_gradients(
+                outs, place, slots, x, raw_dt, D_value, bias, used, live, complete, flags, LAYOUT, LAYOUTS, True
+            )
         # Not before what this chunk still reads, or that would wait for memory, too.
         there = chunk > own_begin
         saved_row = chunk - 1
@@ -442,9 +422,13 @@ def selective_scan_plain_bwd_kernel(
         next_h = load_states(states_at, saved_row, x_state, x_row, x_valid & there, D, N)
         if (flags & HAS_Z) != 0:
             y = joined(load_tiles(y_slots, LAYOUTS), TILE) + D_value * x
-            slope = gate_gradient(y, raw_dy, raw_z, used, flags, PACKED)
-            to = dz + places(begin, run, channel, step, dz_time, dz_channel, LAYOUT)
-            write(to, slope, stored, live, complete, flags, PACKED)
+            place = (begin, run, channel, step)
+            if not PACKED or plain:
+                gate_gradient(of_dz, place, y, raw_dy, raw_z, used, True, True, flags, LAYOUT, False)
+            else:
+                steps = begin + anew(time)
+                live = of_sequence(load_entries(runs, batch, steps, L, by_index), steps, first, stop)[0]
+                gate_gradient(of_dz, place, y, raw_dy, raw_z, used, live, complete, flags, LAYOUT, True)
 
         gl.store(dD + block_row, D_sum + gl.sum(gl.sum(dy * x, 2), 0))
         gl.store(ddelta_bias + block_row, bias_sum + gl.sum(gl.sum(ddt, 2), 0))

@@ -69,11 +69,7 @@ def rows_of(
 
 @gluon.jit
 def states_of_tile(
-    dt_slots,
-    dtx_slots,
-    B_slots,
-    C_slots,
-    y_slots,
+    slots,
     rates,
     states,
     first_step,
@@ -88,6 +84,7 @@ def states_of_tile(
     """A thread's states in the last run, from those in the run before the tile, of which the last step goes
     on. The lanes' shares of y go into `y_slots`; with ENDS there are none.
     """
+    dt_slots, dtx_slots, B_slots, C_slots, y_slots = slots
     SCALARS: gl.constexpr = gl.SliceLayout(0, X)
     WEIGHTS: gl.constexpr = gl.SliceLayout(2, X)
     ahead = scalars_of(dt_slots, dtx_slots, 0, SCALARS)

@@ -26,6 +26,28 @@ def begins_with_sequence(runs, row, L, by_index):
 
 
 @gluon.jit
+def in_one_sequence(runs, row, begin, count, first, stop, L, by_index):
+    """Whether steps [begin, begin + count) belong to one sequence, which goes on from before or begins the
+    row: none of them needs a mask.
+    """
+    last = gl.minimum(begin + count, L) - 1
+    entry = gl.load(runs + (row * L + last), by_index & (last >= begin), -1)
+    going_on = (entry >= 0) & ((entry < begin) | (entry == 0))
+    return gl.where(by_index, going_on, (begin >= first) & (begin + count <= stop))
+
+
+@gluon.jit
+def tiles_in_one_sequence(runs, row, begin, TILES: gl.constexpr, STEPS: gl.constexpr, L, by_index):
+    """Of each tile of a chunk, a bit that says whether none of its steps begins a sequence or is padding."""
+    tile = gl.arange(0, TILES, gl.BlockedLayout([TILES], [32], [gl.num_warps()], [0]))
+    first = begin + tile * STEPS
+    last = gl.minimum(first + STEPS, L) - 1
+    entry = gl.load(runs + (row * L + last), by_index & (last >= first), 0)
+    going_on = (entry >= 0) & ((entry < first) | (entry == 0))
+    return gl.sum(going_on.to(gl.int32) << tile, 0)
+
+
+@gluon.jit
 def of_sequence(entry, at, first, stop):
     """Which steps belong to a program's sequences, and which of them begin one but the first of a row."""
     live = (at >= first) & (at < stop) & (entry >= 0)

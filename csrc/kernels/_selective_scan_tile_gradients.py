@@ -6,7 +6,19 @@ each thread has of the sums over states and over channels.
 # ruff: noqa: RUF005
 
 from _arithmetic import exp2_fast
-from _selective_scan_tiles import RUN, adjoints_of_run, first_of, last_of, load_run, states_of_run
+from _selective_scan_tiles import (
+    RUN,
+    adjoints_of_run,
+    first_of,
+    last_of,
+    load_inputs,
+    load_run,
+    over_channels,
+    stacked,
+    states_of_run,
+    store_sums,
+    whole,
+)
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -80,3 +92,113 @@ def adjoints_of_tile(
         kick_shares = (gl.sum(adjoint * b, 0),) + kick_shares
         terms = (terms_of(adjoint * step_dtx),) + terms
     return shares, kick_shares, terms, mu, rate_sum
+
+
+@gluon.jit
+def state_after_tile(
+    inputs, ahead, tile, rates, h, RUNS: gl.constexpr, X: gl.constexpr, RESTARTS: gl.constexpr
+):
+    """The state behind a tile, from that before it, and what the next tile reads first."""
+    dt_slots, dtx_slots, _, B_slots, _ = inputs
+    for k in gl.static_range(RUNS):
+        step_dt, step_dtx, b = ahead
+        ahead = load_inputs(dt_slots, dtx_slots, B_slots, tile * RUNS + k + 1, X)
+        _, states = states_of_run(exp2_fast(step_dt * rates), b * step_dtx, h, step_dt, RESTARTS)
+        h = gl.reduce(states, 3, last_of)
+    return h, ahead
+
+
+@gluon.jit
+def gradients_of_tile(
+    inputs,
+    shares,
+    sums,
+    terms,
+    starts,
+    tile,
+    opened,
+    rates,
+    rate_x,
+    carried,
+    sums_at,
+    further,
+    LAYOUTS: gl.constexpr,
+    RESTARTS: gl.constexpr,
+    PACKED: gl.constexpr,
+    APART: gl.constexpr,
+):
+    """What a tile adds to sums over states, in `sums`, and over channels, in dB and dC. `carried` are the
+    state before the tile, the adjoint behind it and the sums of A's gradient; returned are those of the tile
+    before. With RESTARTS sequences begin inside the tile; `further` blocks of states add to what is there.
+    """
+    dt_slots, dtx_slots, dy_slots, B_slots, C_slots = inputs
+    y_shares, ddt_shares, dkick_shares = shares
+    y_slots, ddt_slots, dkick_slots = sums
+    B_terms, C_terms = terms
+    h, mu, rate_sum = carried
+    dB, dC, to, own, inside, complete = sums_at
+    if PACKED:
+        s_time, tile_begin, first, stop = inside
+        inside = own & (tile_begin + s_time >= first) & (tile_begin + s_time < stop)
+    SHARES: gl.constexpr = LAYOUTS[0]
+    SUMS: gl.constexpr = LAYOUTS[1]
+    SUM: gl.constexpr = LAYOUTS[2]
+    X: gl.constexpr = LAYOUTS[3]
+    STATES: gl.constexpr = gl.SliceLayout(3, X)
+    EACH: gl.constexpr = gl.SliceLayout(1, SHARES)
+    RUNS: gl.constexpr = y_shares.shape[0]
+    CHANNELS: gl.constexpr = y_shares.shape[2]
+    kept, of_y, of_states, h = states_of_tile(
+        dt_slots, dtx_slots, dy_slots, B_slots, C_slots, tile, rates, h, RUNS, X, RESTARTS
+    )
+    whole(y_shares).store(stacked(of_y))
+    C_terms.store(gl.reshape(stacked(of_states), [C_terms.shape[0], C_terms.shape[1]]))
+    if not APART:
+        store_sums(dC + to, over_channels(C_terms.load(SUMS), SUM), own, inside, complete, PACKED)
+
+    of_ddt, of_dkick, of_kicks, mu, rate_sum = adjoints_of_tile(
+        kept, B_slots, tile, rate_x, mu, rate_sum, RUNS, X, RESTARTS
+    )
+    whole(ddt_shares).store(stacked(of_ddt))
+    whole(dkick_shares).store(stacked(of_dkick))
+    if APART:
+        B_terms.store(gl.reshape(stacked(of_kicks), [B_terms.shape[0], B_terms.shape[1]]))
+        y = whole(y_shares).load(SHARES)
+        ddt = whole(ddt_shares).load(SHARES)
+        dkick = whole(dkick_shares).load(SHARES)
+        of_C = C_terms.load(SUMS)
+        of_B = B_terms.load(SUMS)
+        h = starts.index(gl.maximum(tile - 2, 0)).load(STATES)
+        h = gl.where(tile == 1, opened, h)
+        y = gl.sum(y, 1)
+        ddt = gl.sum(ddt, 1)
+        dkick = gl.sum(dkick, 1)
+        if further:
+            y += y_slots.index(tile).load(EACH)
+            ddt += ddt_slots.index(tile).load(EACH)
+            dkick += dkick_slots.index(tile).load(EACH)
+        y_slots.index(tile).store(y)
+        ddt_slots.index(tile).store(ddt)
+        dkick_slots.index(tile).store(dkick)
+        store_sums(dC + to, over_channels(of_C, SUM), own, inside, complete, PACKED)
+        store_sums(dB + to, over_channels(of_B, SUM), own, inside, complete, PACKED)
+    else:
+        # Loads come before the stores that would hold them up.
+        y = gl.zeros([RUNS, CHANNELS, RUN], gl.float32, EACH)
+        ddt = y
+        dkick = y
+        if further:
+            y = y_slots.index(tile).load(EACH)
+            ddt = ddt_slots.index(tile).load(EACH)
+            dkick = dkick_slots.index(tile).load(EACH)
+        y_of_lanes = whole(y_shares).load(SHARES)
+        ddt_of_lanes = whole(ddt_shares).load(SHARES)
+        dkick_of_lanes = whole(dkick_shares).load(SHARES)
+        B_terms.store(gl.reshape(stacked(of_kicks), [B_terms.shape[0], B_terms.shape[1]]))
+        h = starts.index(gl.maximum(tile - 2, 0)).load(STATES)
+        h = gl.where(tile == 1, opened, h)
+        y_slots.index(tile).store(y + gl.sum(y_of_lanes, 1))
+        ddt_slots.index(tile).store(ddt + gl.sum(ddt_of_lanes, 1))
+        dkick_slots.index(tile).store(dkick + gl.sum(dkick_of_lanes, 1))
+        store_sums(dB + to, over_channels(B_terms.load(SUMS), SUM), own, inside, complete, PACKED)
+    return h, mu, rate_sum

@@ -215,8 +215,14 @@ def load_sequences(delta, u, dout, z, place, used, flags, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def write(at, value, used, live, complete, flags, PACKED: gl.constexpr):
-    """Of a chunk that lies in a sequence whole, all there is; of any other the sequence's steps."""
+def write(
+    out, place, value, used, live, complete, flags, LAYOUT: gl.constexpr, PACKED: gl.constexpr
+):
+    """Of a chunk that lies in a sequence whole, all there is; of any other the sequence's steps. `out` is a
+    tensor's pointer and strides.
+    """
+    begin, run, channel, step = place
+    at = out[0] + places(begin, run, channel, step, out[1], out[2], LAYOUT)
     value = narrowed_pairs(value, at.dtype.element_ty, flags)
     if PACKED:
         if complete:

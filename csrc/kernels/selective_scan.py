@@ -89,6 +89,16 @@ KERNELS = [
         shape=["B", "D", "L"],
         tuned=["FEW", "SPLIT"],
         configs=[
+            Config(
+                "packed_ends",
+                when="ENDS and PACKED",
+                LANES=4,
+                SHARERS=1,
+                STEPS=32,
+                CHANNELS=16,
+                PREFETCH=True,
+                **{**_PLAIN, "maxnreg": 184},
+            ),
             Config("ends", when="ENDS", LANES=4, SHARERS=1, STEPS=32, CHANNELS=16, PREFETCH=True, **_PLAIN),
             Config(
                 "packed", when="PACKED", LANES=4, SHARERS=2, STEPS=32, CHANNELS=16, PREFETCH=False, **_PLAIN
@@ -135,7 +145,7 @@ KERNELS = [
         },
         axes=dict(**_PLAIN_AXES, PACKED=[False, True], APART=[False, True]),
         # The others would need more registers than there are.
-        skip=lambda values: values["APART"] and (values["PACKED"] or values["T"] == "f32"),
+        skip=lambda values: values["APART"] and values["T"] == "f32",
         aligned=lambda values: [
             *_aligned(values, _BACKWARD),
             "B",

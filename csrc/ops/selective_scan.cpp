@@ -180,8 +180,7 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
   using Layout = SelectiveScanPlainFwd::Layout;
   SelectiveScanPlainFwd::Key plain_key{storage_of(u), rows ? Layout::seq : Layout::strided, true, s.packed()};
   const int32_t device = u.get_device_index();
-  const Spans spans =
-      general || s.packing == Packing::by_ends ? Spans{1, 0} : forward_spans(s, plain_key, device);
+  const Spans spans = general ? Spans{1, 0} : forward_spans(s, plain_key, device);
   Tensor carry = empty_on(u, {spans.count * s.rows, state_parts, s.channels}, ScalarType::Float);
   // A program takes some channels of a group, of one row of work.
   const auto launch = [&](auto kernel, const auto& key, auto& args, int64_t work) {
@@ -265,7 +264,7 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
   const bool plain = !s.complex && !with.general() && (!s.packed() || s.state > kFewStates);
   using Layout = SelectiveScanPlainBwd::Layout;
   const bool apart =
-      !s.packed() && u.scalar_type() != ScalarType::Float && has_room(runtime::arch_of(u.get_device_index()));
+      u.scalar_type() != ScalarType::Float && has_room(runtime::arch_of(u.get_device_index()));
   const SelectiveScanPlainBwd::Key plain_key{storage_of(u), rows ? Layout::seq : Layout::strided, s.packed(),
                                              apart};
   const SelectiveScanBwd::Key key{storage_of(u), s.complex, !s.complex || with.general() || with.packed()};
@@ -274,19 +273,19 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
   const int64_t blocks_per_group = ceil_div(s.channels / s.groups, block_channels);
   const int64_t blocks = s.groups * blocks_per_group;
   const int64_t most_chunks = chunks_in_a_launch(s, u, blocks, with.gate.has_value());
-  // By ends each sequence has programs of its own, of which none takes spans.
-  const bool splits = plain && s.packing != Packing::by_ends && !s.empty();
-  const Launches time = splits ? backward_launches(most_chunks, s.rows * blocks, u.get_device_index())
-                               : Launches{most_chunks, most_chunks};
-  const int64_t spans = time.spans(), parts = time.parts(s.chunks()), state_parts = s.state * s.parts();
+  const Launches time = plain && !s.empty()
+                            ? backward_launches(s, most_chunks, blocks, u.get_device_index())
+                            : Launches{most_chunks, most_chunks};
+  const int64_t spans = time.spans(), state_parts = s.state * s.parts();
   // The plain kernel walks a row of sequences by index as it does one without.
   const bool sparse = s.packed() && !(plain && s.packing == Packing::by_index);
-  RowSums dA(s, with.A, sparse, parts, state_parts, s.channels);
+  const int64_t parts = sparse ? ceil_div(s.chunks(), time.chunks) : time.parts(s.chunks());
+  RowSums dA(s, with.A, sparse, spans, parts, state_parts, s.channels);
   // Blocks are whole in these rows, also where a group's channels end inside one.
-  RowSums dD(s, with.A, sparse, parts, s.groups, blocks_per_group * block_channels);
-  RowSums dbias(s, with.A, sparse, parts, s.groups, blocks_per_group * block_channels);
-  RowSums constant_dB(s, with.A, sparse, parts, s.constant_B ? state_parts : 0, s.channels);
-  RowSums constant_dC(s, with.A, sparse, parts, s.constant_C ? state_parts : 0, s.channels);
+  RowSums dD(s, with.A, sparse, spans, parts, s.groups, blocks_per_group * block_channels);
+  RowSums dbias(s, with.A, sparse, spans, parts, s.groups, blocks_per_group * block_channels);
+  RowSums constant_dB(s, with.A, sparse, spans, parts, s.constant_B ? state_parts : 0, s.channels);
+  RowSums constant_dC(s, with.A, sparse, spans, parts, s.constant_C ? state_parts : 0, s.channels);
   // Written whole by the kernels, unless there is nothing to launch.
   const auto sums = [&](Dims sizes) {
     return s.empty() ? torch::stable::new_zeros(with.A, {sizes.begin(), sizes.size()})
@@ -362,6 +361,11 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
         args.incoming = pointer(carry_of(launch + 1));
         args.runs = with.sequences_or(with.starts);
         zero_if_by_ends(dBC_planes, s);
+        if (split && s.packing == Packing::by_ends) {
+          // The adjoints of sequences without a step in this launch wait for the next one.
+          Tensor waiting = carry_of(launch);
+          torch::stable::copy_(waiting, carry_of(launch + 1));
+        }
         if (parts_here > 1) launch_adjoint(args, s, u, rows);
         SelectiveScanPlainBwd::launch(plain_key, SelectiveScanPlainBwd::pick(plain_key, {}),
                                       u.get_device_index(), programs, args);
@@ -376,7 +380,7 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
       }
       for (RowSums* of : {&dA, &dD, &dbias, &constant_dB, &constant_dC}) of->finish(part);
       flags |= kHasState;
-      part += parts_here;
+      part += sparse ? 1 : parts_here;
       if (variable) add_planes(dBC_planes, dBC, begin, end);
       if (with.gate) add_planes(dgate_planes, dgate, begin, end);
       end = begin;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "generated/selective_scan.gen.h"
 #include "ops/launch_arguments.h"
@@ -45,6 +46,9 @@ inline Spans forward_spans(const SelectiveScanSizes& s, const generated::Selecti
                            int32_t device) {
   using Kernel = generated::SelectiveScanPlainFwd;
   const Spans whole{1, round_up(s.length, kChunk)};
+  // Sequences by ends share one row of time, and where they lie in it must not matter if batches must not.
+  const bool by_ends = s.packing == Packing::by_ends;
+  if (by_ends && batch_invariant()) return whole;
   const int64_t rows = rows_to_choose_by(s);
   const int64_t most = std::min(spans::kMost, s.length / spans::kLeastForward);
   const bool few = s.packed() ? rows * s.channels < spans::kChannelsToFill
@@ -52,7 +56,8 @@ inline Spans forward_spans(const SelectiveScanSizes& s, const generated::Selecti
   if (most < 4 || !few) return whole;
   const int64_t block_channels = Kernel::pick(ends, {}).CHANNELS;
   const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, block_channels);
-  const int64_t count = std::min(most, spans::kChannelsAtOnce / (rows * blocks * block_channels));
+  const int64_t at_once = (by_ends ? 1 : rows) * blocks * block_channels;
+  const int64_t count = std::min(most, spans::kChannelsAtOnce / at_once);
   if (count < 2) return whole;
   const int64_t steps = round_up(ceil_div(s.length, count), kChunk);
   return {ceil_div(s.length, steps), steps};
@@ -81,16 +86,20 @@ inline int64_t chunks_in_a_launch(const SelectiveScanSizes& s, const Tensor& u, 
   return ceil_div(all, ceil_div(all, most));
 }
 
+// How many programs of the plain backward: shared memory has room for two a multiprocessor, or for one.
+inline int64_t programs_at_once(int32_t device) {
+  const int arch = runtime::arch_of(device);
+  return (arch >= 90 && arch < 120 ? 2 : 1) * runtime::multiprocessors_of(device);
+}
+
 // What a launch of the plain backward takes, in units of a chunk of as many programs as run at once. The
 // factors are fitted to what 1 to 16 spans took on an H200.
 inline double cost_of_launch(int64_t programs, int64_t chunks, int64_t span, int32_t device) {
-  // Shared memory has room for two programs a multiprocessor, or for one.
-  const int arch = runtime::arch_of(device);
-  const int64_t each = arch >= 90 && arch < 120 ? 2 : 1;
-  const int64_t multiprocessors = runtime::multiprocessors_of(device), at_once = each * multiprocessors;
+  const int64_t at_once = programs_at_once(device);
   const int64_t parts = ceil_div(chunks, span), rest = programs * parts % at_once;
   // A program that has a multiprocessor for itself is faster.
-  const double last = rest == 0 ? 0.0 : each > 1 && rest <= multiprocessors ? 0.65 : 1.0;
+  const int64_t multiprocessors = runtime::multiprocessors_of(device);
+  const double last = rest == 0 ? 0.0 : at_once > multiprocessors && rest <= multiprocessors ? 0.65 : 1.0;
   const double own = static_cast<double>(span);
   const double cost = own * (static_cast<double>(programs * parts / at_once) + last);
   if (parts == 1) return cost;
@@ -99,19 +108,48 @@ inline double cost_of_launch(int64_t programs, int64_t chunks, int64_t span, int
   return cost + 0.2 * own + 0.2 * passed + 0.12 * static_cast<double>(parts);
 }
 
+// The same of `sequences` that share a launch by cu_seqlens, of lengths that only the device knows: in each
+// span a program a block of channels for each of `rows`, most of which find nothing to do.
+inline double cost_of_sequences(int64_t blocks, int64_t rows, double sequences, int64_t chunks, int64_t span,
+                                int32_t device) {
+  const double at_once = static_cast<double>(programs_at_once(device));
+  const double parts = static_cast<double>(ceil_div(chunks, span)), all = static_cast<double>(chunks);
+  // The longest sequence may be twice the mean; sequences end inside of chunks.
+  const double longest = std::min(static_cast<double>(span), 2.0 * all / sequences);
+  const double work = static_cast<double>(blocks) * (all + 0.5 * (sequences + parts - 1.0)) / at_once;
+  const double idle = 0.1 * static_cast<double>(rows * blocks) * parts / at_once;
+  const double cost = std::max(work, longest) + 0.25 * longest + idle;
+  return parts == 1.0 ? cost : cost + 0.2 * longest + 0.1 * work + 0.12 * parts;
+}
+
 // The spans that take the least time.
-inline Launches backward_launches(int64_t chunks, int64_t programs, int32_t device) {
+template <class Cost>
+Launches cheapest(int64_t chunks, const Cost& cost_of_span) {
   Launches best{chunks, chunks};
-  double least = cost_of_launch(programs, chunks, chunks, device);
+  double least = cost_of_span(chunks);
   for (int64_t count = 2; count <= std::min(spans::kMost, chunks); ++count) {
     const int64_t span = ceil_div(chunks, count);
-    const double cost = cost_of_launch(programs, chunks, span, device);
+    const double cost = cost_of_span(span);
     if (cost < least) {
       least = cost;
       best.span = span;
     }
   }
   return best;
+}
+
+inline Launches backward_launches(const SelectiveScanSizes& s, int64_t chunks, int64_t blocks,
+                                  int32_t device) {
+  if (s.packing != Packing::by_ends) {
+    return cheapest(chunks, [&](int64_t span) { return cost_of_launch(s.rows * blocks, chunks, span, device); });
+  }
+  if (batch_invariant()) return {chunks, chunks};
+  if (const char* e = getenv("SPANS")) return {chunks, ceil_div(chunks, (int64_t)atoi(e))};
+  const double share = static_cast<double>(chunks) / static_cast<double>(std::max<int64_t>(1, s.chunks()));
+  const double sequences = std::max(1.0, static_cast<double>(s.rows) * share);
+  return cheapest(chunks, [&](int64_t span) {
+    return cost_of_sequences(blocks, s.rows, sequences, chunks, span, device);
+  });
 }
 
 }  // namespace mamba_aot::cuda

@@ -7,16 +7,16 @@
 namespace mamba_aot::cuda {
 
 // Sums over parts of the time axis that a launch writes whole, fp32 [rows of work, ...] each; `total()` adds
-// up rows and parts. With `sparse`, rows are packed sequences, which may be many and may miss a launch, which
-// is one part there: they begin at 0 and are added up after each one.
+// up rows and parts. With `sparse`, rows are packed sequences in the spans of a launch, which may be many and
+// may miss it: they begin at 0 and are added up after each launch, which is one part there.
 class RowSums {
  public:
-  RowSums(const SelectiveScanSizes& s, const Tensor& on, bool sparse, int64_t parts, int64_t outer,
-          int64_t inner)
+  RowSums(const SelectiveScanSizes& s, const Tensor& on, bool sparse, int64_t spans, int64_t parts,
+          int64_t outer, int64_t inner)
       : sparse_(sparse),
         parts_(s.empty() ? torch::stable::new_zeros(on, {1, 1, outer, inner})
                          : empty_on(on, {parts, sparse_ ? 1 : s.rows, outer, inner}, ScalarType::Float)),
-        rows_(empty_on(on, {sparse_ ? s.rows : 0, outer, inner}, ScalarType::Float)) {}
+        rows_(empty_on(on, {sparse_ ? spans * s.rows : 0, outer, inner}, ScalarType::Float)) {}
 
   float* start(int64_t part) {
     if (sparse_) torch::stable::zero_(rows_);
