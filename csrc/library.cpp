@@ -6,6 +6,7 @@
 #include "ops/mamba1_step.h"
 #include "ops/rms_norm.h"
 #include "ops/selective_scan.h"
+#include "ops/sequence_runs.h"
 #include "ops/state_update.h"
 
 namespace mamba_aot {
@@ -31,6 +32,8 @@ constexpr const char* kSchemas[] = {
     "Tensor chunk_states, bool delta_softplus, bool zoh, Tensor(a!) ddelta, Tensor(b!) dz) "
     "-> (Tensor du, Tensor dA, Tensor dB, Tensor dC, Tensor dD, Tensor ddelta_bias, Tensor ddecay_gate, "
     "Tensor dinitial_state)",
+
+    "sequence_runs(Tensor seq_idx) -> Tensor",
 
     "causal_conv1d_sequences(Tensor x, Tensor weight, Tensor? seq_idx, Tensor? cu_seqlens, "
     "Tensor? initial_states) -> Tensor",
@@ -93,6 +96,7 @@ constexpr Op kOps[] = {
     MAMBA_AOT_OP(selective_scan_fwd),
     MAMBA_AOT_OP(selective_scan_bwd),
     MAMBA_AOT_OP(selective_scan_bwd_into),
+    MAMBA_AOT_OP(sequence_runs),
     MAMBA_AOT_OP(causal_conv1d_sequences),
     MAMBA_AOT_OP(causal_conv1d_fwd),
     MAMBA_AOT_OP(causal_conv1d_bwd),

@@ -124,6 +124,10 @@ def _conv_backward(given: dict[str, Any]) -> Ways:
         )
 
 
+def _sequence_runs(given: dict[str, Any]) -> Ways:
+    yield {"seq_idx": 0}, {"out": 1}
+
+
 def _conv_sequences(given: dict[str, Any]) -> Ways:
     yield {"x": 1, "weight": 0, "initial_states": 1}, {}
 
@@ -201,6 +205,7 @@ def _require_channels(function: str, name: str, spec: Any) -> None:
 for _op, _splits in (
     (_ops.selective_scan_fwd, _scan_forward),
     (_ops.selective_scan_bwd, _scan_backward),
+    (_ops.sequence_runs, _sequence_runs),
     (_ops.causal_conv1d_sequences, _conv_sequences),
     (_ops.causal_conv1d_fwd, _conv_forward),
     (_ops.causal_conv1d_bwd, _conv_backward),

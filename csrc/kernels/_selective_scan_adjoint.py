@@ -13,6 +13,7 @@ from _selective_scan_sequences import (
     FORGOTTEN,
     in_one_sequence,
     load_entries,
+    load_last_entry,
     marked,
     of_sequence,
     unmarked,
@@ -133,6 +134,7 @@ def selective_scan_adjoint_kernel(
     elapsed = gl.zeros([RUNS // JOINED, CHANNELS], gl.float32, gl.SliceLayout(2, TILE))
     if PACKED:
         sequences = gl.zeros([1], gl.int32, CHANNEL)
+        next_entry = load_last_entry(runs, batch, (own_end - 1) * CHUNK, CHUNK, L, by_index)
     rate = gl.zeros([ROWS, LANES, CHANNELS], gl.float32, STATES_OF_X)
     mu = rate
     for chunk in range(own_end - 1, own_begin - 1, -1):
@@ -154,7 +156,8 @@ def selective_scan_adjoint_kernel(
             dy *= zv * sigmoid_fast(zv)
         told = dt
         if PACKED:
-            plain = in_one_sequence(runs, batch, begin, CHUNK, first, stop, L, by_index)
+            plain = in_one_sequence(next_entry, begin, CHUNK, first, stop, by_index)
+            next_entry = load_last_entry(runs, batch, begin - CHUNK, CHUNK, L, by_index)
             dt = unmarked(dt)
             told = dt
             if not plain:
@@ -225,8 +228,8 @@ def entering_adjoint(
     incoming, ends, elapsed_times, rate, at, channel, known, row, batches, last_span, D, N, flags
 ):
     """The adjoint that enters a span, for some states and channels: that which comes back to the launch
-    (`incoming`, if flags say that there is one), through the spans behind, up to `last_span`. `at` is where a row [N, D] has
-    them.
+    (`incoming`, if flags say that there is one), through the spans behind, up to `last_span`. `at` is where a
+    row [N, D] has them.
     """
     batch = row % batches
     span = (row // batches).to(gl.int32)

@@ -21,6 +21,7 @@ from _selective_scan_sequences import (
     begins_with_sequence,
     in_one_sequence,
     load_entries,
+    load_last_entry,
     marked,
     of_sequence,
     unmarked,
@@ -218,7 +219,7 @@ def selective_scan_plain_fwd_kernel(
     next_x = gl.load(u_at + step * u_time, used, 0.0)
     next_dt = gl.load(delta_at + step * delta_time, used, 0.0)
     if PACKED:
-        next_plain = in_one_sequence(runs, batch, begin, STEPS, first, stop, L, by_index)
+        next_entry = load_last_entry(runs, batch, begin, STEPS, L, by_index)
     # Of each state's tile only the last step goes into the next run.
     states = ()
     rates = ()
@@ -244,8 +245,8 @@ def selective_scan_plain_fwd_kernel(
         dt = gl.where(used, dt, 0.0)
         told = dt
         if PACKED:
-            plain = next_plain
-            next_plain = in_one_sequence(runs, batch, start + STEPS, STEPS, first, stop, L, by_index)
+            plain = in_one_sequence(next_entry, start, STEPS, first, stop, by_index)
+            next_entry = load_last_entry(runs, batch, start + STEPS, STEPS, L, by_index)
             complete = by_index | ((start >= first) & (start + STEPS <= stop))
             dt = unmarked(dt)
             told = dt

@@ -17,6 +17,7 @@ from _selective_scan_chunk_gradients import delta_of, gate_gradient, input_gradi
 from _selective_scan_sequences import (
     begins_with_sequence,
     load_entries,
+    load_tile_entries,
     of_sequence,
     tiles_in_one_sequence,
     unmarked,
@@ -169,11 +170,13 @@ def selective_scan_plain_bwd_kernel(
     span = (sums_row // batches).to(gl.int32)
     own_begin, own_end = chunks_of_span(span, chunk_begin, chunk_end, spans)
     batch_rows = batches
+    # Where sums over the program's steps lie.
     if PACKED:
         # Steps outside of [first, stop) are of length 0.
         batch, first, stop = own_steps(runs, batch, L, flags, True)
         by_index = (flags & BY_INDEX) != 0
         batch_rows = gl.where(by_index, batches, 1)
+        # In the order of time each span of a sequence comes with the next sequence or the next span.
         own_begin = gl.maximum(first // CHUNK, own_begin)
         own_end = gl.where(stop > first, gl.minimum(gl.cdiv(stop, CHUNK), own_end), own_begin)
     group = block // blocks_per_group
@@ -246,6 +249,8 @@ def selective_scan_plain_bwd_kernel(
         )
     fetch_rows(B_slots, C_slots, B, C, weights, w_state, 0, own_end - 1, N, padded_length, there)
     next_h = load_states(states_at, saved_row, x_state, x_row, x_valid & there, D, N)
+    if PACKED:
+        next_entries = load_tile_entries(runs, batch, (own_end - 1) * CHUNK, TILES, STEPS, L, by_index)
     rate = gl.zeros([ROWS, LANES, CHANNELS], gl.float32, STATES_OF_X)
     mu = rate
     rate_total = rate
@@ -264,7 +269,8 @@ def selective_scan_plain_bwd_kernel(
         raw = (raw_x, raw_dy, raw_z)
         if PACKED:
             complete = by_index | ((begin >= first) & (begin + CHUNK <= stop))
-            plain_tiles = tiles_in_one_sequence(runs, batch, begin, TILES, STEPS, L, by_index)
+            plain_tiles = tiles_in_one_sequence(next_entries, begin, STEPS)
+            next_entries = load_tile_entries(runs, batch, begin - CHUNK, TILES, STEPS, L, by_index)
             plain = complete & (plain_tiles == 2**TILES - 1)
             dt = unmarked(dt)
         if not PACKED or plain:
@@ -284,10 +290,11 @@ def selective_scan_plain_bwd_kernel(
                 rate = gl.load(A + (anew(x_row).to(gl.int64) * N + state), known, 0.0)
                 returning = (chunk < fresh_from) | ((flags & HAS_STATE) != 0)
                 mu = gl.load(carry + sums_row * N * D + at, known & returning, 0.0)
-                begun = chunk < own_end - 1
-                if PACKED:
-                    begun = begun | (by_index == 0)
-                rate_total = gl.load(dA + sums_row * N * D + at, known & begun, 0.0)
+                rate_total = gl.load(
+                    dA + row_of_totals(sums_row, batches, flags, PACKED) * N * D + at,
+                    known & (chunk < own_end - 1),
+                    0.0,
+                )
                 if ((flags & SPANS) != 0) & (chunk == own_end - 1):
                     last_span = spans - 1
                     if PACKED:
@@ -352,13 +359,41 @@ def selective_scan_plain_bwd_kernel(
                     plain_tile = (plain_tiles >> t) & 1 != 0
                 if not PACKED or plain_tile:
                     h, mu, rate_sum = gradients_of_tile(
-                        inputs, shares, sums, terms, starts, t, opened, rates, rate_x, carried, sums_at,
-                        block_of_states > 0, layouts, False, PACKED, APART,
+                        inputs,
+                        shares,
+                        sums,
+                        terms,
+                        starts,
+                        t,
+                        opened,
+                        rates,
+                        rate_x,
+                        carried,
+                        sums_at,
+                        block_of_states > 0,
+                        layouts,
+                        False,
+                        PACKED,
+                        APART,
                     )
                 else:
                     h, mu, rate_sum = gradients_of_tile(
-                        inputs, shares, sums, terms, starts, t, opened, rates, rate_x, carried, sums_at,
-                        block_of_states > 0, layouts, True, PACKED, APART,
+                        inputs,
+                        shares,
+                        sums,
+                        terms,
+                        starts,
+                        t,
+                        opened,
+                        rates,
+                        rate_x,
+                        carried,
+                        sums_at,
+                        block_of_states > 0,
+                        layouts,
+                        True,
+                        PACKED,
+                        APART,
                     )
 
             rate_total += rate_sum
@@ -373,7 +408,7 @@ def selective_scan_plain_bwd_kernel(
                     begins = (by_index == 0) & (first >= begin)
                     passed_row = gl.where(begins, sums_row % batches, sums_row)
                 gl.store(carry + passed_row * N * D + at, mu, known)
-                gl.store(dA + sums_row * N * D + at, rate_total, known)
+                gl.store(dA + row_of_totals(sums_row, batches, flags, PACKED) * N * D + at, rate_total, known)
             if block_of_states + 1 < blocks:
                 following = begin_state + STATES
                 fetch_rows(B_slots, C_slots, B, C, weights, w_state, following, chunk, N, padded_length, True)
@@ -389,10 +424,13 @@ def selective_scan_plain_bwd_kernel(
             of_delta, of_u, of_dout, of_z, place, used, flags, LAYOUT
         )
         # Sums over a span, a row for each block with its padding.
-        block_row = gl.program_id(0).to(gl.int64) * CHANNELS + anew(gl.arange(0, CHANNELS, CHANNEL))
-        begun = chunk < own_end - 1
+        total_block = gl.program_id(0).to(gl.int64)
         if PACKED:
-            begun = begun | (by_index == 0)
+            total_block = (
+                row_of_totals(sums_row, batches, flags, PACKED) * (groups * blocks_per_group) + block
+            )
+        block_row = total_block * CHANNELS + anew(gl.arange(0, CHANNELS, CHANNEL))
+        begun = chunk < own_end - 1
         D_sum = gl.load(dD + block_row, begun, 0.0)
         bias_sum = gl.load(ddelta_bias + block_row, begun, 0.0)
         x = widened_pairs(raw_x, flags)
@@ -406,7 +444,20 @@ def selective_scan_plain_bwd_kernel(
             live = of_sequence(load_entries(runs, batch, steps, L, by_index), steps, first, stop)[0]
             x = gl.where(live, x, 0.0)
             dy, ddt = input_gradients(
-                outs, place, slots, x, raw_dt, D_value, bias, used, live, complete, flags, LAYOUT, LAYOUTS, True
+                outs,
+                place,
+                slots,
+                x,
+                raw_dt,
+                D_value,
+                bias,
+                used,
+                live,
+                complete,
+                flags,
+                LAYOUT,
+                LAYOUTS,
+                True,
             )
         # Not before what this chunk still reads, or that would wait for memory, too.
         there = chunk > own_begin
@@ -432,3 +483,12 @@ def selective_scan_plain_bwd_kernel(
 
         gl.store(dD + block_row, D_sum + gl.sum(gl.sum(dy * x, 2), 0))
         gl.store(ddelta_bias + block_row, bias_sum + gl.sum(gl.sum(ddt, 2), 0))
+
+
+@gluon.jit
+def row_of_totals(row, batches, flags, PACKED: gl.constexpr):
+    if PACKED:
+        at = anew(row.to(gl.int32))
+        return gl.where((flags & BY_INDEX) != 0, at, at % batches + at // batches).to(gl.int64)
+    else:
+        return row

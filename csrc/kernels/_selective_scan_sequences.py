@@ -26,24 +26,35 @@ def begins_with_sequence(runs, row, L, by_index):
 
 
 @gluon.jit
-def in_one_sequence(runs, row, begin, count, first, stop, L, by_index):
-    """Whether steps [begin, begin + count) belong to one sequence, which goes on from before or begins the
-    row: none of them needs a mask.
-    """
+def load_last_entry(runs, row, begin, count, L, by_index):
+    """load_entries() of the last of some steps, padding's where there is none; to be asked for early."""
     last = gl.minimum(begin + count, L) - 1
-    entry = gl.load(runs + (row * L + last), by_index & (last >= begin), -1)
+    return gl.load(runs + (row * L + last), by_index & (begin >= 0) & (last >= begin), -1)
+
+
+@gluon.jit
+def in_one_sequence(entry, begin, count, first, stop, by_index):
+    """Whether steps [begin, begin + count), the last one's entry given, belong to one sequence, which goes on
+    from before or begins the row: none of them needs a mask.
+    """
     going_on = (entry >= 0) & ((entry < begin) | (entry == 0))
     return gl.where(by_index, going_on, (begin >= first) & (begin + count <= stop))
 
 
 @gluon.jit
-def tiles_in_one_sequence(runs, row, begin, TILES: gl.constexpr, STEPS: gl.constexpr, L, by_index):
-    """Of each tile of a chunk, a bit that says whether none of its steps begins a sequence or is padding."""
-    tile = gl.arange(0, TILES, gl.BlockedLayout([TILES], [32], [gl.num_warps()], [0]))
+def load_tile_entries(runs, row, begin, TILES: gl.constexpr, STEPS: gl.constexpr, L, by_index):
+    """load_entries() of the last steps of a chunk's tiles, one a lane."""
+    tile = gl.arange(0, TILES, gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
     first = begin + tile * STEPS
     last = gl.minimum(first + STEPS, L) - 1
-    entry = gl.load(runs + (row * L + last), by_index & (last >= first), 0)
-    going_on = (entry >= 0) & ((entry < first) | (entry == 0))
+    return gl.load(runs + (row * L + last), by_index & (first >= 0) & (last >= first), 0)
+
+
+@gluon.jit
+def tiles_in_one_sequence(entries, begin, STEPS: gl.constexpr):
+    """Of each tile of a chunk, a bit that says that none of its steps begins a sequence or is padding."""
+    tile = gl.arange(0, entries.shape[0], entries.type.layout)
+    going_on = (entries >= 0) & ((entries < begin + tile * STEPS) | (entries == 0))
     return gl.sum(going_on.to(gl.int32) << tile, 0)
 
 

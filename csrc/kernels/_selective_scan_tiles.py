@@ -215,9 +215,7 @@ def load_sequences(delta, u, dout, z, place, used, flags, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def write(
-    out, place, value, used, live, complete, flags, LAYOUT: gl.constexpr, PACKED: gl.constexpr
-):
+def write(out, place, value, used, live, complete, flags, LAYOUT: gl.constexpr, PACKED: gl.constexpr):
     """Of a chunk that lies in a sequence whole, all there is; of any other the sequence's steps. `out` is a
     tensor's pointer and strides.
     """

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "generated/selective_scan.gen.h"
+#include "generated/selective_scan_backward.gen.h"
 #include "ops/launch_arguments.h"
 #include "ops/selective_scan_pack.h"
 #include "ops/selective_scan_passes.h"
@@ -51,11 +52,6 @@ Tensor unpack_rows(Tensor packed, const Tensor& input, bool complex) {
 Tensor state_on(const Tensor& u, const SelectiveScanSizes& s) {
   return s.complex ? empty_on(u, {s.rows, s.channels, s.state, 2}, ScalarType::Float)
                    : empty_on(u, {s.rows, s.channels, s.state}, ScalarType::Float);
-}
-
-// What by_ends leaves out, if its values are wrong, is padding.
-void zero_if_by_ends(Tensor& written, const SelectiveScanSizes& s) {
-  if (s.packing == Packing::by_ends) torch::stable::zero_(written);
 }
 
 void check_limits(const SelectiveScanSizes& s) {
@@ -163,7 +159,6 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
   }
   check_limits(s);
   Tensor out = layout_like(u), last_state = state_on(u, s);
-  zero_if_by_ends(out, s);
   if (s.empty() || s.packed() || s.state == 0) fill_state(last_state, initial_state, s);
   const int64_t state_parts = s.state * s.parts();
   Tensor chunk_states =
@@ -171,7 +166,10 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
                   : empty_on(u, {0}, ScalarType::Float);
   const OptionalTensor state = to_state_dtype(initial_state, ScalarType::Float);
   if (save_states) fill_begun_states(chunk_states, state, s);
-  if (s.empty()) return {out, last_state, chunk_states};
+  if (s.empty()) {
+    torch::stable::zero_(out);
+    return {out, last_state, chunk_states};
+  }
 
   const Operands with(s, in, runs, cu_seqlens, delta_softplus, zoh);
   const Strides os(out);
@@ -216,6 +214,8 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
     plain_key.ENDS = false;
     launch(SelectiveScanPlainFwd{}, plain_key, args, spans.count * s.rows);
   }
+  // What sequences by ends leave out, if the values are wrong, is padding.
+  if (with.sequences) zero_outside(out, *with.sequences, s);
   return {out, last_state, chunk_states};
 }
 
@@ -255,7 +255,6 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
   Tensor du = layout_like(u);
   Tensor ddelta = ddelta_out ? *ddelta_out : layout_like(s.heads == s.channels ? delta : u);
   Tensor dz = dz_out ? *dz_out : z ? layout_like(*z) : absent_on(chunk_states);
-  for (Tensor* written : {&du, &ddelta, &dz}) zero_if_by_ends(*written, s);
   Tensor dinitial_state = state_on(u, s);
   const Operands with(s, in, runs, cu_seqlens, delta_softplus, zoh);
   const Strides gs(dout), dus(du), dds(ddelta), dzs(z ? OptionalTensor(dz) : std::nullopt);
@@ -277,15 +276,16 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
                             ? backward_launches(s, most_chunks, blocks, u.get_device_index())
                             : Launches{most_chunks, most_chunks};
   const int64_t spans = time.spans(), state_parts = s.state * s.parts();
-  // The plain kernel walks a row of sequences by index as it does one without.
-  const bool sparse = s.packed() && !(plain && s.packing == Packing::by_index);
-  const int64_t parts = sparse ? ceil_div(s.chunks(), time.chunks) : time.parts(s.chunks());
-  RowSums dA(s, with.A, sparse, spans, parts, state_parts, s.channels);
+  const bool sparse = s.packed() && !plain;
+  // By ends the programs that have steps, in the order of time, each take the next sequence or the next span.
+  const bool in_steps = plain && s.packing == Packing::by_ends;
+  const SumRows sum_rows{sparse, in_steps, sparse ? ceil_div(s.chunks(), time.chunks) : time.parts(s.chunks())};
+  RowSums dA(s, with.A, sum_rows, state_parts, s.channels);
   // Blocks are whole in these rows, also where a group's channels end inside one.
-  RowSums dD(s, with.A, sparse, spans, parts, s.groups, blocks_per_group * block_channels);
-  RowSums dbias(s, with.A, sparse, spans, parts, s.groups, blocks_per_group * block_channels);
-  RowSums constant_dB(s, with.A, sparse, spans, parts, s.constant_B ? state_parts : 0, s.channels);
-  RowSums constant_dC(s, with.A, sparse, spans, parts, s.constant_C ? state_parts : 0, s.channels);
+  RowSums dD(s, with.A, sum_rows, s.groups, blocks_per_group * block_channels);
+  RowSums dbias(s, with.A, sum_rows, s.groups, blocks_per_group * block_channels);
+  RowSums constant_dB(s, with.A, sum_rows, s.constant_B ? state_parts : 0, s.channels);
+  RowSums constant_dC(s, with.A, sum_rows, s.constant_C ? state_parts : 0, s.channels);
   // Written whole by the kernels, unless there is nothing to launch.
   const auto sums = [&](Dims sizes) {
     return s.empty() ? torch::stable::new_zeros(with.A, {sizes.begin(), sizes.size()})
@@ -297,6 +297,7 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
   Tensor dgate = sums({s.batch, gate_rows, with.padded_length});
 
   if (s.empty()) {
+    for (Tensor* written : {&du, &ddelta, &dz}) torch::stable::zero_(*written);
     fill_state(dinitial_state, dlast_state, s);
   } else {
     // One buffer for all launches, or with spans one for each, two launches' by turns: the first span's holds
@@ -325,7 +326,7 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
     int32_t flags = with.flags | (dlast_state || s.packed() ? kHasState : 0);
     int64_t launch = 0, part = 0;
     // What both kernels take of a launch of chunks [begin, end).
-    const auto put = [&](auto& args, int64_t begin, int64_t end) {
+    const auto put = [&](auto& args, int64_t begin, int64_t end, int64_t parts_here) {
       put_common(args, s, in, with);
       args.dout = pointer(dout);
       args.chunk_states = pointer(chunk_states);
@@ -337,11 +338,11 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
       dus.put(args.du_batch, args.du_channel, args.du_time);
       dds.put(args.ddelta_batch, args.ddelta_channel, args.ddelta_time);
       dzs.put(args.dz_batch, args.dz_channel, args.dz_time);
-      args.dA = dA.start(part);
-      args.dD = dD.start(part);
-      args.ddelta_bias = dbias.start(part);
-      args.dB = s.constant_B ? constant_dB.start(part) : planes;
-      args.dC = s.constant_C ? constant_dC.start(part) : planes + dBC_planes.stride(1);
+      args.dA = dA.start(part, parts_here);
+      args.dD = dD.start(part, parts_here);
+      args.ddelta_bias = dbias.start(part, parts_here);
+      args.dB = s.constant_B ? constant_dB.start(part, parts_here) : planes;
+      args.dC = s.constant_C ? constant_dC.start(part, parts_here) : planes + dBC_planes.stride(1);
       args.chunk_begin = static_cast<int32_t>(begin);
       args.chunk_end = static_cast<int32_t>(end);
       args.carry = pointer(carry_of(launch));
@@ -353,14 +354,13 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
       const int64_t programs = parts_here * s.rows * blocks;
       if (plain) {
         SelectiveScanPlainBwd::Args args{};
-        put(args, begin, end);
+        put(args, begin, end, parts_here);
         args.flags |= split ? kSpans : 0;
         args.spans = static_cast<int32_t>(parts_here);
         args.span_ends = pointer(span_ends);
         args.span_times = pointer(span_times);
         args.incoming = pointer(carry_of(launch + 1));
         args.runs = with.sequences_or(with.starts);
-        zero_if_by_ends(dBC_planes, s);
         if (split && s.packing == Packing::by_ends) {
           // The adjoints of sequences without a step in this launch wait for the next one.
           Tensor waiting = carry_of(launch);
@@ -370,20 +370,22 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
         SelectiveScanPlainBwd::launch(plain_key, SelectiveScanPlainBwd::pick(plain_key, {}),
                                       u.get_device_index(), programs, args);
       } else {
-        zero_if_by_ends(dBC_planes, s);
-        zero_if_by_ends(dgate_planes, s);
         SelectiveScanBwd::Args args{};
-        put(args, begin, end);
+        put(args, begin, end, parts_here);
         put_general(args, s, with, with.starts);
         args.dgate = pointer(dgate_planes);
         SelectiveScanBwd::launch(key, SelectiveScanBwd::pick(key, {}), u.get_device_index(), programs, args);
       }
       for (RowSums* of : {&dA, &dD, &dbias, &constant_dB, &constant_dC}) of->finish(part);
       flags |= kHasState;
-      part += sparse ? 1 : parts_here;
+      part += parts_here;
       if (variable) add_planes(dBC_planes, dBC, begin, end);
       if (with.gate) add_planes(dgate_planes, dgate, begin, end);
       end = begin;
+    }
+    if (with.sequences) {
+      for (const Tensor* written : {&du, &ddelta, &dz}) zero_outside(*written, *with.sequences, s);
+      for (const Tensor* written : {&dBC, &dgate}) zero_rows_outside(*written, *with.sequences, s);
     }
     Tensor initial = by_channel(dinitial_state, s);
     torch::stable::copy_(initial, adjoint_of(launch - 1));

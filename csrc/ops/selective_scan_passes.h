@@ -1,8 +1,9 @@
-// The two small kernels around the backward one of selective_scan: before it, the adjoints that spans of time
-// pass on; after it, the sums of what its programs wrote.
+// The small kernels around those of selective_scan: before the backward, the adjoints that spans of time pass
+// on; after it, the sums of what its programs wrote; after both, zeros where no sequence is.
 #pragma once
 
 #include "generated/selective_scan.gen.h"
+#include "generated/selective_scan_backward.gen.h"
 #include "ops/launch_arguments.h"
 #include "ops/selective_scan.h"
 
@@ -64,6 +65,36 @@ inline void add_planes(const Tensor& planes, const Tensor& total, int64_t begin,
   const int64_t blocks = (end - begin) * kChunk / config.STEPS;
   args.blocks = static_cast<int32_t>(blocks);
   Kernel::launch({}, config, planes.get_device_index(), plane_size / partial_length * blocks, args);
+}
+
+// Zeros at the steps of x [rows, length] that sequences by cu_seqlens leave out.
+inline void zero_outside(const Tensor& x, int64_t rows, int64_t row_stride, int64_t time_stride,
+                         const Tensor& cu_seqlens, const SelectiveScanSizes& s) {
+  using Kernel = generated::SelectiveScanOutside;
+  if (rows == 0) return;
+  Kernel::Args args{};
+  args.x = pointer(x);
+  args.ends = pointer(cu_seqlens);
+  args.sequences = static_cast<int32_t>(s.rows);
+  args.L = static_cast<int32_t>(s.length);
+  args.rows = static_cast<int32_t>(rows);
+  args.row_stride = row_stride;
+  args.time_stride = time_stride;
+  const Kernel::Key key{storage_of(x)};
+  const auto& config = Kernel::pick(key, {});
+  Kernel::launch(key, config, x.get_device_index(), ceil_div(rows, config.ROWS), args);
+}
+
+// Of a sequence [1, channels, length], or rows [1..., length] side by side.
+inline void zero_outside(const Tensor& sequence, const Tensor& cu_seqlens, const SelectiveScanSizes& s) {
+  if (sequence.numel() == 0) return;
+  zero_outside(sequence, s.channels, sequence.stride(1), sequence.stride(2), cu_seqlens, s);
+}
+
+inline void zero_rows_outside(const Tensor& rows, const Tensor& cu_seqlens, const SelectiveScanSizes& s) {
+  if (rows.numel() == 0) return;
+  const int64_t row_length = rows.size(rows.dim() - 1);
+  zero_outside(rows, rows.numel() / row_length, row_length, 1, cu_seqlens, s);
 }
 
 }  // namespace mamba_aot::cuda

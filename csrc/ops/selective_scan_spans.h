@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "generated/selective_scan.gen.h"
 #include "ops/launch_arguments.h"
@@ -16,9 +15,10 @@ namespace spans {
 
 // Each program goes through the ends of all spans before its own, or the adjoints of those behind it.
 inline constexpr int64_t kMost = 16;
-// Channels of programs that fill a GPU once; the forward takes spans for three times as many.
-inline constexpr int64_t kChannelsToFill = 8192;
-inline constexpr int64_t kChannelsAtOnce = 3 * kChannelsToFill;
+// The forward takes spans for so many channels of programs, three times as many as fill a GPU once.
+inline constexpr int64_t kChannelsAtOnce = 3 * 8192;
+// Fewer channels of packed sequences than this split: on an H100 2048 were faster in spans, 3072 without.
+inline constexpr int64_t kPackedToSplit = 2400;
 // Spans of the forward have at least so many steps: the pass before them takes more than half as long.
 inline constexpr int64_t kLeastForward = 512;
 // Partial sums of the backward may take this much memory, or as much as u does where that is more.
@@ -40,8 +40,7 @@ struct Spans {
 inline int64_t rows_to_choose_by(const SelectiveScanSizes& s) { return batch_invariant() ? 1 : s.rows; }
 
 // As many as fill the GPU, where rows and channels alone do not: fewer than SPLIT at 4096 steps, half of that
-// at 2048, a quarter more from 5120 on. Of packed sequences there is no kernel for few channels, so more of
-// them split. `ends` is the launch before.
+// at 2048, a quarter more from 5120 on; of packed sequences a number of its own. `ends` is the launch before.
 inline Spans forward_spans(const SelectiveScanSizes& s, const generated::SelectiveScanPlainFwd::Key& ends,
                            int32_t device) {
   using Kernel = generated::SelectiveScanPlainFwd;
@@ -51,7 +50,7 @@ inline Spans forward_spans(const SelectiveScanSizes& s, const generated::Selecti
   if (by_ends && batch_invariant()) return whole;
   const int64_t rows = rows_to_choose_by(s);
   const int64_t most = std::min(spans::kMost, s.length / spans::kLeastForward);
-  const bool few = s.packed() ? rows * s.channels < spans::kChannelsToFill
+  const bool few = s.packed() ? rows * s.channels < spans::kPackedToSplit
                               : rows * s.channels * 8 < Kernel::SPLIT(device) * std::min<int64_t>(most, 10);
   if (most < 4 || !few) return whole;
   const int64_t block_channels = Kernel::pick(ends, {}).CHANNELS;
@@ -114,12 +113,12 @@ inline double cost_of_sequences(int64_t blocks, int64_t rows, double sequences, 
                                 int32_t device) {
   const double at_once = static_cast<double>(programs_at_once(device));
   const double parts = static_cast<double>(ceil_div(chunks, span)), all = static_cast<double>(chunks);
-  // The longest sequence may be twice the mean; sequences end inside of chunks.
-  const double longest = std::min(static_cast<double>(span), 2.0 * all / sequences);
+  // The longest sequence is not much longer than the mean; sequences end inside of chunks.
+  const double longest = std::min(static_cast<double>(span), 1.25 * all / sequences);
   const double work = static_cast<double>(blocks) * (all + 0.5 * (sequences + parts - 1.0)) / at_once;
   const double idle = 0.1 * static_cast<double>(rows * blocks) * parts / at_once;
   const double cost = std::max(work, longest) + 0.25 * longest + idle;
-  return parts == 1.0 ? cost : cost + 0.2 * longest + 0.1 * work + 0.12 * parts;
+  return parts == 1.0 ? cost : cost + 0.4 * longest + 0.1 * work + 0.12 * parts;
 }
 
 // The spans that take the least time.
@@ -144,7 +143,6 @@ inline Launches backward_launches(const SelectiveScanSizes& s, int64_t chunks, i
     return cheapest(chunks, [&](int64_t span) { return cost_of_launch(s.rows * blocks, chunks, span, device); });
   }
   if (batch_invariant()) return {chunks, chunks};
-  if (const char* e = getenv("SPANS")) return {chunks, ceil_div(chunks, (int64_t)atoi(e))};
   const double share = static_cast<double>(chunks) / static_cast<double>(std::max<int64_t>(1, s.chunks()));
   const double sequences = std::max(1.0, static_cast<double>(s.rows) * share);
   return cheapest(chunks, [&](int64_t span) {

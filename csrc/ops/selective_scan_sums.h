@@ -6,26 +6,37 @@
 
 namespace mamba_aot::cuda {
 
-// Sums over parts of the time axis that a launch writes whole, fp32 [rows of work, ...] each; `total()` adds
-// up rows and parts. With `sparse`, rows are packed sequences in the spans of a launch, which may be many and
-// may miss it: they begin at 0 and are added up after each launch, which is one part there.
+// How programs share rows of sums: one for each part of the time axis and row of work; or, with `sparse`, one
+// for each row, which may be many and may miss a launch: they begin at 0 and are added up after each one; or, with
+// `in_steps`, one for each part and row that have steps of each other, which a row's number and the part's in
+// the order of time add up to.
+struct SumRows {
+  bool sparse, in_steps;
+  int64_t parts;
+};
+
+// Sums over steps that a launch writes, fp32 [rows, outer, inner]; `total()` adds them up.
 class RowSums {
  public:
-  RowSums(const SelectiveScanSizes& s, const Tensor& on, bool sparse, int64_t spans, int64_t parts,
-          int64_t outer, int64_t inner)
-      : sparse_(sparse),
-        parts_(s.empty() ? torch::stable::new_zeros(on, {1, 1, outer, inner})
-                         : empty_on(on, {parts, sparse_ ? 1 : s.rows, outer, inner}, ScalarType::Float)),
-        rows_(empty_on(on, {sparse_ ? spans * s.rows : 0, outer, inner}, ScalarType::Float)) {}
+  RowSums(const SelectiveScanSizes& s, const Tensor& on, const SumRows& rows, int64_t outer, int64_t inner)
+      : shared_(rows),
+        parts_(s.empty() || rows.in_steps
+                   ? torch::stable::new_zeros(on, {1, s.empty() ? 1 : s.rows + rows.parts - 1, outer, inner})
+                   : empty_on(on, {rows.parts, rows.sparse ? 1 : s.rows, outer, inner}, ScalarType::Float)),
+        rows_(empty_on(on, {rows.sparse ? s.rows : 0, outer, inner}, ScalarType::Float)) {}
 
-  float* start(int64_t part) {
-    if (sparse_) torch::stable::zero_(rows_);
-    Tensor& target = sparse_ ? rows_ : parts_;
-    return static_cast<float*>(target.data_ptr()) + (sparse_ ? 0 : part * target.stride(0));
+  // Where a launch of parts [part, part + count) writes, which come from the last one on.
+  float* start(int64_t part, int64_t count) {
+    if (shared_.sparse) torch::stable::zero_(rows_);
+    Tensor& target = shared_.sparse ? rows_ : parts_;
+    const int64_t skipped = shared_.sparse     ? 0
+                            : shared_.in_steps ? (shared_.parts - part - count) * parts_.stride(1)
+                                               : part * parts_.stride(0);
+    return static_cast<float*>(target.data_ptr()) + skipped;
   }
 
   void finish(int64_t part) {
-    if (!sparse_) return;
+    if (!shared_.sparse) return;
     const int64_t over[] = {0};
     Tensor target = torch::stable::select(torch::stable::select(parts_, 0, part), 0, 0);
     torch::stable::sum_out(target, rows_, over);
@@ -37,7 +48,7 @@ class RowSums {
   }
 
  private:
-  bool sparse_;
+  SumRows shared_;
   Tensor parts_, rows_;
 };
 

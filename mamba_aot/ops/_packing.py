@@ -32,19 +32,12 @@ def runs_of(function: str, seq_idx: Tensor, cu_seqlens: Tensor | None, x: Tensor
             f"{function}: seq_idx must be on {x.device} like u, got {seq_idx.device}. "
             "Move it with .to(u.device)."
         )
-    length = seq_idx.shape[-1]
-    if length == 0:
-        return seq_idx.new_empty(2, *seq_idx.shape)
-    index = seq_idx.clamp(min=-1)
-    changes = index[:, 1:] != index[:, :-1]
-    edge = changes.new_ones(changes.shape[0], 1)
-    step = torch.arange(length, dtype=torch.int32, device=index.device)
-    starts = torch.where(torch.cat([edge, changes], dim=1), step, 0).cummax(1).values
-    # The same from behind: how many steps lie after the run.
-    after = torch.where(torch.cat([changes, edge], dim=1), length - 1 - step, 0)
-    ends = length - after.flip(1).cummax(1).values.flip(1)
-    padding = index < 0
-    return torch.stack([torch.where(padding, -1 - starts, starts), torch.where(padding, -ends, ends)])
+    return torch.ops.mamba_aot.sequence_runs(seq_idx)
+
+
+@torch.library.register_fake("mamba_aot::sequence_runs")
+def _(seq_idx: Tensor) -> Tensor:
+    return seq_idx.new_empty(2, *seq_idx.shape)
 
 
 def check_ends(cu_seqlens: Tensor, u: Tensor) -> None:

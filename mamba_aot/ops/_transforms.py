@@ -40,6 +40,7 @@ for _op, _batched, _saves in (
     torch.library.register_vmap(_op.default, fold_into_batch(_op.default, _batched, _saves))
 for _op, _saves in (
     (_ops.selective_scan_bwd, None),
+    (_ops.sequence_runs, None),
     (_ops.causal_conv1d_sequences, None),
     (_ops.causal_conv1d_bwd, None),
     (_ops.causal_conv1d_update, None),

@@ -184,7 +184,8 @@ def test_opcheck(function: Callable[..., Any], make: Callable[..., dict[str, Any
     inputs = make(70, device)
     with Recorder() as recorder:
         run(function, inputs, function)
-    packed = function is conv and ("seq_idx" in inputs or "cu_seqlens" in inputs)
+    # One finds out where sequences begin.
+    packed = "seq_idx" in inputs or (function is conv and "cu_seqlens" in inputs)
     assert len(recorder.calls) == (2 + packed if takes_gradients(function) else 1)
     for op, args in recorder.calls:
         arguments = [a.detach() if isinstance(a, Tensor) else a for a in args]

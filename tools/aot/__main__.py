@@ -17,8 +17,8 @@ def _list(_: argparse.Namespace) -> int:
     archs = tree.chosen_archs(None)
     for stem in tree.stems(tree.ROOT):
         for kernel in checked_kernels(tree.ROOT, stem):
-            for target in tree.targets_of(kernel, archs):
-                for variant in kernel.variants:
+            for variant in kernel.variants:
+                for target in tree.targets_of(variant, archs):
                     print(variant.id(target.name))
     return 0
 

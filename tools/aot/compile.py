@@ -45,7 +45,7 @@ def compile_variant(variant: Variant, archs: list[int]) -> dict[tree.Target, Ima
     """Compiles a variant: a cubin for each architecture and, with sm_80, the PTX that newer GPUs can take.
 
     Triton runs once, for sm_80: its PTX is what every architecture's machine code is assembled from. A kernel
-    for one architecture is compiled for that one alone, and gives nothing where it is not asked for.
+    for one architecture is compiled for that one alone; what is not asked for gives nothing.
 
     Raises:
         CompileError: Triton refuses the kernel, or the launcher could not launch what came out.
@@ -55,7 +55,7 @@ def compile_variant(variant: Variant, archs: list[int]) -> dict[tree.Target, Ima
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    targets = tree.targets_of(variant.kernel, archs)
+    targets = tree.targets_of(variant, archs)
     if not targets:
         return {}
     function = variant.kernel.function

@@ -79,6 +79,10 @@ def _all_combinations(_: Mapping[str, Any]) -> bool:
     return False
 
 
+def _used_everywhere(_: Mapping[str, Any], _arch: int) -> bool:
+    return False
+
+
 def _nothing_aligned(_: Mapping[str, Any]) -> list[str]:
     return []
 
@@ -100,6 +104,8 @@ class Kernel:
         shape: the names that the rules of `configs` may use.
         tuned: names of numbers that rules and C++ may use, whose values lie in `csrc/kernels/tuned`.
         arch: the only architecture that has the instructions it uses; None for all.
+        unused: takes axis values by name and an architecture, true where no device that takes its images asks
+            for that combination.
     """
 
     function: Any
@@ -111,6 +117,7 @@ class Kernel:
     shape: Sequence[str] = ()
     tuned: Sequence[str] = ()
     arch: int | None = None
+    unused: Callable[[Mapping[str, Any], int], bool] = _used_everywhere
 
     @cached_property
     def op(self) -> str:

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.aot.spec import Kernel
+from tools.aot.spec import Kernel, Variant
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHS = (80, 86, 89, 90, 100, 120)
@@ -81,9 +81,15 @@ def targets(archs: list[int]) -> list[Target]:
     return [Target(arch) for arch in archs] + [Target(arch, ptx=True) for arch in archs if arch == PTX_ARCH]
 
 
-def targets_of(kernel: Kernel, archs: list[int]) -> list[Target]:
-    """Those of them that a kernel has images for."""
-    return [t for t in targets(archs) if kernel.arch is None or t == Target(kernel.arch)]
+def targets_of(variant: Variant, archs: list[int]) -> list[Target]:
+    """Those of them that a variant has images for."""
+    kernel = variant.kernel
+    return [
+        target
+        for target in targets(archs)
+        if (kernel.arch is None or target == Target(kernel.arch))
+        and (target.ptx or not kernel.unused(variant.key, target.arch))
+    ]
 
 
 def files(archs: list[int]) -> list[list[Target]]:

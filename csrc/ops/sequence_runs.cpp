@@ -1,0 +1,42 @@
+// sequence_runs on CUDA. The kernel is csrc/kernels/sequence_runs.py.
+#include "ops/sequence_runs.h"
+
+#include "generated/sequence_runs.gen.h"
+#include "ops/launch_arguments.h"
+
+namespace mamba_aot {
+
+void check_sequence_runs(const Tensor& seq_idx) {
+  const char* fn = "sequence_runs";
+  Arg{fn, "seq_idx", seq_idx}
+      .has_rank("[batch, length]", 2)
+      .has_dtype(ScalarType::Int, "(a sequence index per step)");
+  constexpr int64_t kLimit = int64_t{1} << 30;
+  check(seq_idx.size(1) < kLimit, fn, ": seq_idx must have fewer than 2^30 steps a row, got ",
+        seq_idx.size(1));
+}
+
+namespace cuda {
+
+Tensor sequence_runs(Tensor seq_idx) {
+  using Kernel = generated::SequenceRuns;
+  check_sequence_runs(seq_idx);
+  const int64_t batch = seq_idx.size(0), length = seq_idx.size(1);
+  Tensor runs = empty_on(seq_idx, {2, batch, length}, ScalarType::Int);
+  if (batch * length == 0) return runs;
+  const auto& config = Kernel::pick({}, {});
+  const int64_t blocks = ceil_div(length, config.BLOCK);
+  Kernel::Args args{};
+  args.seq_idx = pointer(seq_idx);
+  args.runs = pointer(runs);
+  args.L = static_cast<int32_t>(length);
+  args.blocks = static_cast<int32_t>(blocks);
+  args.size = batch * length;
+  args.idx_batch = seq_idx.stride(0);
+  args.idx_time = seq_idx.stride(1);
+  Kernel::launch({}, config, seq_idx.get_device_index(), batch * blocks, args);
+  return runs;
+}
+
+}  // namespace cuda
+}  // namespace mamba_aot
