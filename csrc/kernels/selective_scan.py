@@ -1,33 +1,70 @@
-"""Selective scan, forward (Mamba paper 2312.00752, Algorithm 2; gate and ZOH as in docs/architecture.md): the
-variants of its kernels.
+"""Selective scan, forward and backward (Mamba paper 2312.00752, Algorithm 2; gate and ZOH as in
+docs/architecture.md): the variants of its kernels.
 
 Real states without options have the plain kernels; all others take the general ones.
 """
 
+from _selective_scan_adjoint import selective_scan_adjoint_kernel
+from _selective_scan_backward import selective_scan_bwd_kernel
 from _selective_scan_forward import selective_scan_fwd_kernel
 from _selective_scan_outside import selective_scan_outside_kernel
 from _selective_scan_pack import selective_scan_pack_kernel
 from _selective_scan_plain import selective_scan_plain_fwd_kernel
-from _selective_scan_table import AXES, PLAIN_AXES, PLAIN_SIZES, SIZES, aligned, buffers, no_need, tensors
+from _selective_scan_plain_backward import selective_scan_plain_bwd_kernel
+from _selective_scan_sums import selective_scan_sums_kernel
 
 from tools.aot.spec import Config, Kernel
 
+_AXES = dict(T=["f32", "half"], COMPLEX=[False, True], GENERAL=[False, True])
+_PLAIN_AXES = dict(T=["f32", "half"], LAYOUT=["seq", "strided"])
+_SIZES = dict(D="i32", L="i32", N="i32", groups="i32", head_channels="i32", padded_length="i64")
+_PLAIN_SIZES = {name: _SIZES[name] for name in ("D", "L", "N", "groups", "padded_length")}
+
+
+def _aligned(values: dict, tensors: list[str]) -> list[str]:
+    """What the driver promises to be a multiple of 16 when all rows are contiguous: 16-byte loads follow from
+    it.
+    """
+    if values["LAYOUT"] != "seq":
+        return []
+    return [*tensors, "L", *(f"{t}_{axis}" for t in tensors for axis in ("batch", "channel"))]
+
+
+def _no_need(values: dict) -> bool:
+    """Real states without the options of these kernels have kernels of their own; complex ones in fp32 run
+    too seldom to be worth images without options.
+    """
+    return not values["GENERAL"] and (not values["COMPLEX"] or values["T"] == "f32")
+
+
+def _tensors(names: list[str]) -> dict[str, str]:
+    strides = {f"{t}_{axis}": "i64" for t in names for axis in ("batch", "channel", "time")}
+    return {**dict.fromkeys(names, "*T"), **strides}
+
+
+def _buffers(*names: str) -> dict[str, str]:
+    return dict.fromkeys(names, "*f32")
+
+
+_CHUNKS = dict(chunk_begin="i32", chunk_end="i32", spans="i32")
 _PLAIN = dict(STATES=16, RUN=8, num_warps=2, maxnreg=168)
 _FORWARD = ["u", "delta", "z", "out"]
+_BACKWARD = ["dout", "u", "delta", "z", "du", "ddelta", "dz"]
+_ADJOINT = ["dout", "delta", "z"]
 
 KERNELS = [
     Kernel(
         selective_scan_fwd_kernel,
         args={
-            **tensors(_FORWARD),
-            **buffers("A", "B", "C", "gate", "D_skip", "delta_bias"),
-            **buffers("initial_state", "last_state", "carry", "chunk_states"),
+            **_tensors(_FORWARD),
+            **_buffers("A", "B", "C", "gate", "D_skip", "delta_bias"),
+            **_buffers("initial_state", "last_state", "carry", "chunk_states"),
             "runs": "*i32",
-            **SIZES,
+            **_SIZES,
             "flags": "i32",
         },
-        axes=AXES,
-        skip=no_need,
+        axes=_AXES,
+        skip=_no_need,
         aligned=lambda _: ["B", "C", "gate", "padded_length"],
         shape=["B", "D", "L"],
         tuned=["FEW"],
@@ -40,15 +77,15 @@ KERNELS = [
     Kernel(
         selective_scan_plain_fwd_kernel,
         args={
-            **tensors(_FORWARD),
-            **buffers("A", "B", "C", "D_skip", "delta_bias"),
-            **buffers("initial_state", "last_state", "carry", "chunk_states", "span_ends", "span_times"),
+            **_tensors(_FORWARD),
+            **_buffers("A", "B", "C", "D_skip", "delta_bias"),
+            **_buffers("initial_state", "last_state", "carry", "chunk_states", "span_ends", "span_times"),
             "runs": "*i32",
-            **PLAIN_SIZES,
+            **_PLAIN_SIZES,
             **dict.fromkeys(("spans", "span_steps", "flags"), "i32"),
         },
-        axes=dict(**PLAIN_AXES, ENDS=[False, True], PACKED=[False, True]),
-        aligned=lambda values: [*aligned(values, _FORWARD), "B", "C", "padded_length", "span_steps"],
+        axes=dict(**_PLAIN_AXES, ENDS=[False, True], PACKED=[False, True]),
+        aligned=lambda values: [*_aligned(values, _FORWARD), "B", "C", "padded_length", "span_steps"],
         shape=["B", "D", "L"],
         tuned=["FEW", "SPLIT"],
         configs=[
@@ -110,5 +147,80 @@ KERNELS = [
         ),
         axes=dict(T=["f32", "half"]),
         configs=[Config("only", ROWS=16, STEPS=32, num_warps=4)],
+    ),
+    Kernel(
+        selective_scan_bwd_kernel,
+        args={
+            **_tensors(_BACKWARD),
+            **_buffers("A", "B", "C", "gate", "D_skip", "delta_bias", "chunk_states"),
+            **_buffers("dA", "dB", "dC", "dgate", "dD", "ddelta_bias", "carry"),
+            "runs": "*i32",
+            **_SIZES,
+            "chunk_begin": "i32",
+            "chunk_end": "i32",
+            "partial_length": "i64",
+            "flags": "i32",
+        },
+        axes=_AXES,
+        skip=_no_need,
+        aligned=lambda _: ["B", "C", "gate", "padded_length", "dB", "dC", "dgate", "partial_length"],
+        shape=["B", "D", "L"],
+        configs=[
+            Config("tall", when="COMPLEX and GENERAL", SEGMENTS=16, STEPS=4, CHANNELS=2, num_warps=1),
+            Config("wide", SEGMENTS=8, STEPS=8, CHANNELS=4, num_warps=1),
+        ],
+    ),
+    Kernel(
+        selective_scan_plain_bwd_kernel,
+        args={
+            **_tensors(_BACKWARD),
+            **_buffers("A", "B", "C", "D_skip", "delta_bias", "chunk_states"),
+            **_buffers("dA", "dB", "dC", "dD", "ddelta_bias", "carry", "incoming", "span_ends", "span_times"),
+            "runs": "*i32",
+            **_PLAIN_SIZES,
+            **_CHUNKS,
+            "partial_length": "i64",
+            "flags": "i32",
+        },
+        axes=dict(**_PLAIN_AXES, PACKED=[False, True], APART=[False, True]),
+        # The others would need more registers than there are.
+        skip=lambda values: values["APART"] and values["T"] == "f32",
+        # has_room() in csrc/ops/selective_scan_spans.h says which of the two a device takes.
+        unused=lambda values, arch: values["T"] == "half" and not values["APART"] and arch in (90, 100),
+        aligned=lambda values: [
+            *_aligned(values, _BACKWARD),
+            "B",
+            "C",
+            "dB",
+            "dC",
+            "padded_length",
+            "partial_length",
+        ],
+        configs=[Config("only", LANES=4, STATES=16, STEPS=8, CHANNELS=32, num_warps=4)],
+    ),
+    Kernel(
+        selective_scan_adjoint_kernel,
+        args={
+            **_tensors(_ADJOINT),
+            **_buffers("A", "C", "delta_bias", "ends", "elapsed_times"),
+            "runs": "*i32",
+            **_PLAIN_SIZES,
+            **_CHUNKS,
+            "flags": "i32",
+        },
+        axes=dict(**_PLAIN_AXES, PACKED=[False, True]),
+        aligned=lambda values: [*_aligned(values, _ADJOINT), "C", "padded_length"],
+        configs=[Config("only", LANES=4, STATES=16, CHANNELS=32, num_warps=4, maxnreg=224)],
+    ),
+    Kernel(
+        selective_scan_sums_kernel,
+        args={
+            **_buffers("planes", "total"),
+            "count": "i32",
+            **dict.fromkeys(["plane_size", "partial_length", "padded_length"], "i64"),
+            "blocks": "i32",
+        },
+        aligned=lambda _: ["planes", "total", "plane_size", "partial_length", "padded_length"],
+        configs=[Config("only", STEPS=64, PLANES=32, num_warps=4)],
     ),
 ]

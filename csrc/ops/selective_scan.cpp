@@ -5,7 +5,6 @@
 #include <algorithm>
 
 #include "generated/selective_scan.gen.h"
-#include "generated/selective_scan_backward.gen.h"
 #include "ops/launch_arguments.h"
 #include "ops/selective_scan_pack.h"
 #include "ops/selective_scan_passes.h"
@@ -262,8 +261,7 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
   // Of packed sequences the states that few of them save are the general forward's.
   const bool plain = !s.complex && !with.general() && (!s.packed() || s.state > kFewStates);
   using Layout = SelectiveScanPlainBwd::Layout;
-  const bool apart =
-      u.scalar_type() != ScalarType::Float && has_room(runtime::arch_of(u.get_device_index()));
+  const bool apart = u.scalar_type() != ScalarType::Float && has_room(runtime::arch_of(u.get_device_index()));
   const SelectiveScanPlainBwd::Key plain_key{storage_of(u), rows ? Layout::seq : Layout::strided, s.packed(),
                                              apart};
   const SelectiveScanBwd::Key key{storage_of(u), s.complex, !s.complex || with.general() || with.packed()};
@@ -272,14 +270,14 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
   const int64_t blocks_per_group = ceil_div(s.channels / s.groups, block_channels);
   const int64_t blocks = s.groups * blocks_per_group;
   const int64_t most_chunks = chunks_in_a_launch(s, u, blocks, with.gate.has_value());
-  const Launches time = plain && !s.empty()
-                            ? backward_launches(s, most_chunks, blocks, u.get_device_index())
-                            : Launches{most_chunks, most_chunks};
+  const Launches time = plain && !s.empty() ? backward_launches(s, most_chunks, blocks, u.get_device_index())
+                                            : Launches{most_chunks, most_chunks};
   const int64_t spans = time.spans(), state_parts = s.state * s.parts();
   const bool sparse = s.packed() && !plain;
   // By ends the programs that have steps, in the order of time, each take the next sequence or the next span.
   const bool in_steps = plain && s.packing == Packing::by_ends;
-  const SumRows sum_rows{sparse, in_steps, sparse ? ceil_div(s.chunks(), time.chunks) : time.parts(s.chunks())};
+  const SumRows sum_rows{sparse, in_steps,
+                         sparse ? ceil_div(s.chunks(), time.chunks) : time.parts(s.chunks())};
   RowSums dA(s, with.A, sum_rows, state_parts, s.channels);
   // Blocks are whole in these rows, also where a group's channels end inside one.
   RowSums dD(s, with.A, sum_rows, s.groups, blocks_per_group * block_channels);

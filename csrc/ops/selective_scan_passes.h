@@ -3,7 +3,6 @@
 #pragma once
 
 #include "generated/selective_scan.gen.h"
-#include "generated/selective_scan_backward.gen.h"
 #include "ops/launch_arguments.h"
 #include "ops/selective_scan.h"
 

@@ -140,7 +140,8 @@ Launches cheapest(int64_t chunks, const Cost& cost_of_span) {
 inline Launches backward_launches(const SelectiveScanSizes& s, int64_t chunks, int64_t blocks,
                                   int32_t device) {
   if (s.packing != Packing::by_ends) {
-    return cheapest(chunks, [&](int64_t span) { return cost_of_launch(s.rows * blocks, chunks, span, device); });
+    return cheapest(chunks,
+                    [&](int64_t span) { return cost_of_launch(s.rows * blocks, chunks, span, device); });
   }
   if (batch_invariant()) return {chunks, chunks};
   const double share = static_cast<double>(chunks) / static_cast<double>(std::max<int64_t>(1, s.chunks()));

@@ -7,9 +7,9 @@
 namespace mamba_aot::cuda {
 
 // How programs share rows of sums: one for each part of the time axis and row of work; or, with `sparse`, one
-// for each row, which may be many and may miss a launch: they begin at 0 and are added up after each one; or, with
-// `in_steps`, one for each part and row that have steps of each other, which a row's number and the part's in
-// the order of time add up to.
+// for each row, which may be many and may miss a launch: they begin at 0 and are added up after each one; or,
+// with `in_steps`, one for each part and row that have steps of each other, which a row's number and the
+// part's in the order of time add up to.
 struct SumRows {
   bool sparse, in_steps;
   int64_t parts;

@@ -4,19 +4,7 @@
 #include "generated/sequence_runs.gen.h"
 #include "ops/launch_arguments.h"
 
-namespace mamba_aot {
-
-void check_sequence_runs(const Tensor& seq_idx) {
-  const char* fn = "sequence_runs";
-  Arg{fn, "seq_idx", seq_idx}
-      .has_rank("[batch, length]", 2)
-      .has_dtype(ScalarType::Int, "(a sequence index per step)");
-  constexpr int64_t kLimit = int64_t{1} << 30;
-  check(seq_idx.size(1) < kLimit, fn, ": seq_idx must have fewer than 2^30 steps a row, got ",
-        seq_idx.size(1));
-}
-
-namespace cuda {
+namespace mamba_aot::cuda {
 
 Tensor sequence_runs(Tensor seq_idx) {
   using Kernel = generated::SequenceRuns;
@@ -38,5 +26,4 @@ Tensor sequence_runs(Tensor seq_idx) {
   return runs;
 }
 
-}  // namespace cuda
-}  // namespace mamba_aot
+}  // namespace mamba_aot::cuda

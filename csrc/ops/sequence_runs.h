@@ -8,8 +8,8 @@ namespace mamba_aot {
 // Checks seq_idx [batch, length], int32. Throws std::invalid_argument.
 void check_sequence_runs(const Tensor& seq_idx);
 
-// Both namespaces implement the schema of library.cpp: int32 [2, batch, length], of each step the first one of
-// its run and the one after its last; -1 - start and -end where the index is negative.
+// Both namespaces implement the schema of library.cpp: int32 [2, batch, length], of each step the first one
+// of its run and the one after its last; -1 - start and -end where the index is negative.
 namespace cpu {
 Tensor sequence_runs(Tensor seq_idx);
 }  // namespace cpu

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
+from mamba_aot.ops.sequence_runs import sequence_runs
+
 
 def runs_of(function: str, seq_idx: Tensor, cu_seqlens: Tensor | None, x: Tensor) -> Tensor:
-    """Of each step, where its run of steps with one index starts and where that ends, int32 [2, B, L].
-
-    Of padding they are -1 - start and -end. Nothing waits for the device.
+    """sequence_runs() of `seq_idx`, int32 [2, B, L]. Nothing waits for the device.
 
     Raises:
         ValueError: `seq_idx` does not fit `x` [B, D, L] in dtype, shape or device, or `cu_seqlens` is given.
@@ -32,12 +32,7 @@ def runs_of(function: str, seq_idx: Tensor, cu_seqlens: Tensor | None, x: Tensor
             f"{function}: seq_idx must be on {x.device} like u, got {seq_idx.device}. "
             "Move it with .to(u.device)."
         )
-    return torch.ops.mamba_aot.sequence_runs(seq_idx)
-
-
-@torch.library.register_fake("mamba_aot::sequence_runs")
-def _(seq_idx: Tensor) -> Tensor:
-    return seq_idx.new_empty(2, *seq_idx.shape)
+    return sequence_runs(seq_idx)
 
 
 def check_ends(cu_seqlens: Tensor, u: Tensor) -> None:

@@ -194,32 +194,6 @@ def test_a_sequence_that_is_no_number_stays_by_itself(
         assert torch.equal(got["out 1"][last], clean["out 1"][last]), name
 
 
-def runs_of_steps(index: list[int]) -> list[list[int]]:
-    """What sequence_runs says of a row, step by step."""
-    starts, ends = [], []
-    for _, run in itertools.groupby(enumerate(index), key=lambda step: max(step[1], -1)):
-        steps = [t for t, _ in run]
-        padding = index[steps[0]] < 0
-        starts += [-1 - steps[0] if padding else steps[0]] * len(steps)
-        ends += [-steps[-1] - 1 if padding else steps[-1] + 1] * len(steps)
-    return [starts, ends]
-
-
-@pytest.mark.parametrize("length", [0, 1, 63, 1024, 1025, 9000])
-@pytest.mark.parametrize("mean", [1, 40, 3000, 10**6])
-def test_runs_of_any_length(length: int, mean: int, device: str) -> None:
-    generator = torch.Generator().manual_seed(length + mean)
-    begins = torch.rand(3, length, generator=generator) < 1 / mean
-    # Neighbours may have one index, and padding several.
-    index = torch.randint(-3, 4, (3, length), generator=generator, dtype=torch.int32)
-    index = index.gather(1, begins.cumsum(1).clamp(max=max(length - 1, 0)))
-    strided = torch.stack([index, index], dim=2)[..., 0].to(device)
-    wanted = torch.tensor([runs_of_steps(row) for row in index.tolist()], dtype=torch.int32)
-    runs = torch.ops.mamba_aot.sequence_runs.default
-    assert torch.equal(runs(strided).cpu(), wanted.transpose(0, 1))
-    torch.library.opcheck(runs, (strided,))
-
-
 def test_a_row_of_padding_has_no_state(device: str) -> None:
     inputs = make_scan_inputs(seq_idx=[[-70], [70]], **STATE, device=device)
     results = results_of(scan, inputs)

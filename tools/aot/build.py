@@ -115,9 +115,9 @@ def _run(root: Path, archs: list[int], tools: graph.Tools, targets: Sequence[str
     info = build_info(root, archs, tools)
     write_if_changed(root / "build/generated/library.gen.cpp", directory(tree.stems(root), info).encode())
     write_if_changed(root / "build/build.ninja", graph.write(root, archs, tools).encode())
-    command = [sys.executable, "-m", "ninja", "-f", "build/build.ninja"]
-    if os.environ.get("MAX_JOBS"):
-        command += ["-j", os.environ["MAX_JOBS"]]
+    # One job more than processors, as ninja has it, would keep the longest one waiting.
+    jobs = os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
+    command = [sys.executable, "-m", "ninja", "-f", "build/build.ninja", "-j", jobs]
     command += ["-v"] if verbose else []
     result = subprocess.run([*command, *targets], cwd=root, env=_environment(root), check=False)
     if result.returncode != 0:
