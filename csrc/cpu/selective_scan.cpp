@@ -195,7 +195,7 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
                                           Tensor A, Tensor B, Tensor C, OptionalTensor D, OptionalTensor z,
                                           OptionalTensor delta_bias, OptionalTensor decay_gate,
                                           OptionalTensor runs, OptionalTensor cu_seqlens, Tensor chunk_states,
-                                          bool delta_softplus, bool zoh) {
+                                          bool delta_softplus, bool zoh, bool /*from_state*/) {
   const SelectiveScanInputs in{u, delta, A, B, C, D, z, delta_bias, decay_gate};
   const SelectiveScanSizes s =
       check_selective_scan_backward(dout, dlast_state, in, runs, cu_seqlens, chunk_states);
@@ -272,7 +272,7 @@ SelectiveScanOtherGradients selective_scan_bwd_into(Tensor dout, OptionalTensor 
   check_selective_scan_backward(dout, dlast_state, in, runs, cu_seqlens, chunk_states);
   check_selective_scan_gradients_out(dout, in, ddelta, dz);
   const auto all = selective_scan_bwd(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, decay_gate,
-                                      runs, cu_seqlens, chunk_states, delta_softplus, zoh);
+                                      runs, cu_seqlens, chunk_states, delta_softplus, zoh, true);
   torch::stable::copy_(ddelta, std::get<1>(all));
   torch::stable::copy_(dz, std::get<6>(all));
   return others(all);

@@ -71,6 +71,25 @@ def sequence_runs_kernel(
     tl.store(to + size, tl.where(padding, -ends, ends), mask=inside)
 
 
+@triton.jit
+def sequence_starts_kernel(ends, starts, count, halvings, L, BLOCK: tl.constexpr):
+    """The first step of each step's sequence by cu_seqlens, `count` + 1 numbers; -1 where there is none."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < L
+    # How many ends lie at or before a step.
+    low = tl.zeros([BLOCK], tl.int32)
+    high = tl.zeros([BLOCK], tl.int32) + count + 1
+    for _ in range(halvings):
+        middle = (low + high) // 2
+        searching = inside & (low < high)
+        end = tl.load(ends + middle, mask=searching, other=0)
+        low = tl.where(searching & (end <= at), middle + 1, low)
+        high = tl.where(searching & (end > at), middle, high)
+    live = inside & (low > 0) & (low <= count)
+    start = tl.load(ends + (low - 1), mask=live, other=-1)
+    tl.store(starts + at, tl.where(start <= at, start, -1), mask=inside)
+
+
 KERNELS = [
     Kernel(
         sequence_runs_kernel,
@@ -79,5 +98,10 @@ KERNELS = [
             **dict(idx_batch="i64", idx_time="i64"),
         },
         configs=[Config("block", BLOCK=1024, SEARCH=4096, num_warps=8)],
+    ),
+    Kernel(
+        sequence_starts_kernel,
+        args=dict(ends="*i32", starts="*i32", count="i32", halvings="i32", L="i32"),
+        configs=[Config("block", BLOCK=256, num_warps=4)],
     ),
 ]

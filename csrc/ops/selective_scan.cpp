@@ -11,6 +11,7 @@
 #include "ops/selective_scan_spans.h"
 #include "ops/selective_scan_states.h"
 #include "ops/selective_scan_sums.h"
+#include "ops/sequence_runs.h"
 
 namespace mamba_aot::cuda {
 namespace {
@@ -61,6 +62,22 @@ void check_limits(const SelectiveScanSizes& s) {
         ". Split the sequence and carry the state with initial_state.");
 }
 
+// What the kernels are told in a bit each.
+int32_t flags_of(const SelectiveScanSizes& s, const SelectiveScanInputs& in, bool delta_softplus, bool zoh) {
+  return format_flag(in.u) | (delta_softplus ? kSoftplus : 0) | (in.D ? kHasD : 0) | (in.z ? kHasZ : 0) |
+         (in.delta_bias ? kHasBias : 0) | (in.decay_gate ? kHasGate : 0) | (zoh ? kZoh : 0) |
+         (s.constant_B ? kConstantB : 0) | (s.constant_C ? kConstantC : 0) |
+         (s.heads != s.channels ? kPerHead : 0) | (s.packing == Packing::by_index ? kByIndex : 0) |
+         (s.packing == Packing::by_ends ? kByEnds : 0);
+}
+
+// Whether only the kernels that can do all of it can do this. Complex scans in fp32 run too seldom to be
+// worth images without options.
+bool is_general(const SelectiveScanSizes& s, const SelectiveScanInputs& in, int32_t flags) {
+  constexpr int32_t kOptions = kHasGate | kZoh | kConstantB | kConstantC | kPerHead;
+  return (flags & kOptions) != 0 || (s.complex && in.u.scalar_type() == ScalarType::Float);
+}
+
 // What both directions hand to their kernel besides their own tensors.
 struct Operands {
   Tensor A;
@@ -70,8 +87,8 @@ struct Operands {
   PackedWeights weights;
   OptionalTensor D, bias, gate;
   int32_t flags;
-  // Complex scans in fp32 run too seldom to be worth images without options.
-  bool complex_float32;
+  // Whether it takes the kernels that can do all of this.
+  bool general;
 
   Operands(const SelectiveScanSizes& s, const SelectiveScanInputs& in, const OptionalTensor& runs,
            const OptionalTensor& cu_seqlens, bool delta_softplus, bool zoh)
@@ -83,18 +100,9 @@ struct Operands {
         weights(in.B, in.C, s, padded_length),
         D(to_state_dtype(in.D, ScalarType::Float)),
         bias(to_state_dtype(in.delta_bias, ScalarType::Float)),
-        flags(format_flag(in.u) | (delta_softplus ? kSoftplus : 0) | (in.D ? kHasD : 0) | (in.z ? kHasZ : 0) |
-              (in.delta_bias ? kHasBias : 0) | (in.decay_gate ? kHasGate : 0) | (zoh ? kZoh : 0) |
-              (s.constant_B ? kConstantB : 0) | (s.constant_C ? kConstantC : 0) |
-              (s.heads != s.channels ? kPerHead : 0) | (runs ? kByIndex : 0) | (cu_seqlens ? kByEnds : 0)),
-        complex_float32(s.complex && in.u.scalar_type() == ScalarType::Float) {
+        flags(flags_of(s, in, delta_softplus, zoh)),
+        general(is_general(s, in, flags)) {
     if (in.decay_gate) gate = pack_rows(*in.decay_gate, false, padded_length);
-  }
-
-  // Whether it takes the kernels that can do all of this.
-  bool general() const {
-    constexpr int32_t kOptions = kHasGate | kZoh | kConstantB | kConstantC | kPerHead;
-    return complex_float32 || (flags & kOptions) != 0;
   }
 
   bool packed() const { return (flags & (kByIndex | kByEnds)) != 0; }
@@ -173,7 +181,7 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
   const Operands with(s, in, runs, cu_seqlens, delta_softplus, zoh);
   const Strides os(out);
   const bool rows = in_rows(s, {Strides(u), Strides(delta), Strides(z), os});
-  const bool general = s.complex || with.general() || s.state <= kFewStates;
+  const bool general = s.complex || with.general || s.state <= kFewStates;
   using Layout = SelectiveScanPlainFwd::Layout;
   SelectiveScanPlainFwd::Key plain_key{storage_of(u), rows ? Layout::seq : Layout::strided, true, s.packed()};
   const int32_t device = u.get_device_index();
@@ -198,7 +206,7 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
   if (general) {
     SelectiveScanFwd::Args args{};
     put_general(args, s, with, with.ends);
-    const SelectiveScanFwd::Key key{storage_of(u), s.complex, !s.complex || with.general() || with.packed()};
+    const SelectiveScanFwd::Key key{storage_of(u), s.complex, !s.complex || with.general || with.packed()};
     launch(SelectiveScanFwd{}, key, args, s.rows);
   } else {
     Tensor span_ends = empty_on(u, {spans.count - 1, s.rows, state_parts, s.channels}, ScalarType::Float);
@@ -226,7 +234,7 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
                                 const OptionalTensor& D, const OptionalTensor& z,
                                 const OptionalTensor& delta_bias, const OptionalTensor& decay_gate,
                                 const OptionalTensor& runs, const OptionalTensor& cu_seqlens,
-                                const Tensor& chunk_states, bool delta_softplus, bool zoh,
+                                const Tensor& chunk_states, bool delta_softplus, bool zoh, bool from_state,
                                 const OptionalTensor& ddelta_out, const OptionalTensor& dz_out) {
   const SelectiveScanInputs in{u, delta, A, B, C, D, z, delta_bias, decay_gate};
   const SelectiveScanSizes s =
@@ -237,7 +245,7 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
   if (rounds_channels || !of_one_dtype(u, delta, z)) {
     auto wide = backward(in_float32(dout), dlast_state, in_float32(u), in_float32(delta), A, B, C, D,
                          in_float32(z), delta_bias, decay_gate, runs, cu_seqlens, chunk_states,
-                         delta_softplus, zoh, std::nullopt, std::nullopt);
+                         delta_softplus, zoh, from_state, std::nullopt, std::nullopt);
     std::get<0>(wide) = sequence_like(u, std::get<0>(wide));
     if (dz_out) {
       Tensor own_delta = *ddelta_out, own_z = *dz_out;
@@ -250,6 +258,22 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
     return wide;
   }
   check_limits(s);
+  // Of packed sequences the states that few of them save are the general forward's.
+  const bool plain = !s.complex && !is_general(s, in, flags_of(s, in, delta_softplus, zoh)) &&
+                     (!s.packed() || s.state > kFewStates);
+  if (plain && !from_state && !dlast_state && walks_as_row(s, in)) {
+    const Tensor ends = torch::stable::contiguous(*cu_seqlens);
+    // The states that sequences begin with are all zero: a row saves one.
+    Tensor all_states = chunk_states;
+    const Tensor states = torch::stable::narrow(all_states, 1, 0, s.chunks() + 1);
+    SelectiveScanGradients gradients =
+        backward(dout, std::nullopt, u, delta, A, inside_alone(B, ends, s), inside_alone(C, ends, s), D, z,
+                 delta_bias, decay_gate, sequence_runs_by_ends(ends, s.length), std::nullopt, states,
+                 delta_softplus, zoh, false, ddelta_out, dz_out);
+    std::get<9>(gradients) = state_on(u, s);
+    torch::stable::zero_(std::get<9>(gradients));
+    return gradients;
+  }
   constexpr ScalarType kFloat = ScalarType::Float;
   Tensor du = layout_like(u);
   Tensor ddelta = ddelta_out ? *ddelta_out : layout_like(s.heads == s.channels ? delta : u);
@@ -258,13 +282,11 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
   const Operands with(s, in, runs, cu_seqlens, delta_softplus, zoh);
   const Strides gs(dout), dus(du), dds(ddelta), dzs(z ? OptionalTensor(dz) : std::nullopt);
   const bool rows = in_rows(s, {gs, Strides(u), Strides(delta), Strides(z), dus, dds, dzs});
-  // Of packed sequences the states that few of them save are the general forward's.
-  const bool plain = !s.complex && !with.general() && (!s.packed() || s.state > kFewStates);
   using Layout = SelectiveScanPlainBwd::Layout;
   const bool apart = u.scalar_type() != ScalarType::Float && has_room(runtime::arch_of(u.get_device_index()));
   const SelectiveScanPlainBwd::Key plain_key{storage_of(u), rows ? Layout::seq : Layout::strided, s.packed(),
                                              apart};
-  const SelectiveScanBwd::Key key{storage_of(u), s.complex, !s.complex || with.general() || with.packed()};
+  const SelectiveScanBwd::Key key{storage_of(u), s.complex, !s.complex || with.general || with.packed()};
   const int64_t block_channels =
       plain ? SelectiveScanPlainBwd::pick(plain_key, {}).CHANNELS : SelectiveScanBwd::pick(key, {}).CHANNELS;
   const int64_t blocks_per_group = ceil_div(s.channels / s.groups, block_channels);
@@ -413,9 +435,9 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
                                           Tensor A, Tensor B, Tensor C, OptionalTensor D, OptionalTensor z,
                                           OptionalTensor delta_bias, OptionalTensor decay_gate,
                                           OptionalTensor runs, OptionalTensor cu_seqlens, Tensor chunk_states,
-                                          bool delta_softplus, bool zoh) {
+                                          bool delta_softplus, bool zoh, bool from_state) {
   return backward(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, decay_gate, runs, cu_seqlens,
-                  chunk_states, delta_softplus, zoh, std::nullopt, std::nullopt);
+                  chunk_states, delta_softplus, zoh, from_state, std::nullopt, std::nullopt);
 }
 
 SelectiveScanOtherGradients selective_scan_bwd_into(Tensor dout, OptionalTensor dlast_state, Tensor u,
@@ -425,7 +447,7 @@ SelectiveScanOtherGradients selective_scan_bwd_into(Tensor dout, OptionalTensor 
                                                     OptionalTensor cu_seqlens, Tensor chunk_states,
                                                     bool delta_softplus, bool zoh, Tensor ddelta, Tensor dz) {
   return others(backward(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, decay_gate, runs, cu_seqlens,
-                         chunk_states, delta_softplus, zoh, ddelta, dz));
+                         chunk_states, delta_softplus, zoh, true, ddelta, dz));
 }
 
 }  // namespace mamba_aot::cuda

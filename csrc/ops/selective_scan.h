@@ -75,7 +75,8 @@ inline SelectiveScanOtherGradients others(const SelectiveScanGradients& all) {
 void check_selective_scan_gradients_out(const Tensor& dout, const SelectiveScanInputs& in,
                                         const Tensor& ddelta, const Tensor& dz);
 
-// Both namespaces implement the three schemas of library.cpp, argument for argument.
+// Both namespaces implement the three schemas of library.cpp, argument for argument. `from_state` says
+// whether the forward began with an initial state, without which nobody needs its gradient.
 namespace cpu {
 SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C,
                                         OptionalTensor D, OptionalTensor z, OptionalTensor delta_bias,
@@ -86,7 +87,7 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
                                           Tensor A, Tensor B, Tensor C, OptionalTensor D, OptionalTensor z,
                                           OptionalTensor delta_bias, OptionalTensor decay_gate,
                                           OptionalTensor runs, OptionalTensor cu_seqlens, Tensor chunk_states,
-                                          bool delta_softplus, bool zoh);
+                                          bool delta_softplus, bool zoh, bool from_state);
 SelectiveScanOtherGradients selective_scan_bwd_into(Tensor dout, OptionalTensor dlast_state, Tensor u,
                                                     Tensor delta, Tensor A, Tensor B, Tensor C,
                                                     OptionalTensor D, Tensor z, OptionalTensor delta_bias,
@@ -105,7 +106,7 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
                                           Tensor A, Tensor B, Tensor C, OptionalTensor D, OptionalTensor z,
                                           OptionalTensor delta_bias, OptionalTensor decay_gate,
                                           OptionalTensor runs, OptionalTensor cu_seqlens, Tensor chunk_states,
-                                          bool delta_softplus, bool zoh);
+                                          bool delta_softplus, bool zoh, bool from_state);
 SelectiveScanOtherGradients selective_scan_bwd_into(Tensor dout, OptionalTensor dlast_state, Tensor u,
                                                     Tensor delta, Tensor A, Tensor B, Tensor C,
                                                     OptionalTensor D, Tensor z, OptionalTensor delta_bias,

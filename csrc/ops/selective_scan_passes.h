@@ -96,4 +96,12 @@ inline void zero_rows_outside(const Tensor& rows, const Tensor& cu_seqlens, cons
   zero_outside(rows, rows.numel() / row_length, row_length, 1, cu_seqlens, s);
 }
 
+// B or C with zeros at those steps: in a row with others they must not hold what spreads.
+inline Tensor inside_alone(const Tensor& weight, const Tensor& cu_seqlens, const SelectiveScanSizes& s) {
+  Tensor copy = torch::stable::new_empty(weight, weight.sizes());
+  torch::stable::copy_(copy, weight);
+  zero_rows_outside(copy, cu_seqlens, s);
+  return copy;
+}
+
 }  // namespace mamba_aot::cuda

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
 #include "generated/selective_scan.gen.h"
 #include "ops/launch_arguments.h"
@@ -149,6 +150,26 @@ inline Launches backward_launches(const SelectiveScanSizes& s, int64_t chunks, i
   return cheapest(chunks, [&](int64_t span) {
     return cost_of_sequences(blocks, s.rows, sequences, chunks, span, device);
   });
+}
+
+// Whether the plain backward takes sequences by ends that begin and end with no state as one row, as it would
+// by index: where their programs, one each, would not fill whole rounds. How long each is only the device
+// knows.
+inline bool walks_as_row(const SelectiveScanSizes& s, const SelectiveScanInputs& in) {
+  if (s.packing != Packing::by_ends || s.empty() || batch_invariant()) return false;
+  // Kernels that clear what no sequence has don't know float64.
+  for (const Tensor* weight : {&in.B, &in.C}) {
+    if (weight->scalar_type() == ScalarType::Double) return false;
+  }
+  const int32_t device = in.u.get_device_index();
+  const int64_t block_channels = generated::SelectiveScanPlainBwd::pick({}, {}).CHANNELS;
+  const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, block_channels);
+  const int64_t chunks = chunks_in_a_launch(s, in.u, blocks, false);
+  if (backward_launches(s, chunks, blocks, device).spans() > 1) return true;
+  const double sequences = static_cast<double>(s.rows * chunks) / static_cast<double>(s.chunks());
+  const double rounds =
+      sequences * static_cast<double>(blocks) / static_cast<double>(programs_at_once(device));
+  return rounds < 0.9 * std::ceil(rounds);
 }
 
 }  // namespace mamba_aot::cuda

@@ -26,4 +26,19 @@ Tensor sequence_runs(Tensor seq_idx) {
   return runs;
 }
 
+Tensor sequence_runs_by_ends(const Tensor& cu_seqlens, int64_t length) {
+  using Kernel = generated::SequenceStarts;
+  Tensor runs = empty_on(cu_seqlens, {2, 1, length}, ScalarType::Int);
+  if (length == 0) return runs;
+  const auto& config = Kernel::pick({}, {});
+  Kernel::Args args{};
+  args.ends = pointer(cu_seqlens);
+  args.starts = pointer(runs);
+  args.count = static_cast<int32_t>(cu_seqlens.size(0) - 1);
+  for (int64_t left = cu_seqlens.size(0); left > 0; left /= 2) ++args.halvings;
+  args.L = static_cast<int32_t>(length);
+  Kernel::launch({}, config, cu_seqlens.get_device_index(), ceil_div(length, config.BLOCK), args);
+  return runs;
+}
+
 }  // namespace mamba_aot::cuda

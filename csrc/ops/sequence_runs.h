@@ -16,6 +16,9 @@ Tensor sequence_runs(Tensor seq_idx);
 
 namespace cuda {
 Tensor sequence_runs(Tensor seq_idx);
+
+// The same of cu_seqlens (contiguous), its first half alone; what no sequence has is padding.
+Tensor sequence_runs_by_ends(const Tensor& cu_seqlens, int64_t length);
 }  // namespace cuda
 
 }  // namespace mamba_aot

@@ -232,6 +232,7 @@ def _(
     chunk_states: Tensor,
     delta_softplus: bool,
     zoh: bool,
+    from_state: bool = True,
 ) -> tuple[Tensor, ...]:
     absent = u.new_empty(0, dtype=state_dtype(u))
 
@@ -263,7 +264,8 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, _initial_state, runs, cu_seqlens, ctx.delta_softplus, ctx.zoh, _save_states = inputs
+    *tensors, initial_state, runs, cu_seqlens, ctx.delta_softplus, ctx.zoh, _save_states = inputs
+    ctx.from_state = initial_state is not None
     chunk_states = output[2]
     ctx.save_for_backward(*tensors, runs, cu_seqlens, chunk_states)
     ctx.mark_non_differentiable(chunk_states)
@@ -280,7 +282,8 @@ def _backward(ctx, dout: Tensor | None, dlast_state: Tensor | None, _dchunk_stat
         dout = torch.zeros_like(saved[0])
     if dlast_state is not None:
         dlast_state = dlast_state.contiguous()
-    grads = torch.ops.mamba_aot.selective_scan_bwd(dout, dlast_state, *saved, ctx.delta_softplus, ctx.zoh)
+    options = (ctx.delta_softplus, ctx.zoh, ctx.from_state)
+    grads = torch.ops.mamba_aot.selective_scan_bwd(dout, dlast_state, *saved, *options)
     wanted = [grad if need else None for grad, need in zip(grads, ctx.needs_input_grad, strict=False)]
     return *wanted, *(None,) * (len(ctx.needs_input_grad) - len(wanted))
 

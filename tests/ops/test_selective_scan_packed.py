@@ -82,6 +82,56 @@ def test_matches_float64_in_every_shape(shape: dict[str, Any], device: str) -> N
     assert_matches_reference(scan, scan_ref, make_scan_inputs(**shape, device=device))
 
 
+# Without states their backward walks them as one row, where that is faster: not the last but one of these.
+STATELESS: dict[str, dict[str, Any]] = {
+    "in spans": {"cu_seqlens": [2100, 1, 940, 0, 1159, 70], "dim": 40},
+    "24 states, groups": {"cu_seqlens": [1000, 0, 63, 65, 72], "dim": 40, "state": 24, "groups": 2},
+    "three states": {"cu_seqlens": [77, 400], "dim": 24, "state": 3},
+    "bfloat16": {"cu_seqlens": [300, 1748], "dim": 40, **BRAIN},
+    "empty ones": {"cu_seqlens": [0, 200, 0], "dim": 24},
+    "many": {"cu_seqlens": [16] * 300, "dim": 32},
+    "many more, bfloat16": {"cu_seqlens": [8] * 264, "dim": 32, **BRAIN},
+}
+
+
+@pytest.mark.parametrize("layout", ["seq", "channel"])
+@pytest.mark.parametrize("shape", STATELESS.values(), ids=STATELESS)
+def test_sequences_without_states_match_float64(shape: dict[str, Any], layout: str, device: str) -> None:
+    inputs = make_scan_inputs(**shape, layout=layout, device=device)
+    assert_matches_reference(selective_scan_fn, selective_scan_ref, inputs)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", ["seq", "channel"])
+def test_steps_that_ends_leave_out_are_padding(layout: str) -> None:
+    inputs = make_scan_inputs(cu_seqlens=[130, 1, 500, 69], dim=40, layout=layout, device="cuda")
+    dout = torch.randn_like(inputs["u"])
+    along_time = ("u", "delta", "z", "B", "C")
+
+    def around(value: Tensor) -> Tensor:
+        nothing = torch.full((*value.shape[:-1], 60), torch.nan, device="cuda")
+        return place(torch.cat([nothing, value, nothing[..., :4]], dim=-1), layout)
+
+    def results_with(given: dict[str, Tensor], options: dict[str, Any], dout: Tensor) -> dict[str, Tensor]:
+        leaves = {n: v.detach().requires_grad_() for n, v in given.items() if v.is_floating_point()}
+        out = selective_scan_fn(**options | given | leaves)
+        gradients = torch.autograd.grad(out, [*leaves.values()], dout)
+        return {"out": out, **dict(zip(leaves, gradients, strict=True))}
+
+    given = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    options = {name: value for name, value in inputs.items() if name not in given}
+    wanted = results_with(given, options, dout)
+    poisoned = {n: around(v) if n in along_time else v for n, v in given.items()}
+    poisoned["cu_seqlens"] = given["cu_seqlens"] + 60
+    got = results_with(poisoned, options, around(dout))
+    for name, value in got.items():
+        if name == "out" or name in along_time:
+            assert not value[..., :60].any(), name
+            assert not value[..., 760:].any(), name
+            value = value[..., 60:760]
+        torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("options", [{}, COMPLEX, GENERAL], ids=["plain", "complex", "general"])
 def test_packed_is_one_by_one(options: dict[str, Any], layout: str, device: str) -> None:
