@@ -20,7 +20,10 @@ inline constexpr int64_t kMost = 16;
 inline constexpr int64_t kChannelsAtOnce = 3 * 8192;
 // Fewer channels of packed sequences than this split: on an H100 2048 were faster in spans, 3072 without.
 inline constexpr int64_t kPackedToSplit = 2400;
-// Spans of the forward have at least so many steps: the pass before them takes more than half as long.
+// The forward splits so many steps or more, into eight spans at first: on an H100 fewer were never faster.
+inline constexpr int64_t kLeastToSplit = 1024;
+inline constexpr int64_t kFirstSpans = 8;
+// From there on a span has at least so many steps.
 inline constexpr int64_t kLeastForward = 512;
 // Partial sums of the backward may take this much memory, or as much as u does where that is more.
 inline constexpr int64_t kPartialBytes = int64_t{32} << 20;
@@ -40,8 +43,9 @@ struct Spans {
 // How many rows a forward kernel is chosen for.
 inline int64_t rows_to_choose_by(const SelectiveScanSizes& s) { return batch_invariant() ? 1 : s.rows; }
 
-// As many as fill the GPU, where rows and channels alone do not: fewer than SPLIT at 4096 steps, half of that
-// at 2048, a quarter more from 5120 on; of packed sequences a number of its own. `ends` is the launch before.
+// As many as fill the GPU, where rows and channels alone do not: fewer than SPLIT at 2048 to 5119 steps, than
+// two thirds of it below, a quarter more beyond; of packed sequences a number of its own. `ends` is the
+// launch before.
 inline Spans forward_spans(const SelectiveScanSizes& s, const generated::SelectiveScanPlainFwd::Key& ends,
                            int32_t device) {
   using Kernel = generated::SelectiveScanPlainFwd;
@@ -50,13 +54,13 @@ inline Spans forward_spans(const SelectiveScanSizes& s, const generated::Selecti
   const bool by_ends = s.packing == Packing::by_ends;
   if (by_ends && batch_invariant()) return whole;
   const int64_t rows = rows_to_choose_by(s);
-  const int64_t most = std::min(spans::kMost, s.length / spans::kLeastForward);
-  const bool few = s.packed() ? rows * s.channels < spans::kPackedToSplit
-                              : rows * s.channels * 8 < Kernel::SPLIT(device) * std::min<int64_t>(most, 10);
-  if (most < 4 || !few) return whole;
+  const int64_t few = s.packed() ? spans::kPackedToSplit : Kernel::SPLIT(device);
+  const int64_t limit = s.length < 2048 ? few * 2 / 3 : s.length < 5120 || s.packed() ? few : few * 5 / 4;
+  if (s.length < spans::kLeastToSplit || rows * s.channels >= limit) return whole;
   const int64_t block_channels = Kernel::pick(ends, {}).CHANNELS;
   const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, block_channels);
   const int64_t at_once = (by_ends ? 1 : rows) * blocks * block_channels;
+  const int64_t most = std::clamp(s.length / spans::kLeastForward, spans::kFirstSpans, spans::kMost);
   const int64_t count = std::min(most, spans::kChannelsAtOnce / at_once);
   if (count < 2) return whole;
   const int64_t steps = round_up(ceil_div(s.length, count), kChunk);

@@ -129,12 +129,12 @@ def test_time_in_spans_of_several_launches(length: int, layout: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("length", [2054, 2624])
+@pytest.mark.parametrize("length", [1024, 1100, 2624])
 @pytest.mark.parametrize("state", [5, 24])
 @pytest.mark.parametrize("layout", ["seq", "channel"])
 @pytest.mark.parametrize("initial_state", [False, True], ids=["from zero", "from a state"])
 def test_forward_in_spans(length: int, state: int, layout: str, initial_state: bool) -> None:
-    """Where channels are few, it splits time from 2048 steps on: into four spans and into five."""
+    """Where channels are few, it splits time from 1024 steps on, into eight spans, six or seven."""
     inputs = make_scan_inputs(
         2, 24, length, state, layout=layout, initial_state=initial_state, groups=2, device="cuda"
     )
