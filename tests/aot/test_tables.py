@@ -99,6 +99,13 @@ def test_architectures_of_a_setting(setting: str, expected: list[str]):
     assert [target.name for target in tree.targets(tree.chosen_archs(setting))] == expected
 
 
+def test_unused_combinations_have_no_image_there_but_their_ptx():
+    kernel = fake_kernels.scan(unused=lambda values, arch: values["T"] == "f16" and arch in (80, 100))
+    found = {(v.key["T"], tuple(t.name for t in tree.targets_of(v, [80, 90, 100]))) for v in kernel.variants}
+    everywhere = ("sm80", "sm90", "sm100", "ptx80")
+    assert found == {("f32", everywhere), ("bf16", everywhere), ("f16", ("sm90", "ptx80"))}
+
+
 def test_an_unknown_architecture_is_refused():
     with pytest.raises(tree.TableError, match=r"out of 80;86;89;90;100;120, got '75'"):
         tree.chosen_archs("75")
