@@ -22,7 +22,7 @@ constexpr const char* kSchemas[] = {
     "selective_scan_bwd(Tensor dout, Tensor? dlast_state, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor "
     "C, "
     "Tensor? D, Tensor? z, Tensor? delta_bias, Tensor? decay_gate, Tensor? runs, Tensor? cu_seqlens, "
-    "Tensor chunk_states, bool delta_softplus, bool zoh, bool from_state=True) "
+    "Tensor chunk_states, bool delta_softplus, bool zoh, bool from_state) "
     "-> (Tensor du, Tensor ddelta, Tensor dA, Tensor dB, "
     "Tensor dC, Tensor dD, Tensor dz, "
     "Tensor ddelta_bias, Tensor ddecay_gate, Tensor dinitial_state)",

@@ -169,7 +169,7 @@ class _Recomputed(torch.autograd.Function):
             with torch.enable_grad():
                 arguments = _scan_arguments(_Inputs._make(leaves), ctx.eps)
             *grads, _gate, _state = torch.ops.mamba_aot.selective_scan_bwd(
-                dout, None, *arguments, None, None, None, states, ctx.delta_softplus, False
+                dout, None, *arguments, None, None, None, states, ctx.delta_softplus, False, False
             )
             pairs = zip(arguments, grads, strict=True)
             reached = [(t, grad) for t, grad in pairs if t is not None and t.requires_grad]

@@ -99,7 +99,7 @@ def test_gradients_go_where_they_are_wanted(device: str) -> None:
     room = torch.full((2, 20, 18), 7.0, device=device)
     left, ddelta, dz = room.transpose(1, 2).chunk(3, dim=1)
     du, expected_ddelta, *expected, expected_dz, dbias, dgate, dstate = ops.selective_scan_bwd(
-        *arguments, True, False
+        *arguments, True, False, False
     )
     others = ops.selective_scan_bwd_into(*arguments, True, False, ddelta, dz)
     torch.testing.assert_close(others, (du, *expected, dbias, dgate, dstate), rtol=0, atol=0)

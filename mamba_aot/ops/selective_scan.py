@@ -232,7 +232,7 @@ def _(
     chunk_states: Tensor,
     delta_softplus: bool,
     zoh: bool,
-    from_state: bool = True,
+    from_state: bool,
 ) -> tuple[Tensor, ...]:
     absent = u.new_empty(0, dtype=state_dtype(u))
 
@@ -259,7 +259,7 @@ def _(
 @torch.library.register_fake("mamba_aot::selective_scan_bwd_into")
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     *others, _ddelta, _dz = arguments
-    du, _, dA, dB, dC, dD, _, *rest = torch.ops.mamba_aot.selective_scan_bwd(*others)
+    du, _, dA, dB, dC, dD, _, *rest = torch.ops.mamba_aot.selective_scan_bwd(*others, True)
     return du, dA, dB, dC, dD, *rest
 
 

@@ -145,11 +145,12 @@ def test_registers_and_spills_are_recorded():
 def test_the_scan_does_not_spill():
     """A thread holds 16 steps of a real state, 8 or 4 of a complex one: every state size takes this code."""
     spilling = {row["id"]: row["spill_bytes"] for row in cubins("selective_scan") if row["spill_bytes"] > 0}
-    # Packed sequences need a few registers more than there are outside of the tiles; sm_80 feels it most.
+    # The backward of packed sequences, which holds two ways through a tile, needs more registers than there are
+    # before sm_90; most of what it keeps in memory it reads once a chunk.
     allowed = {
-        name
-        for name, size in spilling.items()
-        if "packed" in name and (size < 300 if "-sm80-" in name else size <= 64 and "_plain_bwd-" in name)
+        row["id"]
+        for row in cubins("selective_scan_plain_bwd")
+        if "packed" in row["id"] and row["spill_bytes"] <= (16 if row["arch"] >= 90 else 304)
     }
     assert not spilling.keys() - allowed
 
