@@ -8,6 +8,8 @@ lies in shared memory, RUN steps of a row at a time; so do their shares of y, wh
 Where rows and channels are too few to fill a GPU, time is split into spans that run at once. A launch before,
 with ENDS, walks all spans but the last from a state of zero; from where those end, and from their lengths in
 delta, each span then knows the state that it begins with.
+
+Of packed sequences, tiles whose steps belong to one sequence take the way of rows without packing.
 """
 
 from _arithmetic import LOG2E, anew, exp2_fast, sigmoid_fast, softplus
@@ -243,6 +245,7 @@ def selective_scan_plain_fwd_kernel(
             dt = softplus(dt, delta.dtype.element_ty == gl.int16)
         # A step of length 0 leaves the state alone: so do the steps past the end.
         dt = gl.where(used, dt, 0.0)
+        # delta as the recurrence takes it, with a mark where a sequence begins.
         told = dt
         if PACKED:
             plain = in_one_sequence(next_entry, start, STEPS, first, stop, by_index)

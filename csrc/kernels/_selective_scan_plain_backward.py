@@ -170,13 +170,11 @@ def selective_scan_plain_bwd_kernel(
     span = (sums_row // batches).to(gl.int32)
     own_begin, own_end = chunks_of_span(span, chunk_begin, chunk_end, spans)
     batch_rows = batches
-    # Where sums over the program's steps lie.
     if PACKED:
         # Steps outside of [first, stop) are of length 0.
         batch, first, stop = own_steps(runs, batch, L, flags, True)
         by_index = (flags & BY_INDEX) != 0
         batch_rows = gl.where(by_index, batches, 1)
-        # In the order of time each span of a sequence comes with the next sequence or the next span.
         own_begin = gl.maximum(first // CHUNK, own_begin)
         own_end = gl.where(stop > first, gl.minimum(gl.cdiv(stop, CHUNK), own_end), own_begin)
     group = block // blocks_per_group
@@ -487,6 +485,9 @@ def selective_scan_plain_bwd_kernel(
 
 @gluon.jit
 def row_of_totals(row, batches, flags, PACKED: gl.constexpr):
+    """Where sums over a program's steps lie. By ends the programs that have steps, in the order of time, each
+    take the next sequence or the next span: no two have the same sum of both numbers.
+    """
     if PACKED:
         at = anew(row.to(gl.int32))
         return gl.where((flags & BY_INDEX) != 0, at, at % batches + at // batches).to(gl.int64)

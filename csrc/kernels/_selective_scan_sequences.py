@@ -1,9 +1,9 @@
 """How the plain scan kernels take packed sequences.
 
-By cu_seqlens a program has one sequence, by seq_idx a row of them, one after the other. Where a sequence of a
-row begins, the last bit of the step's delta is set, that of all others is clear, and nothing comes over from
-the sequence beside it, even if that is no number. Padding has steps of length 0, like all that lies outside
-of a program's sequences.
+By cu_seqlens a program has one sequence, or a span of it, by seq_idx a row of them, one after the other, or a
+span of that. Where a sequence of a row begins, the last bit of the step's delta is set, that of all others is
+clear, and nothing comes over from the sequence beside it, even if that is no number. Padding has steps of
+length 0, like all that lies outside of a program's sequences.
 """
 
 from triton.experimental import gluon
