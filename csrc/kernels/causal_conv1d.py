@@ -14,6 +14,7 @@ from _causal_conv1d_step import causal_conv1d_step_kernel
 from _causal_conv1d_steps import HAS_BIAS, HAS_INDICES, HAS_SEEN, NARROW_FILTER, PADDING, SHORT, SILU, silu
 from _causal_conv1d_wide import causal_conv1d_wide_bwd_kernel, causal_conv1d_wide_kernel
 from _half_blocks import load_wide, store_narrow, widened
+from _sequence_ends import sequence_at
 
 from tools.aot.spec import Config, Kernel
 
@@ -37,27 +38,15 @@ def causal_conv1d_sequences_kernel(
     """One thread per step of any batch row: where its sequence starts, and its row of the initial states.
 
     By seq_idx, a start further back than the filter reaches is not looked for: the first step it reaches
-    stands for it. By ends (cu_seqlens, count + 1 numbers), the sequence is looked up by bisection; what they
-    leave out is padding, and whatever they hold, nothing outside of them is read.
+    stands for it. By ends (cu_seqlens, count + 1 numbers), the sequence is looked up; what they leave out is
+    padding.
     """
     n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = n < size
     batch = n // L
     t = n % L
     if BY_ENDS:
-        low = tl.zeros([BLOCK], tl.int32)
-        high = tl.zeros([BLOCK], tl.int32) + count + 1
-        for _ in range(halvings):
-            middle = (low + high) // 2
-            searching = inside & (low < high)
-            end = tl.load(ends + middle.to(tl.int64) * ends_stride, mask=searching, other=0)
-            left = searching & (end <= t)
-            high = tl.where(searching & (end > t), middle, high)
-            low = tl.where(left, middle + 1, low)
-        row = low - 1
-        live = inside & (row >= 0) & (row < count)
-        start = tl.load(ends + row.to(tl.int64) * ends_stride, mask=live, other=-1)
-        live = live & (start >= 0) & (start <= t)
+        row, start, live = sequence_at(ends, t, inside, count, halvings, ends_stride)
     else:
         at = seq_idx + batch * idx_batch + t * idx_time
         own = tl.load(at, mask=inside, other=-1)

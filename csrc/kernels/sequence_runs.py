@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from _sequence_ends import sequence_at
 
 from tools.aot.spec import Config, Kernel
 
@@ -76,18 +77,8 @@ def sequence_starts_kernel(ends, starts, count, halvings, L, BLOCK: tl.constexpr
     """The first step of each step's sequence by cu_seqlens, `count` + 1 numbers; -1 where there is none."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < L
-    # How many ends lie at or before a step.
-    low = tl.zeros([BLOCK], tl.int32)
-    high = tl.zeros([BLOCK], tl.int32) + count + 1
-    for _ in range(halvings):
-        middle = (low + high) // 2
-        searching = inside & (low < high)
-        end = tl.load(ends + middle, mask=searching, other=0)
-        low = tl.where(searching & (end <= at), middle + 1, low)
-        high = tl.where(searching & (end > at), middle, high)
-    live = inside & (low > 0) & (low <= count)
-    start = tl.load(ends + (low - 1), mask=live, other=-1)
-    tl.store(starts + at, tl.where(start <= at, start, -1), mask=inside)
+    _, start, live = sequence_at(ends, at, inside, count, halvings, 1)
+    tl.store(starts + at, tl.where(live, start, -1), mask=inside)
 
 
 KERNELS = [
