@@ -6,9 +6,9 @@ import triton.language as tl
 
 @triton.jit
 def sequence_at(ends, t, inside, count, halvings, ends_stride):
-    """By bisection of `ends` (count + 1 numbers) in so many halvings, for steps t that are `inside`: the number
-    of the sequence, where it starts, and whether there is one. Nothing outside of `ends` is read, whatever
-    they hold.
+    """By bisection of `ends` (count + 1 numbers) in so many halvings, for steps t that are `inside`: the
+    number of the sequence, where it starts, and whether there is one. Nothing outside of `ends` is read,
+    whatever they hold.
     """
     low = tl.zeros(t.shape, tl.int32)
     high = tl.zeros(t.shape, tl.int32) + count + 1
