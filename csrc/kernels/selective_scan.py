@@ -47,7 +47,11 @@ def _buffers(*names: str) -> dict[str, str]:
 
 
 _CHUNKS = dict(chunk_begin="i32", chunk_end="i32", spans="i32")
+# Layouts of the plain forward: of few channels, of many, and of the pass that finds where spans end.
 _PLAIN = dict(STATES=16, RUN=8, num_warps=2, maxnreg=168)
+_FEW = dict(LANES=8, SHARERS=2, STEPS=64, CHANNELS=8, PREFETCH=True, **_PLAIN)
+_MANY = dict(LANES=4, SHARERS=2, STEPS=32, CHANNELS=16, PREFETCH=False, **_PLAIN)
+_ENDS = dict(LANES=4, SHARERS=1, STEPS=32, CHANNELS=16, PREFETCH=True, **_PLAIN)
 _FORWARD = ["u", "delta", "z", "out"]
 _BACKWARD = ["dout", "u", "delta", "z", "du", "ddelta", "dz"]
 _ADJOINT = ["dout", "delta", "z"]
@@ -89,34 +93,12 @@ KERNELS = [
         shape=["B", "D", "L"],
         tuned=["FEW", "SPLIT"],
         configs=[
-            Config(
-                "packed_ends",
-                when="ENDS and PACKED",
-                LANES=4,
-                SHARERS=1,
-                STEPS=32,
-                CHANNELS=16,
-                PREFETCH=True,
-                **{**_PLAIN, "maxnreg": 184},
-            ),
-            Config("ends", when="ENDS", LANES=4, SHARERS=1, STEPS=32, CHANNELS=16, PREFETCH=True, **_PLAIN),
-            Config(
-                "packed_few",
-                when="PACKED and B * D <= FEW",
-                LANES=8,
-                SHARERS=2,
-                STEPS=64,
-                CHANNELS=8,
-                PREFETCH=True,
-                **_PLAIN,
-            ),
-            Config(
-                "packed", when="PACKED", LANES=4, SHARERS=2, STEPS=32, CHANNELS=16, PREFETCH=False, **_PLAIN
-            ),
-            Config(
-                "few", when="B * D < FEW", LANES=8, SHARERS=2, STEPS=64, CHANNELS=8, PREFETCH=True, **_PLAIN
-            ),
-            Config("many", LANES=4, SHARERS=2, STEPS=32, CHANNELS=16, PREFETCH=False, **_PLAIN),
+            Config("packed_ends", when="ENDS and PACKED", **{**_ENDS, "maxnreg": 184}),
+            Config("ends", when="ENDS", **_ENDS),
+            Config("packed_few", when="PACKED and B * D <= FEW", **_FEW),
+            Config("packed", when="PACKED", **_MANY),
+            Config("few", when="B * D < FEW", **_FEW),
+            Config("many", **_MANY),
         ],
     ),
     Kernel(
