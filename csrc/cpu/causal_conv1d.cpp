@@ -33,7 +33,7 @@ ConvPlan make_plan(const CausalConv1dSizes& s, const Tensor& x, const Tensor& we
   plan.split_channels = kSplitChannels;
   plan.splits = ceil_div(s.channels, plan.split_channels);
   plan.silu = silu;
-  plan.float64 = x.scalar_type() == ScalarType::Double;
+  plan.float64 = type_of(x) == ScalarType::Double;
   plan.x = view(x);
   if (s.width > 1) plan.initial_states = view(initial_states);
   if (sequences && !s.empty()) {
@@ -120,7 +120,7 @@ Tensor causal_conv1d_fwd(Tensor x, Tensor weight, OptionalTensor bias, OptionalT
 CausalConv1dGradients causal_conv1d_bwd(Tensor dout, Tensor x, Tensor weight, OptionalTensor bias,
                                         OptionalTensor initial_states, OptionalTensor sequences, bool silu) {
   const CausalConv1dSizes s = check_causal_conv1d_backward(dout, x, weight, bias, initial_states, sequences);
-  const ScalarType type = state_dtype(x.scalar_type());
+  const ScalarType type = state_dtype(type_of(x));
   ConvPlan plan = make_plan(s, x, weight, bias, initial_states, sequences, silu);
   Tensor dx = layout_like(x);
   Tensor dinitial =
@@ -155,8 +155,8 @@ Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, Optional
   const CausalConv1dUpdateSizes s =
       check_causal_conv1d_update(x, conv_state, weight, bias, cache_seqlens, conv_state_indices);
   check_slots("causal_conv1d_update", "conv_state_indices", conv_state_indices, s.slots);
-  Tensor out = s.single ? empty_on(x, {s.batch, s.channels}, x.scalar_type())
-                        : empty_on(x, {s.batch, s.channels, s.length}, x.scalar_type());
+  Tensor out = s.single ? empty_on(x, {s.batch, s.channels}, type_of(x))
+                        : empty_on(x, {s.batch, s.channels, s.length}, type_of(x));
   ConvUpdatePlan plan{};
   plan.batch = s.batch;
   plan.channels = s.channels;
@@ -165,7 +165,7 @@ Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, Optional
   plan.state_length = s.state_length;
   plan.split_channels = 64;
   plan.silu = silu;
-  plan.float64 = x.scalar_type() == ScalarType::Double;
+  plan.float64 = type_of(x) == ScalarType::Double;
   plan.x = view(x);
   plan.out = view(out);
   plan.conv_state = view(conv_state);

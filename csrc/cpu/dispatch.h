@@ -78,7 +78,7 @@ inline DType view_dtype(ScalarType type) {
 
 // Checked tensors have at most five dimensions.
 inline View view(const Tensor& t) {
-  View v{t.data_ptr(), view_dtype(t.scalar_type()), {}};
+  View v{t.data_ptr(), view_dtype(type_of(t)), {}};
   auto strides = t.strides();
   for (size_t i = 0; i < strides.size(); ++i) v.stride[i] = strides[i];
   return v;

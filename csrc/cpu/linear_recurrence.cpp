@@ -19,7 +19,7 @@ namespace {
 
 // A tensor with strides of its rows, as RecurrenceRows has them.
 View row_view(const Tensor& t, const int64_t* stride) {
-  return {t.data_ptr(), view_dtype(t.scalar_type()), {stride[0], stride[1], stride[2], stride[3]}};
+  return {t.data_ptr(), view_dtype(type_of(t)), {stride[0], stride[1], stride[2], stride[3]}};
 }
 
 View row_view(const OptionalTensor& t, const int64_t* stride) { return t ? row_view(*t, stride) : View{}; }
@@ -45,7 +45,7 @@ RecurrencePlan make_plan(const LinearRecurrenceSizes& s, const RecurrenceRows& r
   plan.splits = (rows.size[2] + plan.split_rows - 1) / plan.split_rows;
   plan.complex = s.complex;
   plan.reverse = reverse;
-  plan.float64 = values.scalar_type() == ScalarType::Double;
+  plan.float64 = type_of(values) == ScalarType::Double;
   return plan;
 }
 
@@ -66,7 +66,7 @@ LinearRecurrenceOutputs linear_recurrence_fwd(Tensor a, Tensor b, OptionalTensor
     pass_state_through(last_state, initial_state);
     return {h, last_state, chunk_states};
   }
-  const OptionalTensor state = to_state_dtype(initial_state, state_dtype(b.scalar_type()));
+  const OptionalTensor state = to_state_dtype(initial_state, state_dtype(type_of(b)));
   const RecurrenceRows rows(s, {&h, &a, &b, &last_state});
   RecurrencePlan plan = make_plan(s, rows, b, reverse);
   plan.h = row_view(h, rows.stride[0]);
@@ -93,8 +93,8 @@ LinearRecurrenceOutputs linear_recurrence_bwd(Tensor dh, OptionalTensor dlast_st
     pass_state_through(dinitial_state, dlast_state);
     return {da, db, dinitial_state};
   }
-  const OptionalTensor state = to_state_dtype(initial_state, state_dtype(a.scalar_type()));
-  const OptionalTensor last = to_state_dtype(dlast_state, state_dtype(a.scalar_type()));
+  const OptionalTensor state = to_state_dtype(initial_state, state_dtype(type_of(a)));
+  const OptionalTensor last = to_state_dtype(dlast_state, state_dtype(type_of(a)));
   const RecurrenceRows rows(s, {&db, &da, &a, &values, &dh, &dinitial_state});
   RecurrencePlan plan = make_plan(s, rows, values, reverse);
   plan.db = row_view(db, rows.stride[0]);

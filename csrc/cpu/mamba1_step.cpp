@@ -29,12 +29,12 @@ constexpr int64_t kGrain = int64_t{1} << 15;
 // x [batch, width], contiguous but for the length of its rows, times weight [rows, width]. Torch multiplies
 // single rows slower than it can read the weight, in half precision far slower.
 Tensor project(const Tensor& x, const Tensor& weight) {
-  const DType dtype = view_dtype(weight.scalar_type());
+  const DType dtype = view_dtype(type_of(weight));
   const int64_t batch = x.size(0), rows = weight.size(0), width = weight.size(1);
   if (batch > kFewRows || dtype == DType::f64) {
     return torch::stable::matmul(x, torch::stable::transpose(weight, 0, 1));
   }
-  Tensor out = empty_on(x, {batch, rows}, x.scalar_type());
+  Tensor out = empty_on(x, {batch, rows}, type_of(x));
   const void *from = x.data_ptr(), *matrix = weight.data_ptr();
   void* to = out.data_ptr();
   const int64_t x_row = x.stride(0), grain = kGrain / std::max<int64_t>(1, width) + 1;
@@ -71,9 +71,8 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
   Tensor low = project(convolved, x_proj);
   const Tensor delta = project(columns(low, 0, s.rank), dt_proj);
   // Widened at once, not each on its own.
-  Tensor inputs = to_state_dtype(columns(low, s.rank, 2 * s.state), A.scalar_type());
-  const Tensor B = torch::stable::unsqueeze(columns(inputs, 0, s.state), 1);
-  const Tensor C = torch::stable::unsqueeze(columns(inputs, s.state, s.state), 1);
+  Tensor inputs = to_state_dtype(columns(low, s.rank, 2 * s.state), type_of(A));
+  const Tensor B = columns(inputs, 0, s.state), C = columns(inputs, s.state, s.state);
   const Tensor y = state_update(ssm_state, convolved, delta, A, B, C, D, columns(both, s.inner, s.inner),
                                 dt_bias, std::nullopt, std::nullopt, std::nullopt, std::nullopt, std::nullopt,
                                 std::nullopt, -1, true, false, true, false);
@@ -90,7 +89,7 @@ Tensor argmax_rows(Tensor x) {
   const int64_t rows = x.size(0), size = x.size(1), stride = x.stride(0);
   Tensor out = empty_on(x, {rows}, ScalarType::Long);
   int64_t* to = static_cast<int64_t*>(out.data_ptr());
-  const DType dtype = view_dtype(x.scalar_type());
+  const DType dtype = view_dtype(type_of(x));
   const auto kernel = pick_greatest_of_rows(dtype == DType::f64);
   const void* from = x.data_ptr();
   torch::stable::parallel_for(0, rows, kGrain / size + 1, [&](int64_t begin, int64_t end) {

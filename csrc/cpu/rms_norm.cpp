@@ -49,11 +49,11 @@ RmsNormOutputs rms_norm_fwd(Tensor x, Tensor weight, OptionalTensor bias, Option
                             OptionalTensor z, double eps, int64_t group_size, bool centered,
                             std::optional<bool> norm_before_gate, bool keep_sum, bool wide_sum) {
   const RmsNormSizes s = check_rms_norm(x, weight, bias, residual, z, group_size, centered, norm_before_gate);
-  const ScalarType type = state_dtype(x.scalar_type());
+  const ScalarType type = state_dtype(type_of(x));
   const Tensor scale = to_state_dtype(weight, type);
   const OptionalTensor offset = to_state_dtype(bias, type);
   NormPlan plan = make_plan(s, type, x, scale, offset, residual, z, centered, gate_last(norm_before_gate));
-  Tensor out = empty_on(x, {s.batch, s.rows, s.channels}, x.scalar_type());
+  Tensor out = empty_on(x, {s.batch, s.rows, s.channels}, type_of(x));
   Tensor sum = keep_sum
                    ? empty_on(x, {s.batch, s.rows, s.channels}, rms_norm_sum_dtype(x, residual, wide_sum))
                    : absent_on(x);
@@ -74,15 +74,15 @@ RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x
                               std::optional<bool> norm_before_gate) {
   const RmsNormSizes s = check_rms_norm_backward(dout, dsum, x, weight, bias, residual, z, mean, rstd,
                                                  group_size, centered, norm_before_gate);
-  const ScalarType type = state_dtype(dout.scalar_type());
+  const ScalarType type = state_dtype(type_of(dout));
   const Tensor scale = to_state_dtype(weight, type);
   const OptionalTensor offset = to_state_dtype(bias, type);
   NormPlan plan = make_plan(s, type, x, scale, offset, residual, z, centered, gate_last(norm_before_gate));
-  Tensor dx = empty_on(dout, {s.batch, s.rows, s.channels}, dout.scalar_type());
+  Tensor dx = empty_on(dout, {s.batch, s.rows, s.channels}, type_of(dout));
   const bool own = has_own_gradient(residual, dout);
   Tensor dresidual =
-      own ? empty_on(dout, {s.batch, s.rows, s.channels}, residual->scalar_type()) : absent_on(dout);
-  Tensor dz = z ? empty_on(dout, {s.batch, s.rows, s.channels}, z->scalar_type()) : absent_on(dout);
+      own ? empty_on(dout, {s.batch, s.rows, s.channels}, type_of(*residual)) : absent_on(dout);
+  Tensor dz = z ? empty_on(dout, {s.batch, s.rows, s.channels}, type_of(*z)) : absent_on(dout);
   const int64_t items = s.empty() ? 0 : ceil_div(s.all_rows(), plan.block_rows);
   Tensor dweight = empty_on(dout, {items, s.channels}, type);
   Tensor dbias = bias ? empty_on(dout, {items, s.channels}, type) : absent_on(dout);

@@ -172,7 +172,7 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
                                         bool zoh, bool save_states) {
   const SelectiveScanInputs in{u, delta, A, B, C, D, z, delta_bias, decay_gate};
   const SelectiveScanSizes s = check_selective_scan(in, initial_state, runs, cu_seqlens);
-  const ScalarType type = state_dtype(u.scalar_type());
+  const ScalarType type = state_dtype(type_of(u));
   const Runs found = find_runs(s, runs, cu_seqlens);
   ScanPlan plan = make_plan(s, found, type, delta_softplus, zoh);
   const Operands operands(plan, s, in, type);
@@ -199,7 +199,7 @@ SelectiveScanGradients selective_scan_bwd(Tensor dout, OptionalTensor dlast_stat
   const SelectiveScanInputs in{u, delta, A, B, C, D, z, delta_bias, decay_gate};
   const SelectiveScanSizes s =
       check_selective_scan_backward(dout, dlast_state, in, runs, cu_seqlens, chunk_states);
-  const ScalarType type = state_dtype(u.scalar_type());
+  const ScalarType type = state_dtype(type_of(u));
   const Runs found = find_runs(s, runs, cu_seqlens);
   ScanPlan plan = make_plan(s, found, type, delta_softplus, zoh);
   const Operands operands(plan, s, in, type);

@@ -27,7 +27,7 @@ void check_update_slots(const char* name, const OptionalTensor& indices, int64_t
 
 StateUpdateOperand operand(const OptionalTensor& t, const StateUpdateStrides& s) {
   if (!t) return {};
-  const View whole{t->data_ptr(), view_dtype(t->scalar_type()), {}};
+  const View whole{t->data_ptr(), view_dtype(type_of(*t)), {}};
   return {whole, s.batch, s.step, s.head, s.channel, s.n, s.part};
 }
 
@@ -49,7 +49,7 @@ Tensor state_update(Tensor state, Tensor x, Tensor dt, Tensor A, Tensor B, Tenso
                          is_complex);
   check_update_slots("state_batch_indices", state_batch_indices, s.slots, pad_slot_id);
   check_update_slots("dst_state_batch_indices", dst_state_batch_indices, s.slots, pad_slot_id);
-  const ScalarType type = state_dtype(x.scalar_type());
+  const ScalarType type = state_dtype(type_of(x));
   const Tensor in = to_state_dtype(B, type), read = to_state_dtype(C, type);
   const OptionalTensor gate = to_state_dtype(decay_gate, type);
   Tensor result = out ? *out : empty_like_x(x);

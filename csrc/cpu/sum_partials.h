@@ -12,12 +12,12 @@ MAMBA_AOT_PER_ISA(void, sum_partials,
 // parts: contiguous [outer, count, size], float32 or float64 -> contiguous [outer, size] in the shape
 // `sizes`.
 inline Tensor sum_over_items(const Tensor& parts, int64_t outer, int64_t count, Dims sizes) {
-  Tensor out = empty_on(parts, sizes, parts.scalar_type());
+  Tensor out = empty_on(parts, sizes, type_of(parts));
   const int64_t total = out.numel();
   if (total == 0) return out;
   const void* from = parts.data_ptr();
   void* to = out.data_ptr();
-  const bool float64 = parts.scalar_type() == ScalarType::Double;
+  const bool float64 = type_of(parts) == ScalarType::Double;
   auto kernel = pick_sum_partials(float64);
   // About as many additions as are worth waking a thread.
   const int64_t grain = 32768 / (count + 1) + 1;

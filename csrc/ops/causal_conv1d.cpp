@@ -104,13 +104,13 @@ void put_sequences(Args& args, const CausalConv1dSizes& s, const OptionalTensor&
 
 // What weight and bias are read as: as they are where both have the dtype of x, for a conversion is a launch.
 ScalarType dtype_of_filter(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-  const ScalarType type = x.scalar_type();
-  return weight.scalar_type() == type && (!bias || bias->scalar_type() == type) ? type : ScalarType::Float;
+  const ScalarType type = type_of(x);
+  return type_of(weight) == type && (!bias || type_of(*bias) == type) ? type : ScalarType::Float;
 }
 
 int32_t flags_of(bool silu, const Tensor& filter, const OptionalTensor& bias, const OptionalTensor& states,
                  const OptionalTensor& sequences) {
-  return (silu ? kSilu : 0) | (filter.scalar_type() == ScalarType::Float ? 0 : kNarrowFilter) |
+  return (silu ? kSilu : 0) | (type_of(filter) == ScalarType::Float ? 0 : kNarrowFilter) |
          (bias ? kHasBias : 0) | (states ? kHasStates : 0) | (sequences ? kHasSequences : 0);
 }
 
@@ -353,11 +353,11 @@ Tensor causal_conv1d_update(Tensor x, Tensor conv_state, Tensor weight, Optional
   const CausalConv1dUpdateSizes s =
       check_causal_conv1d_update(x, conv_state, weight, bias, cache_seqlens, conv_state_indices);
   check_limits("causal_conv1d_update", s.channels, s.length);
-  Tensor out = s.single ? empty_on(x, {s.batch, s.channels}, x.scalar_type())
-                        : empty_on(x, {s.batch, s.channels, s.length}, x.scalar_type());
+  Tensor out = s.single ? empty_on(x, {s.batch, s.channels}, type_of(x))
+                        : empty_on(x, {s.batch, s.channels, s.length}, type_of(x));
   if (s.empty()) return out;
   const ScalarType read = dtype_of_filter(x, weight, bias);
-  const bool narrow = read == x.scalar_type();
+  const bool narrow = read == type_of(x);
   const Tensor filter = to_state_dtype(weight, read);
   const OptionalTensor offset = to_state_dtype(bias, read);
   const bool brief = s.length == 1 && s.width <= 4 && s.state_length <= 4 && !cache_seqlens;

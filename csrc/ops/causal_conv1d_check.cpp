@@ -38,7 +38,7 @@ CausalConv1dSizes check_causal_conv1d(const Tensor& x, const Tensor& weight, con
     // How many rows there are was checked when `sequences` was made.
     if (sequences && initial_states->dim() == 3) s.rows = initial_states->size(0);
     states.on_device_of(x, "x").has_shape("[batch, channels, width - 1]", {s.rows, s.channels, s.width - 1});
-    states.has_dtype(x.scalar_type(), "like x");
+    states.has_dtype(type_of(x), "like x");
   }
   return s;
 }
@@ -50,7 +50,7 @@ CausalConv1dSizes check_causal_conv1d_backward(const Tensor& dout, const Tensor&
   CausalConv1dSizes s = check_causal_conv1d(x, weight, bias, initial_states, sequences);
   Arg grad{"causal_conv1d_fn", "dout", dout};
   grad.on_device_of(x, "x").has_shape("[batch, channels, length]", {s.batch, s.channels, s.length});
-  grad.has_dtype(x.scalar_type(), "like x");
+  grad.has_dtype(type_of(x), "like x");
   return s;
 }
 
@@ -107,7 +107,7 @@ CausalConv1dUpdateSizes check_causal_conv1d_update(const Tensor& x, const Tensor
         ": conv_state must be [slots, channels, state length] with a state ",
         "length of at least width - 1 = ", s.width - 1, ", got ", shape(conv_state));
   state.has_shape("[slots, channels, state length]", {s.slots, s.channels, s.state_length});
-  state.has_dtype(x.scalar_type(), "like x").is_writable().shares_no_memory_with(x, "x");
+  state.has_dtype(type_of(x), "like x").is_writable().shares_no_memory_with(x, "x");
   if (cache_seqlens) {
     Arg seen{fn, "cache_seqlens", *cache_seqlens};
     seen.on_device_of(x, "x").has_shape("[batch]", {s.batch});

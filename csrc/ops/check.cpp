@@ -56,30 +56,31 @@ std::ostream& operator<<(std::ostream& out, const DTypeName& name) {
 }
 
 std::ostream& operator<<(std::ostream& out, const DeviceName& name) {
-  if (name.cpu) return out << "cpu";
-  return out << (name.cuda ? "cuda:" : "device ") << name.index;
+  if (name.type == aoti_torch_device_type_cpu()) return out << "cpu";
+  return out << (name.type == aoti_torch_device_type_cuda() ? "cuda:" : "device ") << name.index;
 }
 
 bool overlap(const Tensor& one, const Tensor& other) {
+  // From the first byte to the one behind the last; nothing of what is empty.
   const auto range = [](const Tensor& t) {
+    const auto sizes = t.sizes(), strides = t.strides();
     const auto begin = reinterpret_cast<uintptr_t>(t.data_ptr());
     int64_t last = 0;
-    for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      if (sizes[i] == 0) return std::pair{begin, begin};
+      last += (sizes[i] - 1) * strides[i];
+    }
     return std::pair{begin, begin + static_cast<uintptr_t>(last + 1) * t.element_size()};
   };
-  if (one.numel() == 0 || other.numel() == 0) return false;
   const auto a = range(one), b = range(other);
-  return a.first < b.second && b.first < a.second;
+  return a.first < a.second && b.first < b.second && a.first < b.second && b.first < a.second;
 }
 
 Tensor empty_strided_on(const Tensor& device_of, Dims sizes, const int64_t* strides, ScalarType type) {
-  int32_t device_type;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &device_type));
-  // The C shim numbers dtypes as ScalarType does.
+  const DeviceName on = device(device_of);
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
-                                                  static_cast<int32_t>(type), device_type,
-                                                  device_of.get_device_index(), &handle));
+                                                  static_cast<int32_t>(type), on.type, on.index, &handle));
   return Tensor(handle);
 }
 
@@ -108,7 +109,7 @@ Tensor sequence_like(const Tensor& x, const Tensor& values) {
 }
 
 Tensor to_state_dtype(const Tensor& t, ScalarType type) {
-  Tensor same = t.scalar_type() == type ? t : torch::stable::to(t, type);
+  Tensor same = type_of(t) == type ? t : torch::stable::to(t, type);
   return same.is_contiguous() ? same : torch::stable::contiguous(same);
 }
 
@@ -118,15 +119,14 @@ OptionalTensor to_state_dtype(const OptionalTensor& t, ScalarType type) {
 }
 
 Tensor to_input_dtype(const Tensor& gradient, const Tensor& input) {
-  return gradient.scalar_type() == input.scalar_type() ? gradient
-                                                       : torch::stable::to(gradient, input.scalar_type());
+  return type_of(gradient) == type_of(input) ? gradient : torch::stable::to(gradient, type_of(input));
 }
 
 void check_gradient_out(const char* fn, const char* name, const Tensor& out, const char* of_name,
                         const Tensor& of, std::initializer_list<const Tensor*> read) {
   Arg arg{fn, name, out};
   arg.on_device_of(of, of_name).has_shape("[batch, channels, length]", {of.size(0), of.size(1), of.size(2)});
-  arg.has_dtype(of.scalar_type(), (std::string("like ") + of_name).c_str()).is_writable();
+  arg.has_dtype(type_of(of), (std::string("like ") + of_name).c_str()).is_writable();
   for (const Tensor* other : read) arg.shares_no_memory_with(*other, "what the gradient is computed from");
 }
 

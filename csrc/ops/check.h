@@ -39,6 +39,14 @@ Shape complex_shape(const Tensor& t, int64_t real_rank);
 
 std::ostream& operator<<(std::ostream& out, const Shape& s);
 
+// The tensor's own method asks the library for each dtype by a call, until it has found the one.
+inline ScalarType type_of(const Tensor& t) {
+  int32_t type;
+  // The C shim numbers dtypes as ScalarType does.
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &type));
+  return static_cast<ScalarType>(type);
+}
+
 // A dtype by its Python name.
 struct DTypeName {
   ScalarType type;
@@ -46,17 +54,21 @@ struct DTypeName {
 
 std::ostream& operator<<(std::ostream& out, const DTypeName& name);
 
-inline DTypeName dtype(const Tensor& t) { return {t.scalar_type()}; }
+inline DTypeName dtype(const Tensor& t) { return {type_of(t)}; }
 
-// A device by its Python name.
+// A device by its Python name; its type is a number of the C shim's.
 struct DeviceName {
-  bool cpu, cuda;
-  int32_t index;
+  int32_t type, index;
 };
 
 std::ostream& operator<<(std::ostream& out, const DeviceName& name);
 
-inline DeviceName device(const Tensor& t) { return {t.is_cpu(), t.is_cuda(), t.get_device_index()}; }
+inline DeviceName device(const Tensor& t) {
+  DeviceName name;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &name.type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &name.index));
+  return name;
+}
 
 // Throws std::invalid_argument with the parts joined into one sentence. It has to begin with the name of a
 // public function: that tells Python's raises_typed_errors that an argument is at fault.
@@ -71,6 +83,11 @@ template <class... Parts>
 template <class... Parts>
 inline void check(bool holds, const Parts&... parts) {
   if (!holds) fail(parts...);
+}
+
+inline bool is_complex_dtype(ScalarType type) {
+  return type == ScalarType::ComplexFloat || type == ScalarType::ComplexDouble ||
+         type == ScalarType::ComplexHalf;
 }
 
 inline bool is_floating(ScalarType type) {
@@ -98,10 +115,9 @@ struct Arg {
   }
 
   const Arg& on_device_of(const Tensor& other, const char* other_name) const {
-    DeviceName want = device(other), got = device(tensor);
-    check(want.cpu == got.cpu && want.cuda == got.cuda && want.index == got.index, fn, ": ", name,
-          " must be on ", want, " like ", other_name, ", got ", got, ". Move it with .to(", other_name,
-          ".device).");
+    const DeviceName want = device(other), got = device(tensor);
+    check(want.type == got.type && want.index == got.index, fn, ": ", name, " must be on ", want, " like ",
+          other_name, ", got ", got, ". Move it with .to(", other_name, ".device).");
     return *this;
   }
 
@@ -124,7 +140,7 @@ struct Arg {
   }
 
   const Arg& is_float() const {
-    check(is_floating(tensor.scalar_type()), fn, ": ", name,
+    check(is_floating(type_of(tensor)), fn, ": ", name,
           " must be float32, float16, bfloat16 or float64, got ", dtype(tensor),
           ". Convert it with .float().");
     return *this;
@@ -132,7 +148,7 @@ struct Arg {
 
   // The dtype of the large tensors: float64 only where there is a kernel for it.
   const Arg& is_data_dtype() const {
-    ScalarType type = tensor.scalar_type();
+    ScalarType type = type_of(tensor);
     check(is_floating(type), fn, ": ", name,
           " must be float32, float16, bfloat16 or (on the CPU) float64, got ", dtype(tensor),
           ". Convert it with .float().");
@@ -145,14 +161,14 @@ struct Arg {
   // A dtype of its own, but none wider than the arithmetic, which the dtype of `of` decides.
   const Arg& is_data_dtype_beside(const Tensor& of, const char* of_name) const {
     is_data_dtype();
-    check(tensor.scalar_type() != ScalarType::Double || of.scalar_type() == ScalarType::Double, fn, ": ",
-          name, " must not be wider than the arithmetic, which is float32 for ", of_name, " of ", dtype(of),
+    check(type_of(tensor) != ScalarType::Double || type_of(of) == ScalarType::Double, fn, ": ", name,
+          " must not be wider than the arithmetic, which is float32 for ", of_name, " of ", dtype(of),
           ", got float64. Convert it with .float(), or ", of_name, " with .double().");
     return *this;
   }
 
   const Arg& has_dtype(ScalarType want, const char* reason) const {
-    check(tensor.scalar_type() == want, fn, ": ", name, " must be ", DTypeName{want}, " ", reason, ", got ",
+    check(type_of(tensor) == want, fn, ": ", name, " must be ", DTypeName{want}, " ", reason, ", got ",
           dtype(tensor), ". Convert it with .to(torch.", DTypeName{want}, ").");
     return *this;
   }
@@ -197,12 +213,12 @@ Tensor empty_strided_on(const Tensor& device_of, Dims sizes, const int64_t* stri
 Tensor empty_on(const Tensor& device_of, Dims sizes, ScalarType type);
 
 // What stands for the gradient of an argument that was not given: an empty tensor [0] of this one's dtype.
-inline Tensor absent_on(const Tensor& like) { return empty_on(like, {0}, like.scalar_type()); }
+inline Tensor absent_on(const Tensor& like) { return empty_on(like, {0}, type_of(like)); }
 
 // An uninitialised tensor of x's shape [batch, channels, length]: channel-last memory ([batch, length,
 // channels] transposed) if x has it, else contiguous.
 Tensor layout_like(const Tensor& x, ScalarType type);
-inline Tensor layout_like(const Tensor& x) { return layout_like(x, x.scalar_type()); }
+inline Tensor layout_like(const Tensor& x) { return layout_like(x, type_of(x)); }
 
 // A copy of `values` with the memory order and dtype of x.
 Tensor sequence_like(const Tensor& x, const Tensor& values);

@@ -7,7 +7,7 @@
 namespace mamba_aot {
 
 inline DType dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
+  switch (type_of(t)) {
     case ScalarType::Half:
       return DType::f16;
     case ScalarType::BFloat16:
@@ -27,16 +27,16 @@ inline DType storage_of(const Tensor& t) {
   return dtype == DType::f16 || dtype == DType::bf16 ? DType::half : dtype;
 }
 
-inline int32_t format_flag(const Tensor& t) { return t.scalar_type() == ScalarType::Half ? kFloat16 : 0; }
+inline int32_t format_flag(const Tensor& t) { return type_of(t) == ScalarType::Half ? kFloat16 : 0; }
 
 // Kernels read sequences of one dtype. Several go through float32, which holds what any of them holds.
 inline bool of_one_dtype(const Tensor& x, const Tensor& step, const OptionalTensor& z) {
-  const ScalarType type = x.scalar_type();
-  return step.scalar_type() == type && (!z || z->scalar_type() == type);
+  const ScalarType type = type_of(x);
+  return type_of(step) == type && (!z || type_of(*z) == type);
 }
 
 inline Tensor in_float32(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Float ? t : torch::stable::to(t, ScalarType::Float);
+  return type_of(t) == ScalarType::Float ? t : torch::stable::to(t, ScalarType::Float);
 }
 
 inline OptionalTensor in_float32(const OptionalTensor& t) {

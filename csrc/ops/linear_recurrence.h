@@ -42,7 +42,7 @@ inline Shape shown(const std::vector<int64_t>& sizes, bool complex) {
 }
 
 inline bool is_half(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Half || t.scalar_type() == ScalarType::BFloat16;
+  return type_of(t) == ScalarType::Half || type_of(t) == ScalarType::BFloat16;
 }
 
 }  // namespace detail
@@ -65,7 +65,7 @@ Tensor ordered_like(const Tensor& x, bool complex);
 
 // An uninitialised contiguous tensor of these sizes in the dtype of the states of `like`.
 inline Tensor states_on(const Tensor& like, const std::vector<int64_t>& sizes) {
-  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, state_dtype(like.scalar_type()));
+  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, state_dtype(type_of(like)));
 }
 
 // The state before the first step (or the adjoint after the last one) as the result, where there is no step.

@@ -18,7 +18,7 @@ void check_recurrence_argument(const char* name, const Tensor& t, const Tensor& 
 void check_recurrence_sequence(const char* name, const Tensor& t, const Tensor& b,
                                const LinearRecurrenceSizes& s) {
   check_recurrence_argument(name, t, b, "[..., length]", s.shape(-1, s.length), s.complex);
-  Arg{"linear_recurrence", name, t}.has_dtype(b.scalar_type(), s.complex ? "pairs like b" : "like b");
+  Arg{"linear_recurrence", name, t}.has_dtype(type_of(b), s.complex ? "pairs like b" : "like b");
   check(!s.complex || t.stride(t.dim() - 1) == 1, "linear_recurrence: ", name,
         " must hold its real and imaginary parts side by side (stride 1), got stride ", t.stride(t.dim() - 1),
         ". Pass a complex tensor.");
@@ -28,7 +28,7 @@ void check_recurrence_state(const char* name, const Tensor& t, const Tensor& b,
                             const LinearRecurrenceSizes& s) {
   check_recurrence_argument(name, t, b, "[...], the leading dimensions", s.shape(-1, -1), s.complex);
   Arg{"linear_recurrence", name, t}.has_dtype(
-      state_dtype(b.scalar_type()), s.complex ? "pairs (the state's dtype)" : "(the state's dtype)");
+      state_dtype(type_of(b)), s.complex ? "pairs (the state's dtype)" : "(the state's dtype)");
 }
 
 }  // namespace
@@ -100,7 +100,7 @@ Tensor ordered_like(const Tensor& x, bool complex) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &device_type));
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(x.dim(), sizes.data(), strides.data(),
-                                                  static_cast<int32_t>(x.scalar_type()), device_type,
+                                                  static_cast<int32_t>(type_of(x)), device_type,
                                                   x.get_device_index(), &handle));
   return Tensor(handle);
 }

@@ -25,7 +25,7 @@ constexpr int kResidualType = 16, kSumType = 18;
 constexpr int64_t kMostRounds = 32;
 
 int32_t dtype_code(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Half ? 1 : t.scalar_type() == ScalarType::BFloat16 ? 2 : 0;
+  return type_of(t) == ScalarType::Half ? 1 : type_of(t) == ScalarType::BFloat16 ? 2 : 0;
 }
 
 // What the kernels are compiled for.
@@ -61,7 +61,7 @@ void project(const Tensor& x, int64_t x_row, const Tensor& weight, const Tensor&
   const auto& config = Mamba1StepProject::pick(key, {weight.size(1), device});
   const int64_t count =
       rows_of_program(x.size(0), rows, config.num_warps / config.SPLIT, Mamba1StepProject::PROGRAMS(device));
-  const bool wide = out.scalar_type() == ScalarType::Float;
+  const bool wide = type_of(out) == ScalarType::Float;
   Mamba1StepProject::Args args{};
   args.x = pointer(x);
   args.matrix = pointer(weight);
@@ -94,8 +94,8 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
   check_aligned("A", A);
   check_aligned("ssm_state", ssm_state);
   check_aligned("out_proj", out_proj);
-  const ScalarType narrow = x.scalar_type(), wide = ScalarType::Float;
-  Tensor sum = empty_on(x, {s.batch, s.width}, wide_sum ? wide : residual ? residual->scalar_type() : narrow);
+  const ScalarType narrow = type_of(x), wide = ScalarType::Float;
+  Tensor sum = empty_on(x, {s.batch, s.width}, wide_sum ? wide : residual ? type_of(*residual) : narrow);
   if (s.batch == 0) return {empty_on(x, {0, s.width}, narrow), sum};
   const int32_t format = format_flag(x), device = x.get_device_index();
   const int32_t flags = format | (conv_bias ? kHasBias : 0) | dtype_code(sum) << kSumType |

@@ -32,7 +32,7 @@ Mamba1StepSizes check_mamba1_step(const Mamba1StepTensors& t) {
         s.inner);
   check(s.taps >= 1 && (s.kept == s.taps || s.kept == s.taps - 1), fn,
         ": conv_state must keep taps - 1 or taps steps, where conv_weight has ", s.taps, ", got ", s.kept);
-  const ScalarType type = x.scalar_type(), wide = state_dtype(type);
+  const ScalarType type = type_of(x), wide = state_dtype(type);
   const auto narrow_operand = [&](const char* name, const Tensor& operand, const char* dims, Dims want) {
     detail::check_step_operand(name, operand, x, type, "like x", dims, want);
   };
@@ -51,14 +51,14 @@ Mamba1StepSizes check_mamba1_step(const Mamba1StepTensors& t) {
   wide_operand("A", t.A, "[channels, state]", {s.inner, s.state});
   wide_operand("D", t.D, "[channels]", {s.inner});
   // States of sixteen bits are read and written in half the time; they are added up as wide ones.
-  const ScalarType kept = t.ssm_state.scalar_type() == type ? type : wide;
+  const ScalarType kept = type_of(t.ssm_state) == type ? type : wide;
   detail::check_step_operand("ssm_state", t.ssm_state, x, kept, "(the arithmetic of x) or like x",
                              "[batch, channels, state]", {s.batch, s.inner, s.state});
   if (t.residual) {
     Arg added{fn, "residual", *t.residual};
     added.on_device_of(x, "x").has_shape("[batch, d_model]", {s.batch, s.width}).is_data_dtype();
     check(t.residual->is_contiguous(), fn, ": residual must be contiguous. Pass residual.contiguous().");
-    check(t.residual->scalar_type() != ScalarType::Double || wide == ScalarType::Double, fn,
+    check(type_of(*t.residual) != ScalarType::Double || wide == ScalarType::Double, fn,
           ": residual must not be wider than the arithmetic, which is float32 for x of ", dtype(x),
           ", got float64. Convert it with .float().");
   }
@@ -70,7 +70,7 @@ void check_few_rows_linear(const Tensor& x, const Tensor& weight) {
   Arg{fn, "x", x}.has_rank("[batch, width]", 2).is_data_dtype();
   Arg{fn, "weight", weight}.on_device_of(x, "x").has_rank("[rows, width]", 2);
   Arg{fn, "weight", weight}.has_shape("[rows, width]", {weight.size(0), x.size(1)});
-  Arg{fn, "weight", weight}.has_dtype(x.scalar_type(), "like x");
+  Arg{fn, "weight", weight}.has_dtype(type_of(x), "like x");
   check(x.is_contiguous(), fn, ": x must be contiguous. Pass x.contiguous().");
   check(weight.is_contiguous(), fn, ": weight must be contiguous. Pass weight.contiguous().");
 }

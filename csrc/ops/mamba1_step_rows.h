@@ -74,7 +74,7 @@ template <class Kernel>
 Tensor project_by(const typename Kernel::Key& key, const typename Kernel::Config& config, const Tensor& x,
                   const Tensor& weight, int64_t tiles, int64_t parts) {
   const int64_t rows = weight.size(0), batch = x.size(0);
-  const Tensor out = empty_on(x, {batch, rows}, weight.scalar_type());
+  const Tensor out = empty_on(x, {batch, rows}, type_of(weight));
   const auto shares =
       parts > 1 ? OptionalTensor(empty_on(x, {parts, batch, rows}, ScalarType::Float)) : OptionalTensor();
   typename Kernel::Args args{};
@@ -169,7 +169,7 @@ inline void update_state(const Mamba1StepTensors& t, const Mamba1StepSizes& s, c
 // are those of mamba1_step_in.
 inline Tensor mamba1_step_rows(const Mamba1StepTensors& t, const Mamba1StepSizes& s, double eps,
                                int32_t flags, const Tensor& sum) {
-  const ScalarType type = t.x.scalar_type();
+  const ScalarType type = type_of(t.x);
   Tensor normed = empty_on(t.x, {s.batch, s.width}, type);
   rows::norm(t, s, eps, flags, sum, normed);
   Tensor xz = rows::project(normed, t.in_proj);

@@ -47,9 +47,7 @@ void check_limits(const char* fn, const RmsNormSizes& s) {
 }
 
 int32_t dtype_code(const Tensor& t, Position position) {
-  const int32_t code = t.scalar_type() == ScalarType::Half       ? 1
-                       : t.scalar_type() == ScalarType::BFloat16 ? 2
-                                                                 : 0;
+  const int32_t code = type_of(t) == ScalarType::Half ? 1 : type_of(t) == ScalarType::BFloat16 ? 2 : 0;
   return code << (kDtypes + 2 * position);
 }
 
@@ -57,7 +55,7 @@ int32_t dtype_code(const OptionalTensor& t, Position position) { return t ? dtyp
 
 // A weight or bias as the kernels read it: contiguous, of any dtype but float64.
 Tensor parameter(const Tensor& t) {
-  return to_state_dtype(t, t.scalar_type() == ScalarType::Double ? ScalarType::Float : t.scalar_type());
+  return to_state_dtype(t, type_of(t) == ScalarType::Double ? ScalarType::Float : type_of(t));
 }
 
 OptionalTensor parameter(const OptionalTensor& t) {
@@ -123,7 +121,7 @@ RmsNormOutputs rms_norm_fwd(Tensor x, Tensor weight, OptionalTensor bias, Option
   }
   check_limits(detail::rms_norm_name(centered, norm_before_gate), s);
   constexpr ScalarType kFloat = ScalarType::Float;
-  Tensor out = empty_on(x, {s.batch, s.rows, s.channels}, x.scalar_type());
+  Tensor out = empty_on(x, {s.batch, s.rows, s.channels}, type_of(x));
   Tensor sum = keep_sum
                    ? empty_on(x, {s.batch, s.rows, s.channels}, rms_norm_sum_dtype(x, residual, wide_sum))
                    : absent_on(x);
@@ -175,11 +173,11 @@ RmsNormGradients rms_norm_bwd(Tensor dout, OptionalTensor dsum, OptionalTensor x
     return wide;
   }
   check_limits(detail::rms_norm_name(centered, norm_before_gate), s);
-  Tensor dx = empty_on(dout, {s.batch, s.rows, s.channels}, dout.scalar_type());
+  Tensor dx = empty_on(dout, {s.batch, s.rows, s.channels}, type_of(dout));
   const bool own = has_own_gradient(residual, dout);
   Tensor dresidual =
-      own ? empty_on(dout, {s.batch, s.rows, s.channels}, residual->scalar_type()) : absent_on(dout);
-  Tensor dz = z ? empty_on(dout, {s.batch, s.rows, s.channels}, dout.scalar_type()) : absent_on(dout);
+      own ? empty_on(dout, {s.batch, s.rows, s.channels}, type_of(*residual)) : absent_on(dout);
+  Tensor dz = z ? empty_on(dout, {s.batch, s.rows, s.channels}, type_of(dout)) : absent_on(dout);
   if (s.empty()) {
     return {dx, torch::stable::new_zeros(weight, {s.channels}),
             bias ? torch::stable::new_zeros(*bias, {s.channels}) : absent_on(dout), dresidual, dz};

@@ -41,7 +41,7 @@ ScalarType rms_norm_sum_dtype(const Tensor& x, const OptionalTensor& residual, b
 
 // Where x and residual have one dtype, their gradients are the same tensor, and it is written once, as dx.
 inline bool has_own_gradient(const OptionalTensor& residual, const Tensor& x) {
-  return residual && residual->scalar_type() != x.scalar_type();
+  return residual && type_of(*residual) != type_of(x);
 }
 
 using RmsNormOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;

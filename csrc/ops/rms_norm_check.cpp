@@ -62,7 +62,7 @@ RmsNormSizes check_rms_norm_backward(const Tensor& dout, const OptionalTensor& d
   const RmsNormSizes s = detail::check_norm(fn, x, weight, bias, residual, z, group_size);
   Arg grad{fn, "dout", dout};
   grad.on_device_of(x, "x").has_shape("like x", {s.batch, s.rows, s.channels});
-  grad.has_dtype(x.scalar_type(), "like x");
+  grad.has_dtype(type_of(x), "like x");
   if (dsum) {
     Arg sum{fn, "dsum", *dsum};
     sum.on_device_of(x, "x").is_data_dtype().has_shape("like x", {s.batch, s.rows, s.channels});
@@ -70,7 +70,7 @@ RmsNormSizes check_rms_norm_backward(const Tensor& dout, const OptionalTensor& d
   const auto check_statistic = [&](const char* name, const Tensor& t) {
     Arg statistic{fn, name, t};
     statistic.on_device_of(x, "x").has_shape("[batch, rows, groups]", {s.batch, s.rows, s.groups});
-    statistic.has_dtype(state_dtype(x.scalar_type()), "(the arithmetic of x)");
+    statistic.has_dtype(state_dtype(type_of(x)), "(the arithmetic of x)");
     check(t.is_contiguous(), fn, ": ", name, " must be contiguous");
   };
   check_statistic("rstd", rstd);
@@ -79,8 +79,8 @@ RmsNormSizes check_rms_norm_backward(const Tensor& dout, const OptionalTensor& d
 }
 
 ScalarType rms_norm_sum_dtype(const Tensor& x, const OptionalTensor& residual, bool wide_sum) {
-  if (wide_sum) return state_dtype(x.scalar_type());
-  return residual ? residual->scalar_type() : x.scalar_type();
+  if (wide_sum) return state_dtype(type_of(x));
+  return residual ? type_of(*residual) : type_of(x);
 }
 
 }  // namespace mamba_aot

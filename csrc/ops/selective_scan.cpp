@@ -75,7 +75,7 @@ int32_t flags_of(const SelectiveScanSizes& s, const SelectiveScanInputs& in, boo
 // worth images without options.
 bool is_general(const SelectiveScanSizes& s, const SelectiveScanInputs& in, int32_t flags) {
   constexpr int32_t kOptions = kHasGate | kZoh | kConstantB | kConstantC | kPerHead;
-  return (flags & kOptions) != 0 || (s.complex && in.u.scalar_type() == ScalarType::Float);
+  return (flags & kOptions) != 0 || (s.complex && type_of(in.u) == ScalarType::Float);
 }
 
 // What both directions hand to their kernel besides their own tensors.
@@ -241,7 +241,7 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
       check_selective_scan_backward(dout, dlast_state, in, runs, cu_seqlens, chunk_states);
   if (dz_out) check_selective_scan_gradients_out(dout, in, *ddelta_out, *dz_out);
   // The gradient of a head is a sum over its channels, which half precision would round one by one.
-  const bool rounds_channels = s.heads != s.channels && u.scalar_type() != ScalarType::Float;
+  const bool rounds_channels = s.heads != s.channels && type_of(u) != ScalarType::Float;
   if (rounds_channels || !of_one_dtype(u, delta, z)) {
     auto wide = backward(in_float32(dout), dlast_state, in_float32(u), in_float32(delta), A, B, C, D,
                          in_float32(z), delta_bias, decay_gate, runs, cu_seqlens, chunk_states,
@@ -283,7 +283,7 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
   const Strides gs(dout), dus(du), dds(ddelta), dzs(z ? OptionalTensor(dz) : std::nullopt);
   const bool rows = in_rows(s, {gs, Strides(u), Strides(delta), Strides(z), dus, dds, dzs});
   using Layout = SelectiveScanPlainBwd::Layout;
-  const bool apart = u.scalar_type() != ScalarType::Float && has_room(runtime::arch_of(u.get_device_index()));
+  const bool apart = type_of(u) != ScalarType::Float && has_room(runtime::arch_of(u.get_device_index()));
   const SelectiveScanPlainBwd::Key plain_key{storage_of(u), rows ? Layout::seq : Layout::strided, s.packed(),
                                              apart};
   const SelectiveScanBwd::Key key{storage_of(u), s.complex, !s.complex || with.general || with.packed()};

@@ -51,8 +51,7 @@ void check_scan_state(const char* name, const Tensor& t, const Tensor& u, const 
   } else {
     arg.has_shape(dims, {s.rows, s.channels, s.state});
   }
-  arg.has_dtype(state_dtype(u.scalar_type()),
-                s.complex ? "pairs (the state's dtype)" : "(the state's dtype)");
+  arg.has_dtype(state_dtype(type_of(u)), s.complex ? "pairs (the state's dtype)" : "(the state's dtype)");
 }
 
 void check_scan_delta(const Tensor& delta, const Tensor& u, SelectiveScanSizes& s) {
@@ -140,10 +139,10 @@ SelectiveScanSizes check_selective_scan_backward(const Tensor& dout, const Optio
                                                  const OptionalTensor& cu_seqlens,
                                                  const Tensor& chunk_states) {
   SelectiveScanSizes s = check_selective_scan(in, std::nullopt, runs, cu_seqlens);
-  detail::check_scan_sequence("dout", dout, in.u, s).has_dtype(in.u.scalar_type(), "like u");
+  detail::check_scan_sequence("dout", dout, in.u, s).has_dtype(type_of(in.u), "like u");
   if (dlast_state) detail::check_scan_state("dlast_state", *dlast_state, in.u, s);
   Arg states{"selective_scan_fn", "chunk_states", chunk_states};
-  states.on_device_of(in.u, "u").has_dtype(state_dtype(in.u.scalar_type()), "(the state's dtype)");
+  states.on_device_of(in.u, "u").has_dtype(state_dtype(type_of(in.u)), "(the state's dtype)");
   states.has_shape("[batch, chunks, state parts, channels]",
                    {s.batch, s.saved_rows(), s.state * s.parts(), s.channels});
   check(chunk_states.is_contiguous(), "selective_scan_fn: chunk_states must be contiguous as the forward op ",

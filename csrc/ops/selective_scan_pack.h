@@ -36,7 +36,7 @@ class PackedWeights {
  public:
   PackedWeights(const Tensor& B, const Tensor& C, const SelectiveScanSizes& s, int64_t padded_length) {
     const bool vary = !s.constant_B && !s.constant_C;
-    if (vary && B.scalar_type() != ScalarType::Double && C.scalar_type() != ScalarType::Double) {
+    if (vary && type_of(B) != ScalarType::Double && type_of(C) != ScalarType::Double) {
       pack_both(B, C, s, padded_length);
     } else {
       first_ = pack(B, s, s.constant_B, padded_length);
@@ -88,7 +88,7 @@ class PackedWeights {
 
   // The dtype as the kernel's `flags` say it.
   static int32_t code_of(const Tensor& t) {
-    const ScalarType type = t.scalar_type();
+    const ScalarType type = type_of(t);
     return type == ScalarType::Half ? 1 : type == ScalarType::BFloat16 ? 2 : 0;
   }
 

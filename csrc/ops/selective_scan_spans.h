@@ -82,7 +82,7 @@ struct Launches {
 // planes of partial sums allows.
 inline int64_t chunks_in_a_launch(const SelectiveScanSizes& s, const Tensor& u, int64_t blocks, bool gate) {
   const int64_t floats_a_step = blocks * s.batch * s.state * (2 * s.parts() + (gate ? 1 : 0));
-  const int64_t u_bytes = s.batch * s.channels * s.length * (u.scalar_type() == ScalarType::Float ? 4 : 2);
+  const int64_t u_bytes = s.batch * s.channels * s.length * (type_of(u) == ScalarType::Float ? 4 : 2);
   const int64_t chunks =
       std::max(spans::kPartialBytes, u_bytes) / std::max<int64_t>(1, floats_a_step * 4 * kChunk);
   const int64_t all = std::max<int64_t>(1, s.chunks());
@@ -163,7 +163,7 @@ inline bool walks_as_row(const SelectiveScanSizes& s, const SelectiveScanInputs&
   if (s.packing != Packing::by_ends || s.empty() || batch_invariant()) return false;
   // Kernels that clear what no sequence has don't know float64.
   for (const Tensor* weight : {&in.B, &in.C}) {
-    if (weight->scalar_type() == ScalarType::Double) return false;
+    if (type_of(*weight) == ScalarType::Double) return false;
   }
   const int32_t device = in.u.get_device_index();
   const int64_t block_channels = generated::SelectiveScanPlainBwd::pick({}, {}).CHANNELS;

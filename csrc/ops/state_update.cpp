@@ -32,13 +32,13 @@ constexpr int kStateFormat = 1;
 // The dtype of operand `position` (A, B, C, D, dt_bias, gate), as the kernel's loads read it from `flags`.
 int32_t dtype_flag(const OptionalTensor& t, int position) {
   if (!t) return 0;
-  const ScalarType type = t->scalar_type();
+  const ScalarType type = type_of(*t);
   const int32_t code = type == ScalarType::Half ? 1 : type == ScalarType::BFloat16 ? 2 : 0;
   return code << (kDtypes + 2 * position);
 }
 
 Tensor loadable(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Double ? to_state_dtype(t, ScalarType::Float) : t;
+  return type_of(t) == ScalarType::Double ? to_state_dtype(t, ScalarType::Float) : t;
 }
 
 OptionalTensor loadable(const OptionalTensor& t) { return t ? OptionalTensor(loadable(*t)) : std::nullopt; }
@@ -104,17 +104,17 @@ Tensor state_update(Tensor state, Tensor x, Tensor dt, Tensor A_, Tensor B_, Ten
   auto rates = detail::strides_of(A, detail::kRates, s), skip = detail::strides_of(D, detail::kVector, s);
   auto of_bias = detail::strides_of(bias, detail::kVector, s);
   detail::join_heads(s, {&held, &of_x, &of_dt, &of_z, &of_out, &rates, &skip, &of_bias, &intermediate});
-  const auto in = detail::strides_of(B, detail::kWeight, s), read = detail::strides_of(C, detail::kWeight, s);
+  const auto in = detail::strides_of_weight(B, s), read = detail::strides_of_weight(C, s);
   const auto of_gate = detail::strides_of(gate, detail::kGate, s);
   Tensor returned = out ? absent_on(x) : result;
   if (s.empty()) return returned;
 
   const bool tied = rates.n == 0 && rates.channel == 0;
   const bool in_rows = !s.complex && s.state > 0 && s.state % 16 == 0 && (s.steps == 1 || s.state > 16) &&
-                       (state.scalar_type() == ScalarType::Float || storage_of(state) == storage_of(x)) &&
-                       A.scalar_type() == ScalarType::Float && (tied || rows(A, rates)) &&
-                       rows(state, held) && rows(intermediate_states, intermediate) && in.n == 1 &&
-                       read.n == 1 && (!gate || of_gate.n == 1) &&
+                       (type_of(state) == ScalarType::Float || storage_of(state) == storage_of(x)) &&
+                       type_of(A) == ScalarType::Float && (tied || rows(A, rates)) && rows(state, held) &&
+                       rows(intermediate_states, intermediate) && in.n == 1 && read.n == 1 &&
+                       (!gate || of_gate.n == 1) &&
                        near({&held, &of_x, &of_dt, &of_z, &of_out, &rates, &skip, &of_bias, &intermediate});
   const int32_t flags =
       (dt_softplus ? kSoftplus : 0) | (D ? kHasD : 0) | (z ? kHasZ : 0) | (bias ? kHasBias : 0) |
@@ -124,7 +124,7 @@ Tensor state_update(Tensor state, Tensor x, Tensor dt, Tensor A_, Tensor B_, Ten
       (tied ? kTied : 0) | dtype_flag(A, 0) | dtype_flag(B, 1) | dtype_flag(C, 2) | dtype_flag(D, 3) |
       dtype_flag(bias, 4) | dtype_flag(gate, 5) | format_flag(x) | (format_flag(state) >> kStateFormat);
   const bool plain = in_rows && !tied && s.steps == 1 && s.state == 16 && s.heads == 1 && s.groups == 1 &&
-                     state.scalar_type() == ScalarType::Float && !gate && !dst_state_batch_indices &&
+                     type_of(state) == ScalarType::Float && !gate && !dst_state_batch_indices &&
                      !accepted_steps && !intermediate_states && update_state && !zoh && of_x.channel == 1 &&
                      of_dt.channel == 1 && of_out.channel == 1 && (!z || of_z.channel == 1) &&
                      (!D || skip.channel == 1) && (!bias || of_bias.channel == 1) &&

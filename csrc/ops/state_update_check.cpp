@@ -9,40 +9,47 @@ constexpr const char* kStateUpdate = "selective_state_update";
 
 void check_update_shape(const Arg& arg, const char* letters, const StateUpdateSizes& s) {
   std::array<int64_t, 6> want{};
-  int64_t rank = 0, group = -1;
-  each_dim(letters, s, [&](Dim dim, const char*, int64_t size) {
-    if (dim == Dim::group) group = rank;
-    want[static_cast<size_t>(rank++)] = size;
-  });
+  int64_t rank = 0;
+  each_dim(letters, s, [&](Dim, const char*, int64_t size) { want[static_cast<size_t>(rank++)] = size; });
   const Tensor& t = arg.tensor;
-  bool equal = t.dim() == rank;
-  for (int64_t i = 0; equal && i < rank; ++i) equal = t.size(i) == want[static_cast<size_t>(i)];
-  if (equal) return;
-  // The group of [batch, state] and the parts of a complex number are not what the user wrote.
-  const int64_t hidden = group >= 0 && t.dim() == rank && t.size(group) == 1 ? group : -1;
+  const auto got = t.sizes();
+  if (static_cast<int64_t>(got.size()) == rank && std::equal(got.begin(), got.end(), want.begin())) return;
+  // The parts of a complex number are not what the user wrote.
   const int64_t parts = arg.complex ? 1 : 0;
   std::ostringstream names;
   const char* separator = "";
   each_dim(letters, s, [&](Dim dim, const char* name, int64_t) {
-    if (dim == Dim::part || (dim == Dim::group && hidden >= 0)) return;
+    if (dim == Dim::part) return;
     names << separator << name;
     separator = ", ";
   });
   fail(arg.fn, ": ", arg.name, " must be ", parts ? "complex " : "", "[", names.str(),
-       "] = ", Shape{want.data(), rank - parts, hidden}, ", got ",
-       Shape{t.sizes().data(), t.dim() == rank ? t.dim() - parts : t.dim(), hidden});
+       "] = ", Shape{want.data(), rank - parts}, ", got ",
+       Shape{got.data(), t.dim() == rank ? t.dim() - parts : t.dim()});
+}
+
+// What A says of states and weights; complex ones come as pairs.
+void check_update_kind(const Arg& arg, const StateUpdateSizes& s) {
+  check(s.complex || !is_complex_dtype(type_of(arg.tensor)), kStateUpdate, ": ", arg.name,
+        " must be real because A is, got ", dtype(arg.tensor));
+}
+
+int64_t groups_of(const Tensor& weight, const StateUpdateSizes& s) {
+  return has_groups(weight, s) ? weight.size(s.has_steps ? 2 : 1) : 1;
 }
 
 void check_update_weight(const char* name, const Tensor& t, const Tensor& x, const StateUpdateSizes& s) {
   Arg arg{kStateUpdate, name, t, s.complex};
+  check_update_kind(arg, s);
   arg.on_device_of(x, "x").is_float();
-  check(t.dim() == 3 + s.has_steps + s.complex, kStateUpdate, ": ", name, " must be ",
+  const int64_t rank = 2 + s.has_steps, parts = s.complex ? 1 : 0;
+  check(t.dim() == rank + parts || has_groups(t, s), kStateUpdate, ": ", name, " must be ",
         s.has_steps ? "[batch, steps, state] or [batch, steps, groups, state]"
                     : "[batch, state] or [batch, groups, state]",
-        ", got ", shape(t));
+        ", got ", Shape{t.sizes().data(), t.dim() - parts});
   StateUpdateSizes own = s;
-  own.groups = t.size(s.has_steps ? 2 : 1);
-  check_update_shape(arg, kWeight, own);
+  own.groups = groups_of(t, s);
+  check_update_shape(arg, has_groups(t, s) ? kWeight : kOneWeight, own);
   check(own.groups > 0 && s.heads % own.groups == 0, kStateUpdate, ": ", name,
         " must have a number of groups that divides the ", s.heads, s.has_heads ? " heads" : " channels",
         " of x, got ", own.groups);
@@ -90,14 +97,15 @@ void check_update_apart(const char* name, const Tensor& result, const StateUpdat
 
 void check_update_results(const StateUpdateTensors& t, const StateUpdateSizes& s) {
   if (t.out) {
-    check_update_sequence("out", *t.out, t.x, s).has_dtype(t.x.scalar_type(), "like x").is_writable();
+    check_update_sequence("out", *t.out, t.x, s).has_dtype(type_of(t.x), "like x").is_writable();
     check_update_apart("out", *t.out, t);
   }
   if (!t.intermediate_states) return;
   Arg arg{kStateUpdate, "intermediate_states", *t.intermediate_states, s.complex};
+  check_update_kind(arg, s);
   arg.on_device_of(t.x, "x");
   check_update_shape(arg, kIntermediate, s);
-  arg.has_dtype(t.state.scalar_type(), "like state").is_writable();
+  arg.has_dtype(type_of(t.state), "like state").is_writable();
   check_update_apart("intermediate_states", *t.intermediate_states, t);
   if (t.out) arg.shares_no_memory_with(*t.out, "out");
 }
@@ -133,23 +141,24 @@ StateUpdateSizes check_state_update(const StateUpdateTensors& t, bool is_complex
   rates.on_device_of(x, "x").is_float();
   detail::check_update_shape(rates, detail::kRates, s);
   Arg held{fn, "state", state, s.complex};
+  detail::check_update_kind(held, s);
   held.on_device_of(x, "x");
   detail::check_update_shape(held, detail::kState, s);
   if (s.complex) {
-    held.has_dtype(state_dtype(x.scalar_type()), "pairs (complex64, or complex128 if x is float64)");
+    held.has_dtype(state_dtype(type_of(x)), "pairs (complex64, or complex128 if x is float64)");
   } else {
     held.is_data_dtype();
   }
-  check((state.scalar_type() == ScalarType::Double) == (x.scalar_type() == ScalarType::Double), fn,
+  check((type_of(state) == ScalarType::Double) == (type_of(x) == ScalarType::Double), fn,
         ": state must be float64 exactly if x is, got ", dtype(state), " with x ", dtype(x));
   held.is_writable();
   detail::check_update_sequence("dt", t.dt, x, s).is_data_dtype_beside(x, "x");
   detail::check_update_weight("B", t.B, x, s);
   detail::check_update_weight("C", t.C, x, s);
-  const int64_t group_dim = s.has_steps ? 2 : 1;
-  s.groups = t.B.size(group_dim);
-  check(t.C.size(group_dim) == s.groups, fn, ": C must have as many groups as B, which is ", s.groups,
-        ", got ", t.C.size(group_dim));
+  s.groups = detail::groups_of(t.B, s);
+  const int64_t groups_of_C = detail::groups_of(t.C, s);
+  check(groups_of_C == s.groups, fn, ": C must have as many groups as B, which is ", s.groups, ", got ",
+        groups_of_C);
   detail::check_update_vector("D", t.D, x, s);
   if (t.z) detail::check_update_sequence("z", *t.z, x, s).is_data_dtype_beside(x, "x");
   held.shares_no_memory_with(x, "x").shares_no_memory_with(t.dt, "dt");

@@ -35,6 +35,7 @@ constexpr const char* kState = "kcnp";
 constexpr const char* kIntermediate = "btcnp";
 constexpr const char* kRates = "cnp";
 constexpr const char* kWeight = "bsgnp";
+constexpr const char* kOneWeight = "bsnp";
 constexpr const char* kVector = "c";
 constexpr const char* kGate = "bsn";
 
@@ -114,6 +115,15 @@ inline StateUpdateStrides strides_of(const OptionalTensor& t, const char* letter
   return t ? strides_of(*t, letters, s) : StateUpdateStrides{};
 }
 
+// Whether B or C has a dimension of groups; without it there is one.
+inline bool has_groups(const Tensor& weight, const StateUpdateSizes& s) {
+  return weight.dim() == 3 + s.has_steps + s.complex;
+}
+
+inline StateUpdateStrides strides_of_weight(const Tensor& weight, const StateUpdateSizes& s) {
+  return strides_of(weight, has_groups(weight, s) ? kWeight : kOneWeight, s);
+}
+
 // Makes one head of all heads of a group if they lie behind each other in every one of `arguments`.
 inline void join_heads(StateUpdateSizes& s, std::initializer_list<StateUpdateStrides*> arguments) {
   for (const StateUpdateStrides* strides : arguments) {
@@ -129,9 +139,9 @@ inline void join_heads(StateUpdateSizes& s, std::initializer_list<StateUpdateStr
 // An uninitialised output: x's shape and dtype, contiguous.
 inline Tensor empty_like_x(const Tensor& x) {
   const int64_t* n = x.sizes().data();
-  if (x.dim() == 2) return empty_on(x, {n[0], n[1]}, x.scalar_type());
-  if (x.dim() == 3) return empty_on(x, {n[0], n[1], n[2]}, x.scalar_type());
-  return empty_on(x, {n[0], n[1], n[2], n[3]}, x.scalar_type());
+  if (x.dim() == 2) return empty_on(x, {n[0], n[1]}, type_of(x));
+  if (x.dim() == 3) return empty_on(x, {n[0], n[1], n[2]}, type_of(x));
+  return empty_on(x, {n[0], n[1], n[2], n[3]}, type_of(x));
 }
 
 }  // namespace mamba_aot

@@ -30,10 +30,11 @@ def register_gradient(op: Any, function: str, backward: Backward, setup_context:
     _functions[op] = type(function, (torch.autograd.Function,), {**members, "generate_vmap_rule": True})
 
 
-def run(op: Any, tensors: tuple[Tensor | None, ...], *options: Any) -> Any:
+def run(op: Any, tensors: tuple[Tensor | None, ...], *options: Any, needed: bool | None = None) -> Any:
     """Calls an op with a gradient, around its rule if none of its tensors needs it.
 
-    Rules of torch.library are Python code: passing through takes longer than the whole op.
+    Rules of torch.library are Python code: passing through takes longer than the whole op. `needed` is what
+    `needs_gradient` said of the tensors, where that was asked before.
     """
     if torch.compiler.is_compiling():
         return op(*tensors, *options)
@@ -43,7 +44,9 @@ def run(op: Any, tensors: tuple[Tensor | None, ...], *options: Any) -> Any:
             raise RuntimeError(_refusal(_functions[op].__name__))
         if levels:
             return _functions[op].apply(*tensors, *options)
-    if needs_gradient(tensors) or is_transformed() or torch.is_inference_mode_enabled():
+    if needed is None:
+        needed = needs_gradient(tensors)
+    if needed or is_transformed() or torch.is_inference_mode_enabled():
         return op(*tensors, *options)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*tensors, *options)

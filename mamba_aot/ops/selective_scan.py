@@ -123,9 +123,9 @@ def selective_scan_fn(
     # An exported program runs forward only, and a number of chunks would bound the lengths it accepts.
     # (Dynamo of torch 2.11 takes is_exporting() for true whenever it traces.)
     exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
-    save_states = needs_gradient(inputs) and not exporting
+    needed = needs_gradient(inputs)
     op = torch.ops.mamba_aot.selective_scan_fwd.default
-    out, last_state, _ = run(op, inputs, delta_softplus, zoh, save_states)
+    out, last_state, _ = run(op, inputs, delta_softplus, zoh, needed and not exporting, needed=needed)
     if not return_last_state:
         return out
     return out, torch.view_as_complex(last_state) if is_complex else last_state

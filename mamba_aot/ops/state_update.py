@@ -96,26 +96,28 @@ def selective_state_update(
     """
     name = "selective_state_update"
     zoh = is_zoh(name, discretization)
-    is_complex = A.is_complex()
-    many = _has_steps(name, state, x)
-    _require_kind(name, "state", state, is_complex)
-    B, C = _op_weight(name, "B", B, is_complex, many), _op_weight(name, "C", C, is_complex, many)
-    if intermediate_states is not None:
-        _require_kind(name, "intermediate_states", intermediate_states, is_complex)
     if validate and state.is_cuda:
         _require_slots("state_batch_indices", state_batch_indices, state.shape[0], pad_slot_id)
         _require_slots("dst_state_batch_indices", dst_state_batch_indices, state.shape[0], pad_slot_id)
 
-    results = [state] if intermediate_states is None else [state, intermediate_states]
+    # The op knows pairs of numbers, and says itself what must be real.
+    is_complex = A.is_complex()
+    written = results = (state, intermediate_states)
     # torch.compile rebuilds a written view from its base, which fails for a real view of a complex input.
     by_copy = is_complex and torch.compiler.is_compiling()
-    written = [_written(t, by_copy) for t in results] if is_complex else results
+    if is_complex:
+        for argument, tensor in (("state", state), ("B", B), ("C", C)):
+            _require_kind(name, argument, tensor, is_complex)
+        if intermediate_states is not None:
+            _require_kind(name, "intermediate_states", intermediate_states, is_complex)
+        written = tuple(None if tensor is None else _written(tensor, by_copy) for tensor in results)
+        A, B, C = as_pairs(A), as_pairs(B), as_pairs(C)
     fresh = untracked(
         torch.ops.mamba_aot.state_update.default,
         written[0],
         x,
         dt,
-        as_pairs(A) if is_complex else A,
+        A,
         B,
         C,
         D,
@@ -126,7 +128,7 @@ def selective_state_update(
         dst_state_batch_indices,
         accepted_steps,
         out,
-        None if intermediate_states is None else written[1],
+        written[1],
         pad_slot_id,
         dt_softplus,
         zoh,
@@ -141,7 +143,8 @@ def selective_state_update(
     if by_copy:
         with torch.no_grad():
             for tensor, pairs in zip(results, written, strict=True):
-                tensor.copy_(torch.view_as_complex(pairs))
+                if tensor is not None:
+                    tensor.copy_(torch.view_as_complex(pairs))
     return fresh if out is None else out
 
 
@@ -284,19 +287,6 @@ def _require_slots(argument: str, indices: Tensor | None, slots: int, pad_slot_i
             f"selective_state_update: {argument} must be slots below {slots} (or negative, for padding), "
             f"got {int(indices[position])} at position {position}"
         )
-
-
-def _op_weight(name: str, argument: str, weight: Tensor, is_complex: bool, many: bool) -> Tensor:
-    """B or C as the op takes it: [batch, (steps,) groups, state], beside a complex A with a last dim of 2."""
-    rank = 3 if many else 2
-    if weight.dim() not in (rank, rank + 1):
-        lead = "batch, steps" if many else "batch"
-        raise ValueError(
-            f"{name}: {argument} must be [{lead}, state] or [{lead}, groups, state], got {list(weight.shape)}"
-        )
-    _require_kind(name, argument, weight, is_complex)
-    weight = weight.unsqueeze(-2) if weight.dim() == rank else weight
-    return as_pairs(weight) if is_complex else weight
 
 
 @torch.library.register_fake("mamba_aot::state_update")

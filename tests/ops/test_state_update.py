@@ -207,7 +207,7 @@ SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
     "B rank": ({"B": torch.zeros(16)}, "B must be [batch, state] or [batch, groups, state], got [16]"),
     "B complex": (
         {"B": torch.zeros(2, 16).to(torch.complex64)},
-        "B must be real because A is, got torch.complex64",
+        "B must be real because A is, got complex64",
     ),
     "C groups": ({"C": torch.zeros(2, 3, 16)}, "groups that divides the 8 channels of x, got 3"),
     "D shape": ({"D": torch.zeros(8, 1)}, "D must be [channels] = [8], got [8, 1]"),
