@@ -33,10 +33,10 @@ struct StepRows {
 };
 
 // Advances h (kStates states from first_state on, number `at_item` of the item's) through the chunk and adds
-// C h to y.
+// C h to y. On the way it asks for what is `ahead`.
 template <class S, bool kComplex, bool kZoh, bool kGeneral, int kStates, bool kKeep>
 void advance(const ScanItem<S>& item, int64_t at_item, int64_t first_state, const Vec<S>* dt_tile,
-             const Vec<S>* x_tile, Vec<S>* state, Vec<S>* y_tile, const Tape<S>& tape) {
+             const Vec<S>* x_tile, Vec<S>* state, Vec<S>* y_tile, const Tape<S>& tape, const Ahead& ahead) {
   constexpr int kParts = kComplex ? 2 : 1;
   const int64_t part_stride = item.part_stride();
   const Vec<S>*A = item.A + at_item, *B = item.constant_B + at_item, *C = item.constant_C + at_item;
@@ -51,6 +51,7 @@ void advance(const ScanItem<S>& item, int64_t at_item, int64_t first_state, cons
     if constexpr (kZoh) inverse[j].set(a_re[j], a_im[j]);
   }
   for (int64_t t = 0; t < item.steps; ++t) {
+    ahead.ask(t);
     const StepRows<S> rows(item, t, first_state);
     const Vec<S> dt = dt_tile[t], x = x_tile[t];
     const Vec<S> dt_log2e = dt * splat<S>(kLog2E), dt_two_over_pi = dt * splat<S>(kTwoOverPi);

@@ -30,7 +30,9 @@ struct Backward {
   ScanItem<S> item;
   const Passes<S> passes;
   // Per block of channels: the tiles of the chunk, and sums over the sequence. y, du and ddt hold the sums of
-  // a few passes, the others those of all: short chains of additions lose less.
+  // a few passes, the others those of all: short chains of additions lose less. Where a few are all, they are
+  // the same.
+  const bool few_passes;
   Vec<S>*dt, *x, *dy, *dout_slope, *y, *du, *ddt, *all_y, *all_du, *all_ddt;
   Vec<S>*dD, *dbias;
   Vec<S>* start;
@@ -38,7 +40,10 @@ struct Backward {
   ChannelSums<S> sums;
   TimeSums<S> over_time;
 
-  Backward(const ScanPlan& plan, Arena<S>& arena, const Passes<S>& kind) : item(plan, arena), passes(kind) {
+  Backward(const ScanPlan& plan, Arena<S>& arena, const Passes<S>& kind)
+      : item(plan, arena),
+        passes(kind),
+        few_passes(item.state / kind.states + item.state % kind.states <= kPassesInSum) {
     const int64_t step_rows = passes.states * item.parts, tape_rows = kScanChunk * step_rows;
     const int64_t tiles = item.max_blocks * kScanChunk;
     dt = arena.take(tiles);
@@ -48,9 +53,9 @@ struct Backward {
     y = arena.take(tiles);
     du = arena.take(tiles);
     ddt = arena.take(tiles);
-    all_y = arena.take(tiles);
-    all_du = arena.take(tiles);
-    all_ddt = arena.take(tiles);
+    all_y = few_passes ? y : arena.take(tiles);
+    all_du = few_passes ? du : arena.take(tiles);
+    all_ddt = few_passes ? ddt : arena.take(tiles);
     dD = arena.take(item.max_blocks);
     dbias = arena.take(item.max_blocks);
     start = arena.take(item.state_parts * item.max_blocks);
@@ -114,6 +119,7 @@ struct Backward {
   }
 
   void fold() {
+    if (few_passes) return;
     for (int64_t b = 0; b < item.blocks; ++b) {
       for (int64_t t = b * kScanChunk; t < b * kScanChunk + item.steps; ++t) {
         all_y[t] = all_y[t] + y[t];
@@ -142,11 +148,36 @@ struct Backward {
     StepSum<S> sum;
     for (int64_t t = at; t < at + item.steps; ++t) {
       sum.add(t, dy[t] * x[t]);
+      if (!few_passes) y[t] = du[t] = ddt[t] = Vec<S>{};
       all_y[t] = skip * x[t];
       all_du[t] = skip * dy[t];
-      y[t] = du[t] = ddt[t] = all_ddt[t] = Vec<S>{};
+      all_ddt[t] = Vec<S>{};
     }
     dD[block] = dD[block] + sum.total();
+  }
+
+  // What the number-th pass asks for: while it advances, of the chunk before one of its tensors, and while it
+  // goes back, of what this chunk will write.
+  Ahead ahead_to_read(int64_t block, int64_t number) const {
+    const ScanPlan& plan = item.plan;
+    const int64_t before = item.step - kScanChunk;
+    switch (number) {
+      case 0:
+        return item.ahead(plan.u, block, before);
+      case 1:
+        return plan.head_channels == 1 ? item.ahead(plan.delta, block, before) : Ahead{};
+      case 2:
+        return item.ahead(plan.dout, block, before);
+      case 3:
+        return item.ahead(plan.z, block, before);
+      default:
+        return {};
+    }
+  }
+  Ahead ahead_to_write(int64_t block, int64_t number) const {
+    const ScanPlan& plan = item.plan;
+    const View* written[] = {&plan.du, &plan.ddelta, &plan.dz};
+    return number < 3 ? item.ahead(*written[number], block, item.step) : Ahead{};
   }
 
   // Adds up the channels of sums[steps, states, count] and writes them to this item's [state, length, count].
@@ -159,11 +190,20 @@ struct Backward {
       S* row = out + ((index * item.state + n) * length + item.step) * count + column % count;
       for (int64_t t = 0; t < item.steps; t += kLanes) {
         Vec<S> rows[kLanes];
-        for (int i = 0; i < kLanes; ++i) {
-          rows[i] = t + i < item.steps ? sums[(t + i) * states * count + column] : Vec<S>{};
+        const Vec<S>* from = sums + t * states * count + column;
+        const int64_t rest = item.steps - t;
+        if (rest >= kLanes) {
+#pragma GCC unroll 16
+          for (int i = 0; i < kLanes; ++i) rows[i] = from[i * states * count];
+        } else {
+          for (int i = 0; i < kLanes; ++i) rows[i] = i < rest ? from[i * states * count] : Vec<S>{};
         }
         const Vec<S> total = sum_lanes<S>(rows);
-        for (int i = 0; i < kLanes && t + i < item.steps; ++i) row[(t + i) * count] = total[i];
+        if (count == 1 && rest >= kLanes) {
+          store(row + t, total);
+          continue;
+        }
+        for (int i = 0; i < kLanes && i < rest; ++i) row[(t + i) * count] = total[i];
       }
     }
   }
@@ -191,15 +231,17 @@ void pass(Backward<S>& sweep, int64_t n) {
   constexpr int kParts = kComplex ? 2 : 1;
   const ScanItem<S>& item = sweep.item;
   const ScanPlan& plan = item.plan;
+  const int64_t number = n / sweep.passes.states;
   sweep.sums.template clear<kParts, kStates, kGeneral>(item.steps);
   for (int64_t b = 0; b < item.blocks; ++b) {
     const int64_t row = b * item.state_parts + n * kParts, at = b * kScanChunk;
     for (int j = 0; j < kStates * kParts; ++j) sweep.tape.h[j] = sweep.start[row + j];
     advance<S, kComplex, kZoh, kGeneral, kStates, true>(item, row, n, sweep.dt + at, sweep.x + at,
-                                                        sweep.start + row, sweep.y + at, sweep.tape);
+                                                        sweep.start + row, sweep.y + at, sweep.tape,
+                                                        sweep.ahead_to_read(b, number));
     const RetreatTiles<S> tiles{sweep.dt + at, sweep.x + at, sweep.dy + at, sweep.du + at, sweep.ddt + at};
     retreat<S, kComplex, kZoh, kGeneral, kStates>(item, row, n, tiles, sweep.tape, sweep.sums,
-                                                  sweep.over_time);
+                                                  sweep.over_time, sweep.ahead_to_write(b, number));
   }
   sweep.store_sums(sweep.sums.dB, static_cast<S*>(plan.dB), n, kStates, kParts);
   sweep.store_sums(sweep.sums.dC, static_cast<S*>(plan.dC), n, kStates, kParts);

@@ -85,9 +85,28 @@ struct Forward {
     }
   }
 
+  // What the pass asks for: of the next tile one of its tensors.
+  Ahead ahead(int64_t block, int64_t number) const {
+    const ScanPlan& plan = item.plan;
+    const bool last = block + 1 == item.blocks;
+    const int64_t next = last ? 0 : block + 1, step = last ? item.step + item.steps : item.step;
+    switch (number) {
+      case 0:
+        return plan.head_channels == 1 ? item.ahead(plan.delta, next, step) : Ahead{};
+      case 1:
+        return item.ahead(plan.u, next, step);
+      case 2:
+        return item.ahead(plan.z, next, step);
+      case 3:
+        return item.ahead(plan.out, block, item.step);
+      default:
+        return {};
+    }
+  }
+
   void pass(decltype(Advance<S>::one) through, int64_t block, int64_t n) {
     const int64_t at = block * item.state_parts + n * item.parts;
-    through(item, at, n, dt, x, item.h + at, y, {});
+    through(item, at, n, dt, x, item.h + at, y, {}, ahead(block, n / advance_by.states));
   }
 };
 

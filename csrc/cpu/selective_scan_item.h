@@ -2,6 +2,7 @@
 // Shared by the forward and the backward sweep.
 #pragma once
 
+#include "cpu/ahead.h"
 #include "cpu/selective_scan_plan.h"
 #include "cpu/tile.h"
 #include "cpu/vector_math.h"
@@ -151,6 +152,13 @@ struct ScanItem {
   void store_block(const View& x, int64_t block, const Vec<S>* tile) const {
     store_tile<S>(x, batch * x.stride[0] + channel(block) * x.stride[1] + step * x.stride[2], x.stride[1],
                   x.stride[2], lanes(block), steps, tile);
+  }
+
+  // The lines of such a chunk that begins at `first_step`; none outside of the sequence.
+  MAMBA_AOT_INLINE Ahead ahead(const View& x, int64_t block, int64_t first_step) const {
+    if (first_step < 0 || first_step >= plan.length) return {};
+    return {x, batch * x.stride[0] + channel(block) * x.stride[1] + first_step * x.stride[2], x.stride[1],
+            x.stride[2]};
   }
 
   // A [rows, channels, state, parts] tensor for one block of channels; zero if it was not given.

@@ -86,10 +86,11 @@ MAMBA_AOT_INLINE void phi_slope(Vec<S> dt, Vec<S> A_re, Vec<S> A_im, const Inver
 }
 
 // Walks back from the end of the chunk. `carry` is conj(a_{t+1}) lam_{t+1} at the end of the chunk on entry,
-// and at its start on return.
+// and at its start on return. On the way it asks for what is `ahead`.
 template <class S, bool kComplex, bool kZoh, bool kGeneral, int kStates>
 void retreat(const ScanItem<S>& item, int64_t at_item, int64_t first_state, const RetreatTiles<S>& tiles,
-             const Tape<S>& tape, const ChannelSums<S>& sums, const TimeSums<S>& over_time) {
+             const Tape<S>& tape, const ChannelSums<S>& sums, const TimeSums<S>& over_time,
+             const Ahead& ahead) {
   constexpr int kParts = kComplex ? 2 : 1, kIm = kParts - 1;
   const int64_t part_stride = item.part_stride();
   const Vec<S>*A = item.A + at_item, *B = item.constant_B + at_item, *C = item.constant_C + at_item;
@@ -112,6 +113,7 @@ void retreat(const ScanItem<S>& item, int64_t at_item, int64_t first_state, cons
     if constexpr (kZoh) inverse[j].set(a_re[j], a_im[j]);
   }
   for (int64_t t = item.steps - 1; t >= 0; --t) {
+    ahead.ask(t);
     const StepRows<S> rows(item, t, first_state);
     const Vec<S> dt = tiles.dt[t], x = tiles.x[t], dy = tiles.dy[t];
     // C in `rows` carries the factor 2 of a complex scan, its gradient takes it from here.

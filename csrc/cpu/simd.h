@@ -204,14 +204,24 @@ MAMBA_AOT_INLINE void transpose(Vec<S>* rows) {
   transpose_stage<S, 1>(rows);
 }
 
-// Lane i of the result is the sum of the lanes of rows[i], always added in the same order.
-template <class S>
-MAMBA_AOT_INLINE Vec<S> sum_lanes(Vec<S>* rows) {
-  transpose<S>(rows);
-  for (int width = Simd<S>::kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) rows[i] = rows[i] + rows[i + width];
+// Halves of a and b added up: lanes with bit `kStep` clear are sums of a's, the others of b's.
+template <class S, int kStep>
+MAMBA_AOT_INLINE Vec<S> add_halves(Vec<S> a, Vec<S> b) {
+  return exchange<S, kStep, false>(a, b) + exchange<S, kStep, true>(a, b);
+}
+
+// Lane i of the result is the sum of the lanes of rows[i], always added in the same order. A transposition
+// that adds what it brings together: each stage has half the vectors of the one before.
+template <class S, int kStep = Simd<S>::kLanes / 2>
+MAMBA_AOT_INLINE Vec<S> sum_lanes(const Vec<S>* rows) {
+  if constexpr (kStep == 0) {
+    return rows[0];
+  } else {
+    Vec<S> sums[kStep];
+#pragma GCC unroll 16
+    for (int i = 0; i < kStep; ++i) sums[i] = add_halves<S, kStep>(rows[i], rows[i + kStep]);
+    return sum_lanes<S, kStep / 2>(sums);
   }
-  return rows[0];
 }
 
 // A sum over steps (or states) in eight short chains of additions, which lose less than a long one.

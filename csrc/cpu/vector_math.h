@@ -122,11 +122,21 @@ MAMBA_AOT_INLINE Vec<S> expm1(Vec<S> x) {
 // error grows with |x y|, as it does where PyTorch multiplies first. Below 2^-126 the result is 0.
 MAMBA_AOT_INLINE VecF exp_of_product(VecF x_log2e, VecF y) {
   using K = Constants<float>;
+#if defined(__AVX512DQ__)
+  // The distance to the nearest integer, and a scaling that knows what overflows. Numbers below the normal
+  // ones, on which some machines are slow, are kept out; a NaN is not.
+  const VecF product = x_log2e * y;
+  const VecF part = _mm512_reduce_ps(product, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const VecF power = fma(polynomial<float>(part, K::kExp2), part, splat<float>(1));
+  const __mmask16 normal = _mm512_cmp_ps_mask(product, splat<float>(1 - K::kExponentBias), _CMP_NLT_UQ);
+  return _mm512_maskz_scalef_ps(normal, power, product - part);
+#else
   const VecF t = max(splat<float>(-K::kExponentBias), x_log2e * y);
   const VecF rounded = min(splat<float>(K::kRound + K::kExponentBias), t + splat<float>(K::kRound));
   const VecF f = t - (rounded - splat<float>(K::kRound));
   const VecF scale = (VecF)(((VecI)rounded + K::kExponentBias) << K::kMantissaBits);
   return fma(scale, polynomial<float>(f, K::kExp2) * f, scale);
+#endif
 }
 
 // sin, cos and cos - 1 of x y, given x 2/pi. Cody-Waite reduction to a quarter turn; beyond about 1e6 (float)

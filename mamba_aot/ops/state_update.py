@@ -143,7 +143,7 @@ def selective_state_update(
     if by_copy:
         with torch.no_grad():
             for tensor, pairs in zip(results, written, strict=True):
-                if tensor is not None:
+                if tensor is not None and pairs is not None:
                     tensor.copy_(torch.view_as_complex(pairs))
     return fresh if out is None else out
 
