@@ -7,8 +7,8 @@
 
 namespace mamba_aot::cpu::MAMBA_AOT_ISA {
 
-// The lines of [channels, steps] from one place on, as many steps as bytes of a line hold of one-byte
-// numbers: line i of them in ask(i), for a loop that has other work in between.
+// The lines of a tile of 64 steps, one in each ask(i), for a loop over steps that has other work. A tile in
+// any other order than channels or steps side by side has none.
 struct Ahead {
   static constexpr int kLine = 64;
   const char* first = nullptr;

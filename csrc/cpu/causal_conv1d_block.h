@@ -1,6 +1,7 @@
 // What the convolution's kernels share: a filter, a block of channels of one sequence, an item of work.
 #pragma once
 
+#include "cpu/ahead.h"
 #include "cpu/causal_conv1d_plan.h"
 #include "cpu/tile.h"
 #include "cpu/vector_math.h"
@@ -48,6 +49,12 @@ struct Block {
   void store_steps(const View& v, int64_t t, int64_t steps, const Vec<S>* tile, int64_t apart = 0) const {
     store_tiles<S>(v, batch * v.stride[0] + channel * v.stride[1] + t * v.stride[2], v.stride[1], v.stride[2],
                    lanes, steps, tile, apart);
+  }
+  // The lines of a chunk that begins at step t; none outside of the sequence, nor where channels lie side by
+  // side, as asking for those took longer than waiting.
+  MAMBA_AOT_INLINE Ahead ahead(const View& v, int64_t t) const {
+    if (t < 0 || t >= plan.length || v.stride[2] != 1) return {};
+    return {v, batch * v.stride[0] + channel * v.stride[1] + t * v.stride[2], v.stride[1], v.stride[2]};
   }
   // The width - 1 inputs before step t, from the initial states (or zero) where that is before the sequence.
   void load_history(int64_t t, Vec<S>* tile, int64_t apart = 0) const {

@@ -78,10 +78,12 @@ void forward_item(const ConvPlan& plan, const Item& item) {
       // A result takes the place of the oldest input that it was made from.
       Vec<S>*const inputs = tiles + b * kRows, *const y = inputs;
       const Chunk<S, kWidth, kPacked> chunk{block, filter, inputs, t};
-      if (plan.silu) {
-        for (int64_t i = 0; i < steps; ++i) y[i] = Silu<S>(filter.at(chunk.window(i, space))).value;
-      } else {
-        for (int64_t i = 0; i < steps; ++i) y[i] = filter.at(chunk.window(i, space));
+      const Ahead next = block.ahead(plan.x, t + steps), out = block.ahead(plan.out, t);
+      for (int64_t i = 0; i < steps; ++i) {
+        next.ask(i);
+        out.ask(i);
+        const Vec<S> sum = filter.at(chunk.window(i, space));
+        y[i] = plan.silu ? Silu<S>(sum).value : sum;
       }
       if constexpr (kPacked) {
         for (int64_t i = 0; i < steps; ++i) y[i] = chunk.is_padding(i) ? Vec<S>{} : y[i];
@@ -139,9 +141,16 @@ void backward_chunk(const Chunk<S, kWidth, kPacked>& chunk, int64_t steps, Vec<S
                     FilterSums<S, kWidth>& sums) {
   const ConvPlan& plan = chunk.block.plan;
   const int64_t width = chunk.filter.width(), before = width - 1;
+  const Block<S>& block = chunk.block;
+  const Ahead x_before = block.ahead(plan.x, chunk.t - kSteps),
+              dout_before = block.ahead(plan.dout, chunk.t - kSteps), dx_here = block.ahead(plan.dx, chunk.t);
   through_activation(chunk, steps, grad);
   StepSum<S> chunk_bias;
-  for (int64_t i = 0; i < steps; ++i) chunk_bias.add(i, grad[i]);
+  for (int64_t i = 0; i < steps; ++i) {
+    x_before.ask(i);
+    dx_here.ask(i);
+    chunk_bias.add(i, grad[i]);
+  }
   sums.bias = sums.bias + chunk_bias.total();
   for (int64_t k = 0; k < width; ++k) {
     StepSum<S> chunk_tap;
@@ -149,6 +158,7 @@ void backward_chunk(const Chunk<S, kWidth, kPacked>& chunk, int64_t steps, Vec<S
     sums.tap[k] = sums.tap[k] + chunk_tap.total();
   }
   for (int64_t i = 0; i < steps; ++i) {
+    dout_before.ask(i);
     Vec<S> sum{};
     int64_t first = 0;
     if constexpr (kPacked) {
