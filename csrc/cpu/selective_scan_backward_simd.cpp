@@ -60,7 +60,7 @@ struct Backward {
     dbias = arena.take(item.max_blocks);
     start = arena.take(item.state_parts * item.max_blocks);
     tape = {arena.take(tape_rows + step_rows), arena.take(tape_rows), arena.take(tape_rows)};
-    sums = {arena.take(tape_rows), arena.take(tape_rows), arena.take(kScanChunk * passes.states)};
+    sums = {arena.take(kScanChunk * ceil_div(2 * step_rows, kLanes)), arena.take(kScanChunk * passes.states)};
     const int64_t states = item.max_blocks * item.state_parts;
     over_time = {arena.take(states), arena.take(states), arena.take(states)};
   }
@@ -180,30 +180,39 @@ struct Backward {
     return number < 3 ? item.ahead(*written[number], block, item.step) : Ahead{};
   }
 
-  // Adds up the channels of sums[steps, states, count] and writes them to this item's [state, length, count].
-  void store_sums(const Vec<S>* sums, S* out, int64_t first_state, int states, int count) {
-    if (!out) return;
+  // Where this item's sums of state n lie in [batch, groups, splits, state, length].
+  int64_t sums_offset(int64_t n) const {
     const int64_t index = (item.batch * item.plan.groups + item.group) * item.plan.splits + item.split;
-    const int64_t length = item.plan.length;
-    for (int column = 0; column < states * count; ++column) {
-      const int64_t n = first_state + column / count;
-      S* row = out + ((index * item.state + n) * length + item.step) * count + column % count;
+    return (index * item.state + n) * item.plan.length + item.step;
+  }
+
+  // Up to a vector of sums from step t on, `apart` numbers from one step to the next.
+  void store_steps(Vec<S> values, S* row, int64_t t, int apart) const {
+    const int64_t rest = item.steps - t;
+    if (apart == 1 && rest >= kLanes) return store(row + t, values);
+    for (int i = 0; i < kLanes && i < rest; ++i) row[(t + i) * apart] = values[i];
+  }
+
+  // The gradients of B and C for kNumbers numbers from state n on.
+  template <int kNumbers>
+  void store_weight_sums(int64_t n) const {
+    const int parts = static_cast<int>(item.parts);
+    WeightSums<S, kNumbers>::unfold(sums.weights, item.steps, [&](int q, int64_t t, Vec<S> values) {
+      S* to = static_cast<S*>(q < kNumbers ? item.plan.dB : item.plan.dC);
+      const int number = q % kNumbers;
+      if (to) store_steps(values, to + sums_offset(n + number / parts) * parts + number % parts, t, parts);
+    });
+  }
+
+  void store_gate_sums(int64_t n, int states) const {
+    S* to = static_cast<S*>(item.plan.dgate);
+    for (int j = 0; to && j < states; ++j) {
       for (int64_t t = 0; t < item.steps; t += kLanes) {
         Vec<S> rows[kLanes];
-        const Vec<S>* from = sums + t * states * count + column;
-        const int64_t rest = item.steps - t;
-        if (rest >= kLanes) {
-#pragma GCC unroll 16
-          for (int i = 0; i < kLanes; ++i) rows[i] = from[i * states * count];
-        } else {
-          for (int i = 0; i < kLanes; ++i) rows[i] = i < rest ? from[i * states * count] : Vec<S>{};
+        for (int i = 0; i < kLanes; ++i) {
+          rows[i] = t + i < item.steps ? sums.gate[(t + i) * states + j] : Vec<S>{};
         }
-        const Vec<S> total = sum_lanes<S>(rows);
-        if (count == 1 && rest >= kLanes) {
-          store(row + t, total);
-          continue;
-        }
-        for (int i = 0; i < kLanes && i < rest; ++i) row[(t + i) * count] = total[i];
+        store_steps(sum_lanes<S>(rows), to + sums_offset(n + j), t, 1);
       }
     }
   }
@@ -230,9 +239,8 @@ template <class S, bool kComplex, bool kZoh, bool kGeneral, int kStates>
 void pass(Backward<S>& sweep, int64_t n) {
   constexpr int kParts = kComplex ? 2 : 1;
   const ScanItem<S>& item = sweep.item;
-  const ScanPlan& plan = item.plan;
   const int64_t number = n / sweep.passes.states;
-  sweep.sums.template clear<kParts, kStates, kGeneral>(item.steps);
+  sweep.sums.template clear<kStates * kParts, kStates, kGeneral>(item.steps);
   for (int64_t b = 0; b < item.blocks; ++b) {
     const int64_t row = b * item.state_parts + n * kParts, at = b * kScanChunk;
     for (int j = 0; j < kStates * kParts; ++j) sweep.tape.h[j] = sweep.start[row + j];
@@ -243,9 +251,8 @@ void pass(Backward<S>& sweep, int64_t n) {
     retreat<S, kComplex, kZoh, kGeneral, kStates>(item, row, n, tiles, sweep.tape, sweep.sums,
                                                   sweep.over_time, sweep.ahead_to_write(b, number));
   }
-  sweep.store_sums(sweep.sums.dB, static_cast<S*>(plan.dB), n, kStates, kParts);
-  sweep.store_sums(sweep.sums.dC, static_cast<S*>(plan.dC), n, kStates, kParts);
-  if constexpr (kGeneral) sweep.store_sums(sweep.sums.dgate, static_cast<S*>(plan.dgate), n, kStates, 1);
+  sweep.template store_weight_sums<kStates * kParts>(n);
+  if constexpr (kGeneral) sweep.store_gate_sums(n, kStates);
 }
 
 // Runs the items [begin, end) in `scratch`; without scratch, returns the bytes it needs.

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cpu/selective_scan_advance.h"
+#include "cpu/selective_scan_channel_sums.h"
 
 namespace mamba_aot::cpu::MAMBA_AOT_ISA {
 
@@ -12,20 +13,6 @@ template <class S>
 struct RetreatTiles {
   const Vec<S>*dt, *x, *dy;
   Vec<S>*du, *ddt;
-};
-
-// What is summed over channels, kept per lane until all blocks of the item are done: [steps, states, parts].
-template <class S>
-struct ChannelSums {
-  Vec<S>*dB, *dC, *dgate;
-
-  // What is not summed up stays out of the cache, which the tapes nearly fill.
-  template <int kParts, int kStates, bool kGate>
-  void clear(int64_t steps) const {
-    for (int64_t i = 0; i < steps * kStates * kParts; ++i) dB[i] = dC[i] = Vec<S>{};
-    if constexpr (!kGate) return;
-    for (int64_t i = 0; i < steps * kStates; ++i) dgate[i] = Vec<S>{};
-  }
 };
 
 // What is summed over time, per channel: [blocks, states, parts] of A and, where they are constant, B and C.
@@ -98,11 +85,6 @@ void retreat(const ScanItem<S>& item, int64_t at_item, int64_t first_state, cons
   const Vec<S> zero{};
   Vec<S> a_re[kStates], a_im[kStates], c_re[kStates], c_im[kStates];
   ChunkSums<S, kStates * kParts> dA, dB, dC;
-  // Adds to a gradient of B or C both where it varies and where it is constant.
-  const auto gather = [](Vec<S>& along_time, Vec<S>& constant, Vec<S> a, Vec<S> b) {
-    along_time = fma(a, b, along_time);
-    if constexpr (kGeneral) constant = fma(a, b, constant);
-  };
   Inverse<S, kComplex> inverse[kStates];
 #pragma GCC unroll 8
   for (int j = 0; j < kStates; ++j) {
@@ -119,6 +101,15 @@ void retreat(const ScanItem<S>& item, int64_t at_item, int64_t first_state, cons
     // C in `rows` carries the factor 2 of a complex scan, its gradient takes it from here.
     const Vec<S> dy_scaled = kComplex ? dy + dy : dy, dt_x = dt * x;
     Vec<S> ddt = zero, du = zero, lam_B = zero;
+    WeightSums<S, kStates * kParts> weight_sums;
+    // Adds to gradients of B and C both where they vary and where they are constant.
+    const auto gather = [&](int number, Vec<S> of_B, Vec<S> of_C) {
+      weight_sums.put(number, of_B, of_C);
+      if constexpr (kGeneral) {
+        dB.recent[number] = dB.recent[number] + of_B;
+        dC.recent[number] = dC.recent[number] + of_C;
+      }
+    };
 #pragma GCC unroll 8
     for (int j = 0; j < kStates; ++j) {
       const int64_t at = (t * kStates + j) * kParts, next = at + kStates * kParts;
@@ -131,15 +122,14 @@ void retreat(const ScanItem<S>& item, int64_t at_item, int64_t first_state, cons
         const Vec<S> B_im = weight<kGeneral>(rows.B[part_stride + j], B[im]);
         const Vec<S> C_im = weight<kGeneral>(rows.C[part_stride + j], C[im]);
         const Vec<S> lam_re = fma(C_re, dy, c_re[j]), lam_im = fma(-C_im, dy, c_im[j]);
-        gather(sums.dC[at], dC.recent[re], dy_scaled, tape.h[next]);
-        gather(sums.dC[at + 1], dC.recent[im], -dy_scaled, tape.h[next + 1]);
+        const Vec<S> dC_re = dy_scaled * tape.h[next], dC_im = -dy_scaled * tape.h[next + 1];
         // conj(B) lam
         const Vec<S> bl_re = fma(B_re, lam_re, B_im * lam_im), bl_im = fma(B_re, lam_im, -(B_im * lam_re));
         if constexpr (kZoh) {
           const Vec<S> p_re = fma(phi_re, lam_re, phi_im * lam_im),
                        p_im = fma(phi_re, lam_im, -(phi_im * lam_re));
-          gather(sums.dB[at], dB.recent[re], x, p_re);
-          gather(sums.dB[at + 1], dB.recent[im], x, p_im);
+          gather(re, x * p_re, dC_re);
+          gather(im, x * p_im, dC_im);
           du = fma(phi_re, bl_re, fma(phi_im, bl_im, du));
           const Vec<S> dphi_re = x * bl_re, dphi_im = x * bl_im;
           ddt = fma(e_re, dphi_re, fma(e_im, dphi_im, ddt));
@@ -148,8 +138,8 @@ void retreat(const ScanItem<S>& item, int64_t at_item, int64_t first_state, cons
           dA.recent[re] = fma(s_re, dphi_re, fma(s_im, dphi_im, dA.recent[re]));
           dA.recent[im] = fma(s_re, dphi_im, fma(-s_im, dphi_re, dA.recent[im]));
         } else {
-          gather(sums.dB[at], dB.recent[re], dt_x, lam_re);
-          gather(sums.dB[at + 1], dB.recent[im], dt_x, lam_im);
+          gather(re, dt_x * lam_re, dC_re);
+          gather(im, dt_x * lam_im, dC_im);
           lam_B = lam_B + bl_re;
         }
         // conj(e) lam, and with the previous state conj(e) lam conj(h): the gradient of the gate, dt and A.
@@ -157,7 +147,7 @@ void retreat(const ScanItem<S>& item, int64_t at_item, int64_t first_state, cons
         const Vec<S> p_re = tape.h[at], p_im = tape.h[at + 1];
         const Vec<S> q_re = fma(el_re, p_re, el_im * p_im), q_im = fma(el_im, p_re, -(el_re * p_im));
         const int64_t state_at = t * kStates + j;
-        if constexpr (kGeneral) sums.dgate[state_at] = sums.dgate[state_at] + q_re;
+        if constexpr (kGeneral) sums.gate[state_at] = sums.gate[state_at] + q_re;
         const Vec<S> w_re = gate * q_re, w_im = gate * q_im;
         ddt = fma(a_re[j], w_re, fma(a_im[j], w_im, ddt));
         dA.recent[re] = fma(dt, w_re, dA.recent[re]);
@@ -166,10 +156,10 @@ void retreat(const ScanItem<S>& item, int64_t at_item, int64_t first_state, cons
         c_im[j] = gate * el_im;
       } else {
         const Vec<S> lam = fma(C_re, dy, c_re[j]);
-        gather(sums.dC[at], dC.recent[re], dy, tape.h[next]);
+        const Vec<S> dC_here = dy * tape.h[next];
         const Vec<S> bl = B_re * lam;
         if constexpr (kZoh) {
-          gather(sums.dB[at], dB.recent[re], x * phi_re, lam);
+          gather(re, x * phi_re * lam, dC_here);
           du = fma(phi_re, bl, du);
           const Vec<S> dphi = x * bl;
           ddt = fma(e_re, dphi, ddt);
@@ -177,11 +167,11 @@ void retreat(const ScanItem<S>& item, int64_t at_item, int64_t first_state, cons
           phi_slope<S, false>(dt, a_re[j], zero, inverse[j], e_re, zero, phi_re, zero, s_re, s_im);
           dA.recent[re] = fma(s_re, dphi, dA.recent[re]);
         } else {
-          gather(sums.dB[at], dB.recent[re], dt_x, lam);
+          gather(re, dt_x * lam, dC_here);
           lam_B = lam_B + bl;
         }
         const Vec<S> el = e_re * lam, q = el * tape.h[at];
-        if constexpr (kGeneral) sums.dgate[at] = sums.dgate[at] + q;
+        if constexpr (kGeneral) sums.gate[at] = sums.gate[at] + q;
         const Vec<S> w = gate * q;
         ddt = fma(a_re[j], w, ddt);
         dA.recent[re] = fma(dt, w, dA.recent[re]);
@@ -192,6 +182,7 @@ void retreat(const ScanItem<S>& item, int64_t at_item, int64_t first_state, cons
       du = fma(dt, lam_B, du);
       ddt = fma(x, lam_B, ddt);
     }
+    weight_sums.add_to(sums.weights + t * weight_sums.kVectors);
     tiles.du[t] = tiles.du[t] + du;
     tiles.ddt[t] = tiles.ddt[t] + ddt;
     if (t % 16 == 0) {
