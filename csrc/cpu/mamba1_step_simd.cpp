@@ -9,7 +9,7 @@ constexpr int kLanes = Simd<float>::kLanes;
 // Sums of a row, each in one order.
 constexpr int kSums = 4;
 // How far ahead the matrix is asked for: one row after the other, it is a single stream.
-constexpr int64_t kAheadBytes = 1024;
+constexpr int64_t kAheadBytes = 2048;
 
 // row . x for `width` numbers.
 template <class T>
@@ -25,9 +25,11 @@ MAMBA_AOT_INLINE float multiply(const T* row, const float* x, int64_t width) {
       sums[i] = fma(load_row<float>(row + at), load<float>(x + at), sums[i]);
     }
   }
-  const VecF lanes = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  float sum = 0;
-  for (int lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
+  // Rows of a projection of low rank end here.
+  for (; k + kLanes <= width; k += kLanes) {
+    sums[0] = fma(load_row<float>(row + k), load<float>(x + k), sums[0]);
+  }
+  float sum = sum_of_lanes<float>((sums[0] + sums[1]) + (sums[2] + sums[3]));
   for (; k < width; ++k) sum += widen(row[k]) * x[k];
   return sum;
 }

@@ -224,6 +224,16 @@ MAMBA_AOT_INLINE Vec<S> sum_lanes(const Vec<S>* rows) {
   }
 }
 
+// The sum of all lanes, halves at a time.
+template <class S, int kStep = Simd<S>::kLanes / 2>
+MAMBA_AOT_INLINE S sum_of_lanes(Vec<S> v) {
+  if constexpr (kStep == 0) {
+    return v[0];
+  } else {
+    return sum_of_lanes<S, kStep / 2>(v + exchange<S, kStep, true>(v, v));
+  }
+}
+
 // A sum over steps (or states) in eight short chains of additions, which lose less than a long one.
 template <class S>
 struct StepSum {

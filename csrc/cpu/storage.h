@@ -98,11 +98,22 @@ MAMBA_AOT_INLINE void store_row(T* p, Vec<S> v) {
 typedef uint16_t Bits16 __attribute__((vector_size(kVectorBytes / 2)));
 typedef uint32_t Bits32 __attribute__((vector_size(kVectorBytes)));
 
-template <>
-MAMBA_AOT_INLINE VecF load_row<float, BFloat16>(const BFloat16* p) {
+// Thirty-two bits from sixteen each, in one instruction where compilers make up to five of a conversion.
+MAMBA_AOT_INLINE Bits32 widen_bits(const void* p) {
+#if defined(__AVX512F__)
+  return (Bits32)_mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+#elif defined(__AVX2__)
+  return (Bits32)_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+#else
   Bits16 half;
   std::memcpy(&half, p, sizeof half);
-  return (VecF)(__builtin_convertvector(half, Bits32) << 16);
+  return __builtin_convertvector(half, Bits32);
+#endif
+}
+
+template <>
+MAMBA_AOT_INLINE VecF load_row<float, BFloat16>(const BFloat16* p) {
+  return (VecF)(widen_bits(p) << 16);
 }
 
 template <>
@@ -110,8 +121,13 @@ MAMBA_AOT_INLINE void store_row<float, BFloat16>(BFloat16* p, VecF v) {
   const Bits32 bits = (Bits32)v;
   const Bits32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const Bits32 quiet_nan = Bits32{} + 0x7fc0;
-  const Bits16 half = __builtin_convertvector(v != v ? quiet_nan : rounded, Bits16);
+  const Bits32 words = v != v ? quiet_nan : rounded;
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16((__m512i)words));
+#else
+  const Bits16 half = __builtin_convertvector(words, Bits16);
   std::memcpy(p, &half, sizeof half);
+#endif
 }
 
 #if defined(__AVX512F__)
