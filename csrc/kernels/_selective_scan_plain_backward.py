@@ -22,7 +22,7 @@ from _selective_scan_sequences import (
     tiles_in_one_sequence,
     unmarked,
 )
-from _selective_scan_tile_gradients import gradients_of_tile
+from _selective_scan_tile_gradients import allocate_slots, gradients_of_tile
 from _selective_scan_tiles import (
     RUN,
     chunk_layouts,
@@ -139,28 +139,10 @@ def selective_scan_plain_bwd_kernel(
         ddelta_time = 1
         dz_time = 1
 
-    FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
-    ROWS_OF_RUNS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-    dt_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, CHANNELS, RUN], ROWS_OF_RUNS)
-    dtx_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, CHANNELS, RUN], ROWS_OF_RUNS)
-    dy_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, CHANNELS, RUN], ROWS_OF_RUNS)
-    y_slots = gl.allocate_shared_memory(gl.float32, [TILES, RUNS, CHANNELS, RUN], FLAT)
-    ddt_slots = gl.allocate_shared_memory(gl.float32, [TILES, RUNS, CHANNELS, RUN], FLAT)
-    dkick_slots = gl.allocate_shared_memory(gl.float32, [TILES, RUNS, CHANNELS, RUN], FLAT)
-    y_shares = gl.allocate_shared_memory(gl.float32, [RUNS, LANES, CHANNELS, RUN], FLAT)
-    ddt_shares = gl.allocate_shared_memory(gl.float32, [RUNS, LANES, CHANNELS, RUN], FLAT)
-    dkick_shares = gl.allocate_shared_memory(gl.float32, [RUNS, LANES, CHANNELS, RUN], FLAT)
-    starts = gl.allocate_shared_memory(gl.float32, [TILES - 2, ROWS, LANES, CHANNELS], FLAT)
-    B_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, ROWS, LANES, RUN], FLAT)
-    C_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, ROWS, LANES, RUN], FLAT)
-    TERM: gl.constexpr = gl.SwizzledSharedLayout(RUN, 1, 8, [1, 0])
-    B_terms = gl.allocate_shared_memory(gl.float32, [TERMS, CHANNELS * RUN], TERM)
-    C_terms = gl.allocate_shared_memory(gl.float32, [TERMS, CHANNELS * RUN], TERM) if APART else B_terms
-
-    inputs = (dt_slots, dtx_slots, dy_slots, B_slots, C_slots)
-    shares = (y_shares, ddt_shares, dkick_shares)
-    sums = (y_slots, ddt_slots, dkick_slots)
-    terms = (B_terms, C_terms)
+    slots_of_chunk = allocate_slots(RUNS, TILES, ROWS, LANES, CHANNELS, APART)
+    inputs, _, sums, _, starts = slots_of_chunk
+    dt_slots, dtx_slots, dy_slots, B_slots, C_slots = inputs
+    y_slots, ddt_slots, dkick_slots = sums
 
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
     block = gl.program_id(0) % (groups * blocks_per_group)
@@ -317,8 +299,8 @@ def selective_scan_plain_bwd_kernel(
             rates = gl.expand_dims(rate * LOG2E, 3)
             rate_x = gl.expand_dims(rate, 3)
             rate_sum = gl.full_like(rate, 0.0)
-            opened = next_h
-            h = opened
+            states = (next_h, rates, rate_x)
+            h = next_h
             async_copy.wait_group(0)
             if PACKED:  # noqa: SIM102
                 if not complete:
@@ -353,45 +335,17 @@ def selective_scan_plain_bwd_kernel(
                 sums_at = (dB, dC, to, own, inside, complete)
                 carried = (h, mu, rate_sum)
                 layouts: gl.constexpr = (SHARES, SUMS, SUM, X)
+                # Two calls, as what a compiler knows of a tile must stand in the call.
+                further = block_of_states > 0
                 if PACKED:
                     plain_tile = (plain_tiles >> t) & 1 != 0
                 if not PACKED or plain_tile:
                     h, mu, rate_sum = gradients_of_tile(
-                        inputs,
-                        shares,
-                        sums,
-                        terms,
-                        starts,
-                        t,
-                        opened,
-                        rates,
-                        rate_x,
-                        carried,
-                        sums_at,
-                        block_of_states > 0,
-                        layouts,
-                        False,
-                        PACKED,
-                        APART,
+                        slots_of_chunk, t, states, carried, sums_at, further, layouts, False, PACKED, APART
                     )
                 else:
                     h, mu, rate_sum = gradients_of_tile(
-                        inputs,
-                        shares,
-                        sums,
-                        terms,
-                        starts,
-                        t,
-                        opened,
-                        rates,
-                        rate_x,
-                        carried,
-                        sums_at,
-                        block_of_states > 0,
-                        layouts,
-                        True,
-                        PACKED,
-                        APART,
+                        slots_of_chunk, t, states, carried, sums_at, further, layouts, True, PACKED, APART
                     )
 
             rate_total += rate_sum

@@ -24,6 +24,43 @@ from triton.experimental.gluon import language as gl
 
 
 @gluon.jit
+def allocate_slots(
+    RUNS: gl.constexpr,
+    TILES: gl.constexpr,
+    ROWS: gl.constexpr,
+    LANES: gl.constexpr,
+    CHANNELS: gl.constexpr,
+    APART: gl.constexpr,
+):
+    """Shared memory: what tiles of a chunk take of channels and of B and C; each thread's shares of sums over
+    states; these sums; terms of sums over channels, of B and of C, with APART not in one place; states that
+    tiles begin with.
+    """
+    FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
+    ROWS_OF_RUNS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    TERM: gl.constexpr = gl.SwizzledSharedLayout(RUN, 1, 8, [1, 0])
+    TERMS: gl.constexpr = RUNS * ROWS * LANES
+    dt_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, CHANNELS, RUN], ROWS_OF_RUNS)
+    dtx_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, CHANNELS, RUN], ROWS_OF_RUNS)
+    dy_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, CHANNELS, RUN], ROWS_OF_RUNS)
+    y_slots = gl.allocate_shared_memory(gl.float32, [TILES, RUNS, CHANNELS, RUN], FLAT)
+    ddt_slots = gl.allocate_shared_memory(gl.float32, [TILES, RUNS, CHANNELS, RUN], FLAT)
+    dkick_slots = gl.allocate_shared_memory(gl.float32, [TILES, RUNS, CHANNELS, RUN], FLAT)
+    y_shares = gl.allocate_shared_memory(gl.float32, [RUNS, LANES, CHANNELS, RUN], FLAT)
+    ddt_shares = gl.allocate_shared_memory(gl.float32, [RUNS, LANES, CHANNELS, RUN], FLAT)
+    dkick_shares = gl.allocate_shared_memory(gl.float32, [RUNS, LANES, CHANNELS, RUN], FLAT)
+    starts = gl.allocate_shared_memory(gl.float32, [TILES - 2, ROWS, LANES, CHANNELS], FLAT)
+    B_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, ROWS, LANES, RUN], FLAT)
+    C_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, ROWS, LANES, RUN], FLAT)
+    B_terms = gl.allocate_shared_memory(gl.float32, [TERMS, CHANNELS * RUN], TERM)
+    C_terms = gl.allocate_shared_memory(gl.float32, [TERMS, CHANNELS * RUN], TERM) if APART else B_terms
+    inputs = (dt_slots, dtx_slots, dy_slots, B_slots, C_slots)
+    shares = (y_shares, ddt_shares, dkick_shares)
+    sums = (y_slots, ddt_slots, dkick_slots)
+    return inputs, shares, sums, (B_terms, C_terms), starts
+
+
+@gluon.jit
 def of_states(slots, run, X: gl.constexpr):
     """B or C of a run."""
     return gl.expand_dims(slots.index(run).load(gl.SliceLayout(2, X)), 2)
@@ -110,15 +147,9 @@ def state_after_tile(
 
 @gluon.jit
 def gradients_of_tile(
-    inputs,
-    shares,
-    sums,
-    terms,
-    starts,
+    slots,
     tile,
-    opened,
-    rates,
-    rate_x,
+    states,
     carried,
     sums_at,
     further,
@@ -127,14 +158,17 @@ def gradients_of_tile(
     PACKED: gl.constexpr,
     APART: gl.constexpr,
 ):
-    """What a tile adds to sums over states, in `sums`, and over channels, in dB and dC. `carried` are the
-    state before the tile, the adjoint behind it and the sums of A's gradient; returned are those of the tile
-    before. With RESTARTS sequences begin inside the tile; `further` blocks of states add to what is there.
+    """What a tile adds to sums over states, in `slots`, and over channels, in dB and dC. `states` are the one
+    that the chunk begins with, and rates, times log2(e) and as they are; `carried` the state before the tile,
+    the adjoint behind it and the sums of A's gradient; returned are those of the tile before. With RESTARTS
+    sequences begin inside the tile; `further` blocks of states add to what is there.
     """
+    inputs, shares, sums, terms, starts = slots
     dt_slots, dtx_slots, dy_slots, B_slots, C_slots = inputs
     y_shares, ddt_shares, dkick_shares = shares
     y_slots, ddt_slots, dkick_slots = sums
     B_terms, C_terms = terms
+    opened, rates, rate_x = states
     h, mu, rate_sum = carried
     dB, dC, to, own, inside, complete = sums_at
     if PACKED:
