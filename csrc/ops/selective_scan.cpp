@@ -105,8 +105,11 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
     const SelectiveScanFwd::Key key{storage_of(u), s.complex, !s.complex || with.general || with.packed()};
     launch(SelectiveScanFwd{}, key, args, s.rows);
   } else {
-    Tensor span_ends = empty_on(u, {spans.count - 1, s.rows, state_parts, s.channels}, ScalarType::Float);
-    Tensor span_times = empty_on(u, {spans.count - 1, s.rows, s.channels}, ScalarType::Float);
+    OptionalTensor span_ends, span_times;
+    if (spans.count > 1) {
+      span_ends = empty_on(u, {spans.count - 1, s.rows, state_parts, s.channels}, ScalarType::Float);
+      span_times = empty_on(u, {spans.count - 1, s.rows, s.channels}, ScalarType::Float);
+    }
     SelectiveScanPlainFwd::Args args{};
     args.span_ends = pointer(span_ends);
     args.span_times = pointer(span_times);
@@ -200,8 +203,8 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
   // Blocks are whole in these rows, also where a group's channels end inside one.
   RowSums dD(s, with.A, sum_rows, s.groups, blocks_per_group * block_channels);
   RowSums dbias(s, with.A, sum_rows, s.groups, blocks_per_group * block_channels);
-  RowSums constant_dB(s, with.A, sum_rows, s.constant_B ? state_parts : 0, s.channels);
-  RowSums constant_dC(s, with.A, sum_rows, s.constant_C ? state_parts : 0, s.channels);
+  RowSums constant_dB(s, with.A, sum_rows, state_parts, s.channels, s.constant_B);
+  RowSums constant_dC(s, with.A, sum_rows, state_parts, s.channels, s.constant_C);
   // Written whole by the kernels, unless there is nothing to launch.
   const auto sums = [&](Dims sizes) {
     return s.empty() ? torch::stable::new_zeros(with.A, {sizes.begin(), sizes.size()})
@@ -224,8 +227,11 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
       return torch::stable::select(carry, 0, split ? launch % 2 * spans : 0);
     };
     const auto adjoint_of = [&](int64_t launch) { return torch::stable::transpose(carry_of(launch), 1, 2); };
-    Tensor span_ends = empty_on(u, {split ? spans : 0, s.rows, state_parts, s.channels}, kFloat);
-    Tensor span_times = empty_on(u, {split ? spans : 0, s.rows, s.channels}, kFloat);
+    OptionalTensor span_ends, span_times;
+    if (split) {
+      span_ends = empty_on(u, {spans, s.rows, state_parts, s.channels}, kFloat);
+      span_times = empty_on(u, {spans, s.rows, s.channels}, kFloat);
+    }
     if (dlast_state) {
       const Tensor last = torch::stable::contiguous(*dlast_state);
       Tensor adjoint = adjoint_of(1);
@@ -236,7 +242,8 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
     const int64_t partial_length = time.chunks * kChunk;
     Tensor dBC_planes =
         empty_on(u, {blocks_per_group, 2, s.batch, s.groups, weight_rows, partial_length}, kFloat);
-    Tensor dgate_planes = empty_on(u, {blocks, s.batch, gate_rows, partial_length}, kFloat);
+    OptionalTensor dgate_planes;
+    if (with.gate) dgate_planes = empty_on(u, {blocks, s.batch, gate_rows, partial_length}, kFloat);
 
     float* planes = static_cast<float*>(dBC_planes.data_ptr());
     int32_t flags = with.flags | (dlast_state || s.packed() ? kHasState : 0);
@@ -296,7 +303,7 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
       flags |= kHasState;
       part += parts_here;
       if (variable) add_planes(dBC_planes, dBC, begin, end);
-      if (with.gate) add_planes(dgate_planes, dgate, begin, end);
+      if (with.gate) add_planes(*dgate_planes, dgate, begin, end);
       end = begin;
     }
     if (with.sequences) {

@@ -15,41 +15,50 @@ struct SumRows {
   int64_t parts;
 };
 
-// Sums over steps that a launch writes, fp32 [rows, outer, inner]; `total()` adds them up.
+// Sums over steps that a launch writes, fp32 [rows, outer, inner]; `total()` adds them up. Those that are not
+// wanted have no memory, as each tensor costs the host a microsecond or two.
 class RowSums {
  public:
-  RowSums(const SelectiveScanSizes& s, const Tensor& on, const SumRows& rows, int64_t outer, int64_t inner)
-      : shared_(rows),
-        parts_(s.empty() || rows.in_steps
-                   ? torch::stable::new_zeros(on, {1, s.empty() ? 1 : s.rows + rows.parts - 1, outer, inner})
-                   : empty_on(on, {rows.parts, rows.sparse ? 1 : s.rows, outer, inner}, ScalarType::Float)),
-        rows_(empty_on(on, {rows.sparse ? s.rows : 0, outer, inner}, ScalarType::Float)) {}
+  RowSums(const SelectiveScanSizes& s, const Tensor& on, const SumRows& rows, int64_t outer, int64_t inner,
+          bool wanted = true)
+      : shared_(rows) {
+    if (!wanted) return;
+    if (s.empty() || rows.in_steps) {
+      parts_ = torch::stable::new_zeros(on, {1, s.empty() ? 1 : s.rows + rows.parts - 1, outer, inner});
+    } else {
+      parts_ = empty_on(on, {rows.parts, rows.sparse ? 1 : s.rows, outer, inner}, ScalarType::Float);
+    }
+    if (rows.sparse) rows_ = empty_on(on, {s.rows, outer, inner}, ScalarType::Float);
+  }
 
   // Where a launch of parts [part, part + count) writes, which come from the last one on.
   float* start(int64_t part, int64_t count) {
-    if (shared_.sparse) torch::stable::zero_(rows_);
-    Tensor& target = shared_.sparse ? rows_ : parts_;
-    const int64_t skipped = shared_.sparse     ? 0
-                            : shared_.in_steps ? (shared_.parts - part - count) * parts_.stride(1)
-                                               : part * parts_.stride(0);
-    return static_cast<float*>(target.data_ptr()) + skipped;
+    if (!parts_) return nullptr;
+    if (rows_) {
+      torch::stable::zero_(*rows_);
+      return static_cast<float*>(rows_->data_ptr());
+    }
+    const int64_t skipped =
+        shared_.in_steps ? (shared_.parts - part - count) * parts_->stride(1) : part * parts_->stride(0);
+    return static_cast<float*>(parts_->data_ptr()) + skipped;
   }
 
   void finish(int64_t part) {
-    if (!shared_.sparse) return;
+    if (!rows_) return;
     const int64_t over[] = {0};
-    Tensor target = torch::stable::select(torch::stable::select(parts_, 0, part), 0, 0);
-    torch::stable::sum_out(target, rows_, over);
+    Tensor target = torch::stable::select(torch::stable::select(*parts_, 0, part), 0, 0);
+    torch::stable::sum_out(target, *rows_, over);
   }
 
+  // Of sums that are wanted.
   Tensor total() const {
     const int64_t over[] = {0, 1};
-    return torch::stable::sum(parts_, over);
+    return torch::stable::sum(*parts_, over);
   }
 
  private:
   SumRows shared_;
-  Tensor parts_, rows_;
+  OptionalTensor parts_, rows_;
 };
 
 // [groups, padded channels of a group] as a gradient of [channels], without the padding.
