@@ -223,8 +223,10 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
     // what the launch passes on. Channels lie last in the kernel's carry, first in a state.
     const bool split = spans > 1;
     Tensor carry = empty_on(u, {split ? 2 * spans : 1, s.rows, state_parts, s.channels}, kFloat);
-    const auto carry_of = [&](int64_t launch) {
-      return torch::stable::select(carry, 0, split ? launch % 2 * spans : 0);
+    const auto first_of = [&](int64_t launch) { return split ? launch % 2 * spans : 0; };
+    const auto carry_of = [&](int64_t launch) { return torch::stable::select(carry, 0, first_of(launch)); };
+    const auto carry_at = [&](int64_t launch) {
+      return static_cast<float*>(carry.data_ptr()) + first_of(launch) * carry.stride(0);
     };
     const auto adjoint_of = [&](int64_t launch) { return torch::stable::transpose(carry_of(launch), 1, 2); };
     OptionalTensor span_ends, span_times;
@@ -268,7 +270,7 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
       args.dC = s.constant_C ? constant_dC.start(part, parts_here) : planes + dBC_planes.stride(1);
       args.chunk_begin = static_cast<int32_t>(begin);
       args.chunk_end = static_cast<int32_t>(end);
-      args.carry = pointer(carry_of(launch));
+      args.carry = carry_at(launch);
       args.flags = flags;
     };
     for (int64_t end = s.chunks(); end > 0; ++launch) {
@@ -282,7 +284,7 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
         args.spans = static_cast<int32_t>(parts_here);
         args.span_ends = pointer(span_ends);
         args.span_times = pointer(span_times);
-        args.incoming = pointer(carry_of(launch + 1));
+        args.incoming = carry_at(launch + 1);
         args.runs = with.sequences_or(with.starts);
         if (split && s.packing == Packing::by_ends) {
           // The adjoints of sequences without a step in this launch wait for the next one.

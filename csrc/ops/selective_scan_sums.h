@@ -66,7 +66,8 @@ inline Tensor gradient_of_channels(const RowSums& sums, const OptionalTensor& in
                                    const SelectiveScanSizes& s) {
   Tensor total = sums.total();
   Tensor inside = torch::stable::narrow(total, 1, 0, s.channels / s.groups);
-  return gradient_of(*input, torch::stable::reshape(inside, {s.channels}));
+  Tensor flat = torch::stable::reshape(inside, {s.channels});
+  return type_of(*input) == ScalarType::Float ? flat : gradient_of(*input, flat);
 }
 
 // The gradient of A or a constant ([channels, state(, 2)]) from the kernel's [state * parts, channels].
