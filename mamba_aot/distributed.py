@@ -186,7 +186,8 @@ def _norm_backward(given: dict[str, Any]) -> Ways:
 
 def _groups(given: dict[str, Any], dim: int) -> dict[str, int | str]:
     """B and C over their groups where there are several: channels are split at the borders of groups."""
-    return {name: dim for name in ("B", "C") if given[name].shape[dim] > 1}
+    rank = dim + (3 if given["is_complex"] else 2)
+    return {n: dim for n in ("B", "C") if given[n].ndim == rank and given[n].shape[dim] > 1}
 
 
 def _present(given: dict[str, Any], gradients: Split) -> dict[str, int | str]:
