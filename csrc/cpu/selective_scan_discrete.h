@@ -37,24 +37,26 @@ struct Discrete {
 
   MAMBA_AOT_INLINE Discrete(Vec<S> dt, Vec<S> dt_log2e, Vec<S> dt_two_over_pi, Vec<S> A_re, Vec<S> A_im,
                             const Inverse<S, kComplex>& inverse) {
-    if constexpr (!kComplex && !kZoh && sizeof(S) == 4) {
-      e_re = exp_of_product(dt_log2e, A_re);
-      return;
+    Vec<S> size, size_less_one{};
+    if constexpr (kZoh || sizeof(S) == 8) {
+      const ExpParts<S> growth(dt, A_re, dt_log2e);
+      size = growth.exp();
+      size_less_one = growth.expm1();
+    } else {
+      size = exp_of_product(dt_log2e, A_re);
     }
-    const ExpParts<S> growth(dt, A_re, dt_log2e);
-    const Vec<S> size = growth.exp();
     if constexpr (kComplex) {
       const SinCos<S> turn(dt, A_im, dt_two_over_pi);
       e_re = size * turn.cos;
       e_im = size * turn.sin;
       if constexpr (kZoh) {
-        const Vec<S> m_re = fma(growth.expm1(), turn.cos, turn.cosm1);
+        const Vec<S> m_re = fma(size_less_one, turn.cos, turn.cosm1);
         phi_re = fma(m_re, inverse.re, fma(-e_im, inverse.im, dt * inverse.is_zero));
         phi_im = fma(m_re, inverse.im, e_im * inverse.re);
       }
     } else {
       e_re = size;
-      if constexpr (kZoh) phi_re = fma(growth.expm1(), inverse.re, dt * inverse.is_zero);
+      if constexpr (kZoh) phi_re = fma(size_less_one, inverse.re, dt * inverse.is_zero);
     }
   }
 };
