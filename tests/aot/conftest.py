@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,13 @@ def fresh_checkout(tmp_path: Path) -> Path:
 def own_checkout(checkout: Path, tmp_path: Path) -> Path:
     """A copy of the built checkout, for a test to change."""
     return shutil.copytree(checkout, tmp_path / "own")
+
+
+@pytest.fixture(scope="session")
+def fakes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a driver that only keeps a journal, and what the launcher asks of torch for CUDA."""
+    folder = tmp_path_factory.mktemp("fakes")
+    for name in ("libcuda.so.1", "libtorch_cuda.so"):
+        flags = ["-std=c++17", "-shared", "-fPIC", f"-Wl,-soname,{name}"]
+        subprocess.run(["g++", *flags, FIXTURES / "fake_driver.cpp", "-o", folder / name], check=True)
+    return folder

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-FIXTURES = Path(__file__).parent / "fixtures"
 PROGRAM = """
 import ctypes, sys, threading
 torch_cuda, driver, library = sys.argv[1:4]
@@ -39,15 +38,6 @@ if driver != "none":
     fake.fake_journal.restype = ctypes.c_char_p
     print(fake.fake_journal().decode(), end="")
 """
-
-
-@pytest.fixture(scope="session")
-def fakes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("fakes")
-    for name in ("libcuda.so.1", "libtorch_cuda.so"):
-        flags = ["-std=c++17", "-shared", "-fPIC", f"-Wl,-soname,{name}"]
-        subprocess.run(["g++", *flags, FIXTURES / "fake_driver.cpp", "-o", folder / name], check=True)
-    return folder
 
 
 def run(
