@@ -10,6 +10,8 @@ from torch import Tensor
 
 from mamba_aot.ops._gradients import once
 
+_ops = torch.ops.mamba_aot
+
 
 def mix(
     xz: Tensor,
@@ -56,14 +58,16 @@ class _Mixing(torch.autograd.Function):
         A: Tensor,
         D: Tensor,
     ) -> Tensor:
-        ops = torch.ops.mamba_aot
-        x, z = _halves(xz)
-        u = ops.causal_conv1d_fwd(x, conv_weight, conv_bias, None, None, True)  # [B, D, L], channel-last
-        low = F.linear(u.transpose(1, 2), x_proj)  # [B, L, R + 2 N]
-        delta = F.linear(low[..., : dt_proj.shape[1]], dt_proj).transpose(1, 2)
-        B, C = _weights(low, A)
-        inputs = (u, delta, A, B, C, D, z, dt_bias)
-        y, _, states = ops.selective_scan_fwd(*inputs, None, None, None, None, True, False, True)
+        # Everything has its dtype and autograd looks away: rules of both, which are Python code, have no say.
+        with torch._C._DisableAutocast(), torch._C._AutoDispatchBelowAutograd():
+            x, z = _halves(xz)
+            u = _ops.causal_conv1d_fwd.default(x, conv_weight, conv_bias, None, None, True)
+            low = F.linear(u.transpose(1, 2), x_proj)  # [B, L, R + 2 N]
+            delta = F.linear(low[..., : dt_proj.shape[1]], dt_proj).transpose(1, 2)
+            B, C = _weights(low, A)
+            inputs = (u, delta, A, B, C, D, z, dt_bias)
+            options = (None, None, None, None, True, False, True)
+            y, _, states = _ops.selective_scan_fwd.default(*inputs, *options)
         ctx.save_for_backward(
             xz, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, u, low, delta, states
         )
@@ -72,7 +76,6 @@ class _Mixing(torch.autograd.Function):
     @staticmethod
     @once("Mamba1")
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        ops = torch.ops.mamba_aot
         xz, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, u, low, delta, states = ctx.saved_tensors
         rank = dt_proj.shape[1]
         x, z = _halves(xz)
@@ -82,7 +85,7 @@ class _Mixing(torch.autograd.Function):
         inputs = (u, delta, A, B, C, D, z, dt_bias)
         # The gradient of delta is over before that of x takes its place.
         ddelta = dx
-        du, dA, dB, dC, dD, ddt_bias, _, _ = ops.selective_scan_bwd_into(
+        du, dA, dB, dC, dD, ddt_bias, _, _ = _ops.selective_scan_bwd_into.default(
             dy.transpose(1, 2), None, *inputs, None, None, None, states, True, False, ddelta, dz
         )
         dlow = torch.empty_like(low)
@@ -92,7 +95,7 @@ class _Mixing(torch.autograd.Function):
         for gradient, part in zip((dB, dC), _weights(dlow, A), strict=True):
             part.copy_(gradient)
         du_rows.addmm_(dlow_rows, x_proj)
-        dconv_weight, dconv_bias, _ = ops.causal_conv1d_bwd_into(
+        dconv_weight, dconv_bias, _ = _ops.causal_conv1d_bwd_into.default(
             du, x, conv_weight, conv_bias, None, None, True, dx
         )
         return (

@@ -42,7 +42,8 @@ def _register(op: Any, chosen: Sequence[int], choose: Callable[[str, tuple[Any, 
         def kernel(*args: Any, device: str = device) -> Any:
             dtype = choose(device, args)
             cast = [_cast(arg, dtype) if index in chosen else arg for index, arg in enumerate(args)]
-            with torch.autocast(device, enabled=False):
+            # As torch.autocast(enabled=False) would, in less of the host's time.
+            with torch._C._DisableAutocast():
                 return op(*cast)
 
         _LIBRARY.impl(op._opname, kernel, f"Autocast{device.upper()}")
