@@ -69,7 +69,7 @@ exec(sys.argv[3])
 @pytest.fixture(scope="session")
 def device_zero(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("preloaded") / "device_zero.so"
-    subprocess.run(["gcc", "-shared", "-fPIC", FIXTURES / "device_zero.c", "-o", made], check=True)
+    subprocess.run(["g++", "-shared", "-fPIC", FIXTURES / "device_zero.cpp", "-o", made], check=True)
     return made
 
 
