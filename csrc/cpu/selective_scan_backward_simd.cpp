@@ -160,24 +160,13 @@ struct Backward {
   // goes back, of what this chunk will write.
   Ahead ahead_to_read(int64_t block, int64_t number) const {
     const ScanPlan& plan = item.plan;
-    const int64_t before = item.step - kScanChunk;
-    switch (number) {
-      case 0:
-        return item.ahead(plan.u, block, before);
-      case 1:
-        return plan.head_channels == 1 ? item.ahead(plan.delta, block, before) : Ahead{};
-      case 2:
-        return item.ahead(plan.dout, block, before);
-      case 3:
-        return item.ahead(plan.z, block, before);
-      default:
-        return {};
-    }
+    const View* const read[] = {&plan.u, &plan.delta, &plan.dout, &plan.z};
+    return item.ahead(read, number, block, item.step - kScanChunk);
   }
   Ahead ahead_to_write(int64_t block, int64_t number) const {
     const ScanPlan& plan = item.plan;
-    const View* written[] = {&plan.du, &plan.ddelta, &plan.dz};
-    return number < 3 ? item.ahead(*written[number], block, item.step) : Ahead{};
+    const View* const written[] = {&plan.du, &plan.ddelta, &plan.dz};
+    return item.ahead(written, number, block, item.step);
   }
 
   // Where this item's sums of state n lie in [batch, groups, splits, state, length].

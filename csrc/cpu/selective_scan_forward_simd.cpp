@@ -85,23 +85,15 @@ struct Forward {
     }
   }
 
-  // What the pass asks for: of the next tile one of its tensors.
+  // What the pass asks for: of the next tile one of its tensors, then what this one will write.
   Ahead ahead(int64_t block, int64_t number) const {
+    constexpr int kRead = 3;
     const ScanPlan& plan = item.plan;
+    const View* const read[kRead] = {&plan.delta, &plan.u, &plan.z};
+    const View* const written[] = {&plan.out};
+    if (number >= kRead) return item.ahead(written, number - kRead, block, item.step);
     const bool last = block + 1 == item.blocks;
-    const int64_t next = last ? 0 : block + 1, step = last ? item.step + item.steps : item.step;
-    switch (number) {
-      case 0:
-        return plan.head_channels == 1 ? item.ahead(plan.delta, next, step) : Ahead{};
-      case 1:
-        return item.ahead(plan.u, next, step);
-      case 2:
-        return item.ahead(plan.z, next, step);
-      case 3:
-        return item.ahead(plan.out, block, item.step);
-      default:
-        return {};
-    }
+    return item.ahead(read, number, last ? 0 : block + 1, last ? item.step + item.steps : item.step);
   }
 
   void pass(decltype(Advance<S>::one) through, int64_t block, int64_t n) {

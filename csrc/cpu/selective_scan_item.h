@@ -154,9 +154,14 @@ struct ScanItem {
                   x.stride[2], lanes(block), steps, tile);
   }
 
-  // The lines of such a chunk that begins at `first_step`; none outside of the sequence.
-  MAMBA_AOT_INLINE Ahead ahead(const View& x, int64_t block, int64_t first_step) const {
-    if (first_step < 0 || first_step >= plan.length) return {};
+  // The lines of such a chunk that begins at `first_step`, of the number-th of a few tensors; none outside of
+  // the sequence, nor of a delta whose rows channels share.
+  template <int kCount>
+  MAMBA_AOT_INLINE Ahead ahead(const View* const (&tensors)[kCount], int64_t number, int64_t block,
+                               int64_t first_step) const {
+    if (number >= kCount || first_step < 0 || first_step >= plan.length) return {};
+    const View& x = *tensors[number];
+    if (&x == &plan.delta && plan.head_channels != 1) return {};
     return {x, batch * x.stride[0] + channel(block) * x.stride[1] + first_step * x.stride[2], x.stride[1],
             x.stride[2]};
   }
