@@ -10,7 +10,7 @@ from _arithmetic import (
     compose,
     compose_complex,
     exp2_fast,
-    sine_cosine_of_turns,
+    polar,
     turns_of,
 )
 from _registers import earlier, later, reverse
@@ -126,8 +126,7 @@ def exponential(dt, A, COMPLEX: gl.constexpr):
     """exp(dt A); A comes in the units of scaled_rates()."""
     magnitude = exp2_fast(dt * A[0])
     if COMPLEX:
-        sine, cosine = sine_cosine_of_turns(dt, A[1], A[2])
-        return (magnitude * cosine, magnitude * sine)
+        return polar(magnitude, dt, A[1], A[2])
     else:
         return (magnitude,)
 
@@ -263,6 +262,14 @@ def later_steps(x, COMPLEX: gl.constexpr):
 
 
 @gluon.jit
+def reversed_steps(x, COMPLEX: gl.constexpr):
+    if COMPLEX:
+        return (reverse(x[0]), reverse(x[1]))
+    else:
+        return (reverse(x[0]),)
+
+
+@gluon.jit
 def product(x, y):
     return x * y
 
@@ -270,12 +277,7 @@ def product(x, y):
 @gluon.jit
 def scan_backward(a, b, COMPLEX: gl.constexpr):
     """h_i = a_i h_{i+1} + b_i along axis 1, from zero."""
-    if COMPLEX:
-        h = scan((reverse(a[0]), reverse(a[1])), (reverse(b[0]), reverse(b[1])), COMPLEX)
-        return (reverse(h[0]), reverse(h[1]))
-    else:
-        h = scan((reverse(a[0]),), (reverse(b[0]),), COMPLEX)
-        return (reverse(h[0]),)
+    return reversed_steps(scan(reversed_steps(a, COMPLEX), reversed_steps(b, COMPLEX), COMPLEX), COMPLEX)
 
 
 @gluon.jit

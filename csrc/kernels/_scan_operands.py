@@ -60,27 +60,20 @@ def load_weight(
     valid,
     tile,
     COMPLEX: gl.constexpr,
-    GENERAL: gl.constexpr,
 ):
     """B or C of one state: a row along time that channels share, or what each channel has for all steps."""
-    if GENERAL:
-        if constant:
-            of_channel = expand(load_state(x, offset, 1, valid & any_row, COMPLEX), 0, COMPLEX)
-            weight = spread(expand(of_channel, 1, COMPLEX), tile, COMPLEX)
-        else:
-            weight = spread(load_steps(x, row, time, padded_length, any_row, COMPLEX), tile, COMPLEX)
+    if constant:
+        of_channel = expand(load_state(x, offset, 1, valid & any_row, COMPLEX), 0, COMPLEX)
+        weight = spread(expand(of_channel, 1, COMPLEX), tile, COMPLEX)
     else:
-        weight = load_steps(x, row, time, padded_length, any_row, COMPLEX)
+        weight = spread(load_steps(x, row, time, padded_length, any_row, COMPLEX), tile, COMPLEX)
     return weight
 
 
 @gluon.jit
-def prefetch_weight(x, row, time, padded_length, constant, COMPLEX: gl.constexpr, GENERAL: gl.constexpr):
+def prefetch_weight(x, row, time, padded_length, constant, COMPLEX: gl.constexpr):
     """Bring the cache lines of load_weight() into L1; a constant is there already."""
-    if GENERAL:
-        if constant == 0:
-            prefetch_steps(x, row, time, padded_length, COMPLEX)
-    else:
+    if constant == 0:
         prefetch_steps(x, row, time, padded_length, COMPLEX)
 
 
@@ -94,33 +87,27 @@ def prefetch_steps(x, row, time, padded_length, COMPLEX: gl.constexpr):
 
 
 @gluon.jit
-def store_steps(x, value, steps, COMPLEX: gl.constexpr, GENERAL: gl.constexpr):
-    """The other way; a row without packed sequences is written with its padding, which takes no mask."""
+def store_steps(x, value, steps, COMPLEX: gl.constexpr):
+    """The other way."""
     row, time, padded_length, own = steps
     parts = 2 if COMPLEX else 1
     for part in gl.static_range(2 if COMPLEX else 1):
         at = x + (row * parts + part) * padded_length + time
-        if GENERAL:
-            gl.store(at, value[part], own)
-        else:
-            gl.store(at, value[part])
+        gl.store(at, value[part], own)
 
 
 @gluon.jit
-def store_weight(x, value, steps, constant, sums, COMPLEX: gl.constexpr, GENERAL: gl.constexpr):
+def store_weight(x, value, steps, constant, sums, COMPLEX: gl.constexpr):
     """Of a gradient of B or C, a tile of one state: its sum over channels, or for a constant over time.
 
     `steps` are the row, the times, the length of a row, and which times are the tile's own; `sums` the offset
     of the state, the channels, how far its parts lie apart, which channels have a sum already, and which
     there are.
     """
-    if GENERAL:
-        if constant:
-            offset, channel, plane, begun, valid = sums
-            known = load_state(x + offset, channel, plane, begun, COMPLEX)
-            known = add(known, total(total(value, 1, COMPLEX), 0, COMPLEX), COMPLEX)
-            store_state(x + offset, channel, plane, known, valid, COMPLEX)
-        else:
-            store_steps(x, total(value, 2, COMPLEX), steps, COMPLEX, GENERAL)
+    if constant:
+        offset, channel, plane, begun, valid = sums
+        known = load_state(x + offset, channel, plane, begun, COMPLEX)
+        known = add(known, total(total(value, 1, COMPLEX), 0, COMPLEX), COMPLEX)
+        store_state(x + offset, channel, plane, known, valid, COMPLEX)
     else:
-        store_steps(x, total(value, 2, COMPLEX), steps, COMPLEX, GENERAL)
+        store_steps(x, total(value, 2, COMPLEX), steps, COMPLEX)

@@ -1,9 +1,9 @@
 """How the scan kernels walk time where sequences are packed.
 
 A program owns one row of work: a batch row with its sequences one after the other (seq_idx), or one sequence
-of the only batch row (cu_seqlens), or a whole batch row where nothing is packed. It visits tiles on the grid
-of whole tiles, each once for every sequence that has steps in it; steps of others are of length 0 and leave
-its state alone. Only the GENERAL kernels can do that: the others are compiled without it.
+of the only batch row (cu_seqlens), or a whole batch row where nothing is packed. The general kernels visit
+tiles on the grid of whole tiles, each once for every sequence that has steps in it; steps of others are of
+length 0 and leave its state alone.
 """
 
 from _arithmetic import anew
@@ -17,54 +17,46 @@ BY_INDEX = gl.constexpr(512)
 
 
 @gluon.jit
-def own_steps(runs, work, L, flags, GENERAL: gl.constexpr):
+def own_steps(runs, work, L, flags):
     """Of a row of work: the batch row it lies in, its first step and the one after its last."""
-    row = work
     first = 0
     stop = L
-    if GENERAL:
-        by_ends = (flags & BY_ENDS) != 0
-        if by_ends:
-            # Wrong ends must not lead outside the sequence.
-            first = gl.minimum(gl.maximum(gl.load(runs + work), 0), L)
-            stop = gl.minimum(gl.load(runs + work + 1), L)
-        row = gl.where(by_ends, 0, work)
-    return row, first, stop
+    by_ends = (flags & BY_ENDS) != 0
+    if by_ends:
+        # Wrong ends must not lead outside the sequence.
+        first = gl.minimum(gl.maximum(gl.load(runs + work), 0), L)
+        stop = gl.minimum(gl.load(runs + work + 1), L)
+    return gl.where(by_ends, 0, work), first, stop
 
 
 @gluon.jit
-def run_from(runs, row, position, stop, L, flags, GENERAL: gl.constexpr):
+def run_from(runs, row, position, stop, L, flags):
     """The end of the run of steps that `position` lies in, and whether it is a sequence or padding."""
     end = stop
     live = position < stop
-    if GENERAL:  # noqa: SIM102 - the compiler's choice, then the device's
-        if (flags & BY_INDEX) != 0:
-            entry = gl.load(runs + row * L + position)
-            live = entry > 0
-            end = gl.minimum(gl.maximum(gl.abs(entry), position + 1), stop)
+    if (flags & BY_INDEX) != 0:
+        entry = gl.load(runs + row * L + position)
+        live = entry > 0
+        end = gl.minimum(gl.maximum(gl.abs(entry), position + 1), stop)
     return end, live
 
 
 @gluon.jit
-def run_until(runs, row, position, first, L, flags, GENERAL: gl.constexpr):
+def run_until(runs, row, position, first, L, flags):
     """The start of the run of steps that `position` lies in, and whether it is a sequence or padding."""
     begin = first
     live = position >= first
-    if GENERAL:  # noqa: SIM102
-        if (flags & BY_INDEX) != 0:
-            entry = gl.load(runs + row * L + position)
-            live = entry >= 0
-            begin = gl.minimum(gl.where(live, entry, -1 - entry), position)
+    if (flags & BY_INDEX) != 0:
+        entry = gl.load(runs + row * L + position)
+        live = entry >= 0
+        begin = gl.minimum(gl.where(live, entry, -1 - entry), position)
     return begin, live
 
 
 @gluon.jit
-def steps_of(time, begin, until, L, GENERAL: gl.constexpr):
-    """Which steps of a tile belong to the run: without packing all there are, which keeps loads wide."""
-    if GENERAL:
-        return (time >= begin) & (time < until)
-    else:
-        return time < L
+def steps_of(time, begin, until):
+    """Which steps of a tile belong to the run."""
+    return (time >= begin) & (time < until)
 
 
 @gluon.jit

@@ -22,7 +22,6 @@ from _selective_scan_tiles import (
     RUN,
     adjoints_of_run,
     chunk_layouts,
-    first_of,
     in_runs,
     load_run,
     places,
@@ -105,7 +104,7 @@ def selective_scan_adjoint_kernel(
     batch = row % batches
     own_begin, own_end = chunks_of_span((row // batches).to(gl.int32), chunk_begin, chunk_end, spans)
     if PACKED:
-        batch, first, stop = own_steps(runs, batch, L, flags, True)
+        batch, first, stop = own_steps(runs, batch, L, flags)
         by_index = (flags & BY_INDEX) != 0
         # Of a sequence only spans before which it goes on.
         stop_chunk = gl.where(by_index | (first < own_begin * CHUNK), gl.cdiv(stop, CHUNK), 0)
@@ -127,7 +126,7 @@ def selective_scan_adjoint_kernel(
 
     x_in_group, x_row, x_state = places_of_states(first_in_group, D // groups, group, ROWS, CHANNELS, X)
     w_state, w_time, weights = places_of_weights(
-        (batch * groups + group) * N, padded_length, RUNS, ROWS, LANES, WEIGHTS
+        (batch * groups + group) * N, padded_length, RUNS, ROWS, LANES, WEIGHTS, False
     )
 
     blocks = gl.cdiv(N, STATES)
@@ -210,8 +209,8 @@ def adjoint_before_chunk(dt_slots, dy_slots, C_slots, rates, mu, X: gl.constexpr
         c = gl.expand_dims(C_slots.index(k).load(gl.SliceLayout(2, X)), 2)
         step_dt = load_run(dt_slots, k, X)
         a = exp2_fast(step_dt * rates)
-        _, through = adjoints_of_run(a, c * load_run(dy_slots, k, X), mu, step_dt, RESTARTS)
-        mu = gl.reduce(through, 3, first_of)
+        entering = (c * load_run(dy_slots, k, X),)
+        mu = adjoints_of_run((a,), entering, (mu,), step_dt, RESTARTS, False)[1][0]
     return mu
 
 

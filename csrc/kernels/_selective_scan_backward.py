@@ -106,7 +106,6 @@ def selective_scan_bwd_kernel(
     dz_time,
     flags,
     COMPLEX: gl.constexpr,
-    GENERAL: gl.constexpr,
     SEGMENTS: gl.constexpr,
     STEPS: gl.constexpr,
     CHANNELS: gl.constexpr,
@@ -133,9 +132,8 @@ def selective_scan_bwd_kernel(
     block = gl.program_id(0) % (groups * blocks_per_group)
     work = (gl.program_id(0) // (groups * blocks_per_group)).to(gl.int64)
     batches = gl.num_programs(0) // (groups * blocks_per_group)
-    batch, first_step, stop = own_steps(runs, work, L, flags, GENERAL)
-    if GENERAL:
-        batches = gl.where((flags & BY_ENDS) != 0, 1, batches)
+    batch, first_step, stop = own_steps(runs, work, L, flags)
+    batches = gl.where((flags & BY_ENDS) != 0, 1, batches)
     group = block // blocks_per_group
     block_in_group = block % blocks_per_group
     in_group = block_in_group * CHANNELS + gl.arange(0, CHANNELS, CHANNEL)
@@ -161,29 +159,26 @@ def selective_scan_bwd_kernel(
     constant_B = (flags & CONSTANT_B) != 0
     constant_C = (flags & CONSTANT_C) != 0
     chunks = gl.cdiv(L, CHUNK)
-    saved_rows = chunks
-    begun_at = chunk_end - 1
-    if GENERAL:
-        by_index = (flags & BY_INDEX) != 0
-        saved_rows += gl.where(by_index, 1, 0)
-        begun_at += gl.where((flags & (BY_INDEX | BY_ENDS)) != 0, 1, 0)
+    by_index = (flags & BY_INDEX) != 0
+    saved_rows = chunks + gl.where(by_index, 1, 0)
+    begun_at = chunk_end - 1 + gl.where((flags & (BY_INDEX | BY_ENDS)) != 0, 1, 0)
     fresh_from = chunks - 1
     least = gl.maximum(first_step, chunk_begin * CHUNK)
     until = gl.minimum(stop, chunk_end * CHUNK)
     while until > least:
         chunk = (until - 1) // CHUNK
-        begin, live = run_until(runs, batch, until - 1, first_step, L, flags, GENERAL)
+        begin, live = run_until(runs, batch, until - 1, first_step, L, flags)
         opening = gl.maximum(begin, chunk * CHUNK)
         segment_start = chunk * CHUNK + segment * STEPS
         time = segment_start[:, None] + step[None, :]
         partial_time = time - chunk_begin * CHUNK
-        own_time = steps_of(time, opening, until, L, GENERAL)
-        used_channel = valid & live if GENERAL else valid
+        own_time = steps_of(time, opening, until)
+        used_channel = valid & live
         used = own_time[:, :, None] & used_channel[None, None, :]
         gated = own_time & ((flags & HAS_GATE) != 0)
         tile_begin = chunk * CHUNK + anew(segment) * STEPS
         row = anew(channel)
-        head = row // head_channels if GENERAL else row
+        head = row // head_channels
         x = load_used(u + offsets(tile_begin, step, row, u_time, u_channel, "strided"), used, flags)
         bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, None, :]
         delta_at = delta + offsets(tile_begin, step, head, delta_time, delta_channel, "strided")
@@ -197,23 +192,18 @@ def selective_scan_bwd_kernel(
             zv = load_used(z + offsets(tile_begin, step, row, z_time, z_channel, "strided"), used, flags)
             dy *= zv * sigmoid(zv)
         elapsed = gl.sum(dt, 1)
-        dtx = dt * x
         y = gl.full_like(dt, 0.0)
         ddt = gl.full_like(dt, 0.0)
-        # With phi = dt for every state, B's share in both dx and ddt is one sum over states.
-        dkick = gl.full_like(dt, 0.0)
         dx = gl.full_like(dt, 0.0)
         output_scale = 2.0 * dy if COMPLEX else dy
 
         weights_at = anew(channel).to(gl.int64) * N * PARTS
         states_at = work * D * N * PARTS
         known = valid & ((chunk < fresh_from) | ((flags & HAS_STATE) != 0))
-        saved_row = chunk
-        if GENERAL:
-            # A sequence in a batch row that begins inside a chunk begins with zero.
-            saved_row = gl.where(opening > chunk * CHUNK, chunks + gl.where(by_index, 0, work), chunk)
-            # The adjoint goes on to an earlier sequence through nothing but padding.
-            dropped = by_index & (opening == begin) & (live == (begin > 0))
+        # A sequence in a batch row that begins inside a chunk begins with zero.
+        saved_row = gl.where(opening > chunk * CHUNK, chunks + gl.where(by_index, 0, work), chunk)
+        # The adjoint goes on to an earlier sequence through nothing but padding.
+        dropped = by_index & (opening == begin) & (live == (begin > 0))
         saved = chunk_states + (batch * saved_rows + saved_row) * D * N * PARTS
         A_at = A + weights_at
         begun = valid & (chunk < begun_at)
@@ -224,16 +214,12 @@ def selective_scan_bwd_kernel(
         for n in range(N):
             A_row = expand(next_A, 0, COMPLEX)
             m = gl.minimum(n + 1, N - 1)
-            if not (COMPLEX and GENERAL):
-                prefetch_weight(B, input_row + m, segment_start, padded_length, constant_B, COMPLEX, GENERAL)
-                prefetch_weight(C, input_row + m, segment_start, padded_length, constant_C, COMPLEX, GENERAL)
+            if not COMPLEX:
+                prefetch_weight(B, input_row + m, segment_start, padded_length, constant_B, COMPLEX)
+                prefetch_weight(C, input_row + m, segment_start, padded_length, constant_C, COMPLEX)
             at = weights_at + n * PARTS
-            b = load_weight(
-                B, input_row + n, time, padded_length, N > 0, constant_B, at, valid, dt, COMPLEX, GENERAL
-            )
-            c = load_weight(
-                C, input_row + n, time, padded_length, N > 0, constant_C, at, valid, dt, COMPLEX, GENERAL
-            )
+            b = load_weight(B, input_row + n, time, padded_length, N > 0, constant_B, at, valid, dt, COMPLEX)
+            c = load_weight(C, input_row + n, time, padded_length, N > 0, constant_C, at, valid, dt, COMPLEX)
             own_row = states_at + (n * PARTS).to(gl.int64) * D
             h = load_state(saved + (n * PARTS).to(gl.int64) * D, anew(channel), D, used_channel, COMPLEX)
             mu = load_state(carry + own_row, anew(channel), D, known, COMPLEX)
@@ -243,19 +229,16 @@ def selective_scan_bwd_kernel(
             A_value = expand(A_row, 1, COMPLEX)
             e = exponential(dt, scaled_rates(A_value, COMPLEX), COMPLEX)
             a = e
-            if GENERAL:
-                inverse_A = inverse(A_value, COMPLEX)
-                if (flags & ZOH) != 0:
-                    phi = zoh_input(e, dt, A_value, inverse_A, COMPLEX)
-                else:
-                    phi = euler_input(dt, COMPLEX)
-                kick = scale(multiply(phi, b, COMPLEX), x, COMPLEX)
-                g = gl.load(gate + (batch * N + n) * padded_length + time, mask=gated & live, other=1.0)
-                a = scale(e, gl.expand_dims(g, 2), COMPLEX)
-                g = gl.convert_layout(gl.reduce(g, 1, product), gl.SliceLayout(1, gl.SliceLayout(1, X)))
-                decay = scale(decay, gl.expand_dims(g, 1), COMPLEX)
+            inverse_A = inverse(A_value, COMPLEX)
+            if (flags & ZOH) != 0:
+                phi = zoh_input(e, dt, A_value, inverse_A, COMPLEX)
             else:
-                kick = scale(b, dtx, COMPLEX)
+                phi = euler_input(dt, COMPLEX)
+            kick = scale(multiply(phi, b, COMPLEX), x, COMPLEX)
+            g = gl.load(gate + (batch * N + n) * padded_length + time, mask=gated & live, other=1.0)
+            a = scale(e, gl.expand_dims(g, 2), COMPLEX)
+            g = gl.convert_layout(gl.reduce(g, 1, product), gl.SliceLayout(1, gl.SliceLayout(1, X)))
+            decay = scale(decay, gl.expand_dims(g, 1), COMPLEX)
             dh = scale(conjugate(c, COMPLEX), output_scale, COMPLEX)
             # A step passes conj(a) times its adjoint to the step before it.
             a_conj = conjugate(a, COMPLEX)
@@ -271,12 +254,12 @@ def selective_scan_bwd_kernel(
             if COMPLEX:
                 # Complex values take twice the registers: made again, they need none through the exchange.
                 b = load_weight(
-                    B, input_row + n, time, padded_length, N > 0, constant_B, at, valid, dt, COMPLEX, GENERAL
+                    B, input_row + n, time, padded_length, N > 0, constant_B, at, valid, dt, COMPLEX
                 )
                 c = load_weight(
-                    C, input_row + n, time, padded_length, N > 0, constant_C, at, valid, dt, COMPLEX, GENERAL
+                    C, input_row + n, time, padded_length, N > 0, constant_C, at, valid, dt, COMPLEX
                 )
-                kick = scale(multiply(phi, b, COMPLEX), x, COMPLEX) if GENERAL else scale(b, dtx, COMPLEX)
+                kick = scale(multiply(phi, b, COMPLEX), x, COMPLEX)
                 dh = scale(conjugate(c, COMPLEX), output_scale, COMPLEX)
 
             entering = expand(entering, 1, COMPLEX)
@@ -294,48 +277,41 @@ def selective_scan_bwd_kernel(
             p = multiply_conjugate(through, a, COMPLEX)
             ddt += real_product_conjugate(p, A_value, COMPLEX)
             into = multiply_conjugate(adjoint, b, COMPLEX)
-            if GENERAL:
-                dx += real_product_conjugate(into, phi, COMPLEX)
-                dphi = scale(into, x, COMPLEX)
-                phi_x = scale(phi, x, COMPLEX)
-                dB_tile = multiply_conjugate(adjoint, phi_x, COMPLEX)
-                if (flags & ZOH) != 0:
-                    ddt += real_product_conjugate(dphi, e, COMPLEX)
-                    by_rate = zoh_input_by_rate(e, phi, dt, A_value, inverse_A, COMPLEX)
-                    rates = add(scale(p, dt, COMPLEX), multiply_conjugate(dphi, by_rate, COMPLEX), COMPLEX)
-                else:
-                    ddt += dphi[0]
-                    rates = scale(p, dt, COMPLEX)
-                dg = gl.sum(real_product_conjugate(through, e, COMPLEX), 2)
-                gl.store(dgate + (gate_row + n) * partial_length + partial_time, dg, gated)
+            dx += real_product_conjugate(into, phi, COMPLEX)
+            dphi = scale(into, x, COMPLEX)
+            phi_x = scale(phi, x, COMPLEX)
+            dB_tile = multiply_conjugate(adjoint, phi_x, COMPLEX)
+            if (flags & ZOH) != 0:
+                ddt += real_product_conjugate(dphi, e, COMPLEX)
+                by_rate = zoh_input_by_rate(e, phi, dt, A_value, inverse_A, COMPLEX)
+                rates = add(scale(p, dt, COMPLEX), multiply_conjugate(dphi, by_rate, COMPLEX), COMPLEX)
             else:
-                dkick += into[0]
-                dB_tile = scale(adjoint, dtx, COMPLEX)
+                ddt += dphi[0]
                 rates = scale(p, dt, COMPLEX)
+            dg = gl.sum(real_product_conjugate(through, e, COMPLEX), 2)
+            gl.store(dgate + (gate_row + n) * partial_length + partial_time, dg, gated)
             rate_sum = add(rate_sum, total(total(rates, 1, COMPLEX), 0, COMPLEX), COMPLEX)
             store_state(dA + own_row, channel, D, rate_sum, valid, COMPLEX)
-            if GENERAL:
-                mu = zero_where(dropped, mu, COMPLEX)
+            mu = zero_where(dropped, mu, COMPLEX)
             store_state(carry + own_row, channel, D, mu, valid, COMPLEX)
             dC_tile = scale(conjugate(states, COMPLEX), output_scale, COMPLEX)
             steps = (partial_row + n, partial_time, partial_length, own_time)
             sums = (own_row, channel, D, begun, valid)
-            store_weight(dB, dB_tile, steps, constant_B, sums, COMPLEX, GENERAL)
-            store_weight(dC, dC_tile, steps, constant_C, sums, COMPLEX, GENERAL)
+            store_weight(dB, dB_tile, steps, constant_B, sums, COMPLEX)
+            store_weight(dC, dC_tile, steps, constant_C, sums, COMPLEX)
 
         # Registers are too few to keep addresses and x through the loop over states.
         tile = (anew(gl.full_like(segment, 0) + until) - 1) // CHUNK
         tile_begin = tile * CHUNK + segment * STEPS
         row = anew(channel)
-        head = row // head_channels if GENERAL else row
+        head = row // head_channels
         tile_time = tile_begin[:, None] + step[None, :]
-        own = steps_of(tile_time, opening, until, L, GENERAL)[:, :, None] & valid[None, None, :]
-        used = own & live if GENERAL else own
+        own = steps_of(tile_time, opening, until)[:, :, None] & valid[None, None, :]
+        used = own & live
         x = load_used(u + offsets(tile_begin, step, row, u_time, u_channel, "strided"), used, flags)
         D_value = gl.load(D_skip + row, valid & ((flags & HAS_D) != 0), 0.0)[None, None, :]
         y += D_value * x
-        dx += D_value * dy + dkick * dt
-        ddt += dkick * x
+        dx += D_value * dy
         dD_part = gl.sum(gl.sum(dy * x, 1), 0)
         if (flags & SOFTPLUS) != 0:
             bias = gl.load(delta_bias + row, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, None, :]

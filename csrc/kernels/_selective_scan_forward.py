@@ -47,26 +47,21 @@ from triton.experimental.gluon import language as gl
 
 
 @gluon.jit
-def decay_and_kick(
-    x, dt, dtx, elapsed, A_row, b, gate, gated, flags, COMPLEX: gl.constexpr, GENERAL: gl.constexpr
-):
+def decay_and_kick(x, dt, elapsed, A_row, b, gate, gated, flags, COMPLEX: gl.constexpr):
     """For one state: decay a and input phi B x of every step, and the decay over each whole segment."""
     A_row = expand(A_row, 0, COMPLEX)
     decay = exponential(elapsed, scaled_rates(A_row, COMPLEX), COMPLEX)
     A_value = expand(A_row, 1, COMPLEX)
     a = exponential(dt, scaled_rates(A_value, COMPLEX), COMPLEX)
-    if GENERAL:
-        if (flags & ZOH) != 0:
-            phi = zoh_input(a, dt, A_value, inverse(A_value, COMPLEX), COMPLEX)
-        else:
-            phi = euler_input(dt, COMPLEX)
-        kick = scale(multiply(phi, b, COMPLEX), x, COMPLEX)
-        g = gl.load(gate, mask=gated, other=1.0)
-        a = scale(a, gl.expand_dims(g, 2), COMPLEX)
-        g = gl.convert_layout(gl.reduce(g, 1, product), gl.SliceLayout(1, elapsed.type.layout))
-        decay = scale(decay, gl.expand_dims(g, 1), COMPLEX)
+    if (flags & ZOH) != 0:
+        phi = zoh_input(a, dt, A_value, inverse(A_value, COMPLEX), COMPLEX)
     else:
-        kick = scale(b, dtx, COMPLEX)
+        phi = euler_input(dt, COMPLEX)
+    kick = scale(multiply(phi, b, COMPLEX), x, COMPLEX)
+    g = gl.load(gate, mask=gated, other=1.0)
+    a = scale(a, gl.expand_dims(g, 2), COMPLEX)
+    g = gl.convert_layout(gl.reduce(g, 1, product), gl.SliceLayout(1, elapsed.type.layout))
+    decay = scale(decay, gl.expand_dims(g, 1), COMPLEX)
     return a, kick, decay
 
 
@@ -107,7 +102,6 @@ def selective_scan_fwd_kernel(
     out_time,
     flags,
     COMPLEX: gl.constexpr,
-    GENERAL: gl.constexpr,
     SEGMENTS: gl.constexpr,
     STEPS: gl.constexpr,
     CHANNELS: gl.constexpr,
@@ -126,7 +120,7 @@ def selective_scan_fwd_kernel(
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
     block = gl.program_id(0) % (groups * blocks_per_group)
     work = (gl.program_id(0) // (groups * blocks_per_group)).to(gl.int64)
-    batch, first_step, stop = own_steps(runs, work, L, flags, GENERAL)
+    batch, first_step, stop = own_steps(runs, work, L, flags)
     group = block // blocks_per_group
     in_group = (block % blocks_per_group) * CHANNELS + gl.arange(0, CHANNELS, CHANNEL)
     channel = group * (D // groups) + in_group
@@ -145,7 +139,7 @@ def selective_scan_fwd_kernel(
     bias = gl.load(delta_bias + channel, valid & ((flags & HAS_BIAS) != 0), 0.0)[None, None, :]
     input_row = (batch * groups + group) * N
     wide_channel = channel.to(gl.int64)
-    head = channel // head_channels if GENERAL else channel
+    head = channel // head_channels
     delta_row = head.to(gl.int64) * delta_channel
     state_row = (work * D + wide_channel) * N * PARTS
     carry_row = work * N * PARTS * D + wide_channel
@@ -153,9 +147,7 @@ def selective_scan_fwd_kernel(
     A_at = A + weights_at
     constant_B = (flags & CONSTANT_B) != 0
     constant_C = (flags & CONSTANT_C) != 0
-    saved_rows = gl.cdiv(L, CHUNK)
-    if GENERAL:
-        saved_rows += gl.where((flags & BY_INDEX) != 0, 1, 0)
+    saved_rows = gl.cdiv(L, CHUNK) + gl.where((flags & BY_INDEX) != 0, 1, 0)
     SHARED: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
     slots0 = gl.allocate_shared_memory(gl.float32, [2 * PARTS, SEGMENTS, CHANNELS], SHARED)
     slots1 = gl.allocate_shared_memory(gl.float32, [2 * PARTS, SEGMENTS, CHANNELS], SHARED)
@@ -164,13 +156,13 @@ def selective_scan_fwd_kernel(
     fresh = first_step < stop
     while position < stop:
         start = position // TILE * TILE
-        end, live = run_from(runs, batch, position, stop, L, flags, GENERAL)
+        end, live = run_from(runs, batch, position, stop, L, flags)
         until = gl.minimum(end, start + TILE)
         segment_start = start + segment * STEPS
         time = segment_start[:, None] + step[None, :]
-        own_time = steps_of(time, position, until, L, GENERAL)
+        own_time = steps_of(time, position, until)
         own = own_time[:, :, None] & valid[None, None, :]
-        used = own & live if GENERAL else own
+        used = own & live
         gated = own_time & ((flags & HAS_GATE) != 0)
         wide_time = time.to(gl.int64)[:, :, None]
         x = load_used(u + wide_time * u_time + (wide_channel * u_channel)[None, None, :], used, flags)
@@ -181,7 +173,6 @@ def selective_scan_fwd_kernel(
         dt = gl.where(used, dt, 0.0)
         elapsed = gl.sum(dt, 1)
         y = D_value * x
-        dtx = dt * x
 
         # The state comes from initial_state before the first tile and goes to last_state after the final one;
         # of the sequences in a batch row, the last one's stays there.
@@ -208,7 +199,7 @@ def selective_scan_fwd_kernel(
         next_h1 = load_state(source, source_step, source_plane, source_valid & (N > 1), COMPLEX)
         next_A1 = load_state(A_at, PARTS, 1, valid & (N > 1), COMPLEX)
         # Padding has no states.
-        states = gl.where(live, N, 0) if GENERAL else N
+        states = gl.where(live, N, 0)
         for n in range(0, states, 2):
             second = n + 1 < N
             h0, A0, h1, A1 = next_h0, next_A0, next_h1, next_A1
@@ -222,27 +213,23 @@ def selective_scan_fwd_kernel(
             next_A1 = load_state(A_at, (n + 3) * PARTS, 1, valid & (n + 3 < N), COMPLEX)
             for k in gl.static_range(2, 4):
                 ahead = input_row + gl.minimum(n + k, N - 1)
-                prefetch_weight(B, ahead, segment_start, padded_length, constant_B, COMPLEX, GENERAL)
-                prefetch_weight(C, ahead, segment_start, padded_length, constant_C, COMPLEX, GENERAL)
+                prefetch_weight(B, ahead, segment_start, padded_length, constant_B, COMPLEX)
+                prefetch_weight(C, ahead, segment_start, padded_length, constant_C, COMPLEX)
             at = weights_at + n * PARTS
             row = input_row + n
-            b0 = load_weight(B, row, time, padded_length, n < N, constant_B, at, valid, dt, COMPLEX, GENERAL)
+            b0 = load_weight(B, row, time, padded_length, n < N, constant_B, at, valid, dt, COMPLEX)
             b1 = load_weight(
-                B, row + 1, time, padded_length, second, constant_B, at + PARTS, valid, dt, COMPLEX, GENERAL
+                B, row + 1, time, padded_length, second, constant_B, at + PARTS, valid, dt, COMPLEX
             )
             g0 = gate + (batch * N + n) * padded_length + time
-            a0, kick0, decay0 = decay_and_kick(
-                x, dt, dtx, elapsed, A0, b0, g0, gated, flags, COMPLEX, GENERAL
-            )
+            a0, kick0, decay0 = decay_and_kick(x, dt, elapsed, A0, b0, g0, gated, flags, COMPLEX)
             g1 = gate + (batch * N + n + 1) * padded_length + time
-            a1, kick1, decay1 = decay_and_kick(
-                x, dt, dtx, elapsed, A1, b1, g1, gated & second, flags, COMPLEX, GENERAL
-            )
+            a1, kick1, decay1 = decay_and_kick(x, dt, elapsed, A1, b1, g1, gated & second, flags, COMPLEX)
 
             # Asked for before the exchange below, which would otherwise hold these loads back.
-            c0 = load_weight(C, row, time, padded_length, n < N, constant_C, at, valid, dt, COMPLEX, GENERAL)
+            c0 = load_weight(C, row, time, padded_length, n < N, constant_C, at, valid, dt, COMPLEX)
             c1 = load_weight(
-                C, row + 1, time, padded_length, second, constant_C, at + PARTS, valid, dt, COMPLEX, GENERAL
+                C, row + 1, time, padded_length, second, constant_C, at + PARTS, valid, dt, COMPLEX
             )
             if SEGMENTS == 1:
                 entering0 = expand(h0, 0, COMPLEX)

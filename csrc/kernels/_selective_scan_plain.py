@@ -1,4 +1,4 @@
-"""Selective scan, forward, of real states without the options of the general kernel.
+"""Selective scan, forward, without the options of the general kernel.
 
 A program owns a block of channels of one batch entry and walks over time in tiles. LANES threads, of SHARERS
 warps, share a channel, each with every LANES-th of its states, so no step is computed twice and few channels
@@ -12,12 +12,22 @@ delta, each span then knows the state that it begins with.
 Of packed sequences, tiles whose steps belong to one sequence take the way of rows without packing.
 """
 
-from _arithmetic import LOG2E, anew, exp2_fast, sigmoid_fast, softplus
+from _arithmetic import anew, sigmoid_fast, softplus
 from _half import narrowed_pairs, widened_pairs
-from _recurrence import pick
-from _scan_operands import CHUNK, HAS_BIAS, HAS_D, HAS_STATE, HAS_Z, SAVE_CHUNKS, SOFTPLUS
+from _recurrence import expand, exponential, pick, scaled_rates, spread, where, zero_where
+from _scan_operands import (
+    CHUNK,
+    HAS_BIAS,
+    HAS_D,
+    HAS_STATE,
+    HAS_Z,
+    SAVE_CHUNKS,
+    SOFTPLUS,
+    load_state,
+    store_state,
+)
 from _scan_packing import BY_INDEX, own_steps
-from _selective_scan_plain_tile import fetch_rows, following, states_of_tile
+from _selective_scan_plain_tile import fetch_rows, following, onward, states_of_tile
 from _selective_scan_sequences import (
     FORGOTTEN,
     begins_with_sequence,
@@ -72,6 +82,7 @@ def selective_scan_plain_fwd_kernel(
     out_time,
     flags,
     LAYOUT: gl.constexpr,
+    COMPLEX: gl.constexpr,
     ENDS: gl.constexpr,
     PACKED: gl.constexpr,
     LANES: gl.constexpr,
@@ -88,6 +99,7 @@ def selective_scan_plain_fwd_kernel(
     WARPS: gl.constexpr = gl.num_warps()
     RUNS: gl.constexpr = STEPS // RUN
     ROWS: gl.constexpr = STATES // LANES
+    PARTS: gl.constexpr = 2 if COMPLEX else 1
     # [lanes, steps of a run, channels, runs], one run at a time: the recurrence.
     X: gl.constexpr = gl.BlockedLayout(
         [1, RUN, 1, 1],
@@ -125,8 +137,9 @@ def selective_scan_plain_fwd_kernel(
             gl.float32, [LANES, RUN, CHANNELS, RUNS], gl.SwizzledSharedLayout(4, 4, QUADS, [1, 2, 0, 3])
         )
     ROW: gl.constexpr = gl.SwizzledSharedLayout(4, 4, QUADS, [1, 0, 2])
-    B_slots = gl.allocate_shared_memory(gl.float32, [2, LANES, RUN, ROWS * RUNS], ROW)
-    C_slots = B_slots if ENDS else gl.allocate_shared_memory(gl.float32, [2, LANES, RUN, ROWS * RUNS], ROW)
+    SLOTS: gl.constexpr = [2, LANES, RUN, PARTS * ROWS * RUNS]
+    B_slots = gl.allocate_shared_memory(gl.float32, SLOTS, ROW)
+    C_slots = B_slots if ENDS else gl.allocate_shared_memory(gl.float32, SLOTS, ROW)
 
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
     block = gl.program_id(0) % (groups * blocks_per_group)
@@ -140,7 +153,7 @@ def selective_scan_plain_fwd_kernel(
     limit = end
     if PACKED:
         # Tiles lie on the grid of whole tiles; steps outside of [first, stop) are of length 0.
-        batch, first, stop = own_steps(runs, state_row, L, flags, True)
+        batch, first, stop = own_steps(runs, state_row, L, flags)
         by_index = (flags & BY_INDEX) != 0
         first = gl.where(by_index, begin, first)
         stop = gl.where(by_index, end, stop)
@@ -187,47 +200,55 @@ def selective_scan_plain_fwd_kernel(
     first_step = x_step == 0
     last = x_step == RUN - 1
     nothing = gl.full([LANES, RUN, CHANNELS, 1], 0.0, gl.float32, X)
+    # Of a state [states, parts, channels], and of LANES of its states.
+    state_size = N * PARTS * D.to(gl.int64)
+    state_step = LANES * PARTS * D.to(gl.int64)
     saved_rows = gl.cdiv(L, CHUNK)
     if PACKED:
         saved_rows += gl.where(by_index, 1, 0)
 
     # Of the copies.
-    of_row = gl.arange(0, ROWS * RUNS, gl.SliceLayout(0, gl.SliceLayout(1, WEIGHTS)))[None, None, :]
+    of_row = gl.arange(0, PARTS * ROWS * RUNS, gl.SliceLayout(0, gl.SliceLayout(1, WEIGHTS)))[None, None, :]
     of_step = gl.arange(0, RUN, gl.SliceLayout(0, gl.SliceLayout(2, WEIGHTS)))[None, :, None]
     of_state = gl.arange(0, LANES, gl.SliceLayout(1, gl.SliceLayout(2, WEIGHTS)))[:, None, None]
-    state = of_row // RUNS * LANES + of_state
+    state = of_row // RUNS % ROWS * LANES + of_state
     input_row = (batch * groups + group) * N
-    weights = (input_row + state).to(gl.int64) * padded_length + (of_row % RUNS * RUN + of_step)
+    weights = (input_row + state).to(gl.int64) * PARTS
+    if COMPLEX:
+        weights += of_row // (ROWS * RUNS)
+    weights = weights * padded_length + (of_row % RUNS * RUN + of_step)
 
     blocks = gl.cdiv(N, STATES)
     stage = 0
     next_state, next_start = following(0, begin, N, STATES, STEPS)
-    fetch_rows(B_slots.index(0), C_slots.index(0), B, C, weights, state, 0, begin, N, L, padded_length, ENDS)
-    fetch_rows(
-        B_slots.index(1),
-        C_slots.index(1),
-        B,
-        C,
-        weights,
-        state,
-        next_state,
-        next_start,
-        N,
-        L,
-        padded_length,
-        ENDS,
-    )
+    for first_stage in gl.static_range(2):
+        fetch_rows(
+            B_slots.index(first_stage),
+            C_slots.index(first_stage),
+            B,
+            C,
+            weights,
+            state,
+            next_state if first_stage == 1 else 0,
+            next_start if first_stage == 1 else begin,
+            N,
+            L,
+            padded_length,
+            COMPLEX,
+            ENDS,
+        )
     used = (time < limit - begin) & valid_tile
     next_x = gl.load(u_at + step * u_time, used, 0.0)
     next_dt = gl.load(delta_at + step * delta_time, used, 0.0)
     if PACKED:
         next_entry = load_last_entry(runs, batch, begin, STEPS, L, by_index)
     # Of each state's tile only the last step goes into the next run.
+    none = gl.full([LANES, CHANNELS, 1], 0.0, gl.float32, STATES_OF_X)
     states = ()
     rates = ()
     for _ in gl.static_range(ROWS):
-        states += (nothing,)
-        rates += (gl.full([LANES, CHANNELS, 1], 0.0, gl.float32, STATES_OF_X),)
+        states += ((nothing, nothing) if COMPLEX else (nothing,),)
+        rates += ((none, none, none) if COMPLEX else (none,),)
 
     for start in range(begin, end, STEPS):
         used = (time < limit - start) & valid_tile
@@ -268,8 +289,8 @@ def selective_scan_plain_fwd_kernel(
         else:
             y = D_value * x
 
-        for block_of_states in range(0, blocks):
-            begin_state = block_of_states * STATES
+        for block_in_planess in range(0, blocks):
+            begin_state = block_in_planess * STATES
             # The state comes from initial_state and the spans before, or from 0, before the first tile, and
             # goes to last_state or span_ends after the final one. In between it stays in registers, or in
             # `carry` where there are more than these hold.
@@ -280,18 +301,19 @@ def selective_scan_plain_fwd_kernel(
                     given = given & ((not opening) | begins_with_sequence(runs, batch, L, by_index))
                 x_channel = anew(x_row).to(gl.int64)
                 first_state = begin_state + anew(lane)
-                source = gl.where(opening, initial_state + state_row * D * N, carry + work * D * N)
-                source += gl.where(
-                    opening, x_channel * N + first_state, first_state * D.to(gl.int64) + x_channel
-                )
-                source_step = gl.where(opening, LANES, LANES * D.to(gl.int64))
-                A_at = A + (x_channel * N + first_state)
+                in_rows = (x_channel * N + first_state) * PARTS
+                in_planes = first_state * PARTS * D.to(gl.int64) + x_channel
+                source = gl.where(opening, initial_state + state_row * state_size, carry + work * state_size)
+                source += gl.where(opening, in_rows, in_planes)
+                source_step = gl.where(opening, LANES * PARTS, LANES * PARTS * D.to(gl.int64))
+                source_plane = gl.where(opening, 1, D)
                 entering = ()
                 rates = ()
                 for j in gl.static_range(ROWS):
                     known = x_valid & (first_state + j * LANES < N)
-                    entering += (gl.load(source + j * source_step, known & given, 0.0),)
-                    rates += (gl.load(A_at + j * LANES, known, 0.0) * LOG2E,)
+                    entering += (load_state(source, j * source_step, source_plane, known & given, COMPLEX),)
+                    rate = load_state(A + in_rows, j * LANES * PARTS, 1, known, COMPLEX)
+                    rates += (scaled_rates(rate, COMPLEX),)
                 if not ENDS:
                     first_span = 0
                     if PACKED:
@@ -299,19 +321,21 @@ def selective_scan_plain_fwd_kernel(
                     for earlier in range(first_span, gl.where(opening, span, 0)):
                         past = earlier * batches + state_row
                         passed = gl.load(span_times + (past * D + x_channel), x_valid, 0.0)
-                        ends_at = span_ends + ((past * N + first_state) * D + x_channel)
+                        ends_at = span_ends + (past * state_size + in_planes)
                         left = ()
                         for j in gl.static_range(ROWS):
                             known = x_valid & (first_state + j * LANES < N)
-                            ended = gl.load(ends_at + j * LANES * D.to(gl.int64), known, 0.0)
-                            onward = gl.fma(exp2_fast(rates[j] * passed), entering[j], ended)
-                            left += (gl.where(passed == FORGOTTEN, ended, onward),)
+                            ended = load_state(ends_at, j * state_step, D, known, COMPLEX)
+                            through = onward(
+                                exponential(passed, rates[j], COMPLEX), entering[j], ended, COMPLEX
+                            )
+                            left += (where(passed == FORGOTTEN, ended, through, COMPLEX),)
                         entering = left
                 states = ()
                 for j in gl.static_range(ROWS):
                     # Touched here, or each tile's first step would wait for whatever was loaded last.
-                    h = gl.where(padded_length > 0, entering[j], 0.0)
-                    states += (gl.broadcast(gl.expand_dims(h, 1), nothing)[0],)
+                    h = zero_where(padded_length <= 0, entering[j], COMPLEX)
+                    states += (spread(expand(h, 1, COMPLEX), nothing, COMPLEX),)
             saving = ((flags & SAVE_CHUNKS) != 0) & (start % CHUNK == 0)
             if PACKED:
                 saving = saving & (start >= first)
@@ -320,13 +344,13 @@ def selective_scan_plain_fwd_kernel(
                 if saving:
                     x_channel = anew(x_row).to(gl.int64)
                     first_state = begin_state + anew(lane)
+                    in_planes = first_state * PARTS * D.to(gl.int64) + x_channel
                     saved_row = batch * saved_rows + anew(start) // CHUNK
-                    saved = chunk_states + ((saved_row * N + first_state) * D + x_channel)
+                    saved = chunk_states + (saved_row * state_size + in_planes)
                     for j in gl.static_range(ROWS):
-                        h = pick((states[j],), last, False)[0]
-                        gl.store(
-                            saved + j * LANES * D.to(gl.int64), h, x_valid & (first_state + j * LANES < N)
-                        )
+                        known = x_valid & (first_state + j * LANES < N)
+                        h = pick(states[j], last, COMPLEX)
+                        store_state(saved, j * state_step, D, h, known, COMPLEX)
 
             # What the threads wait for here: rows asked for two blocks of states ago, and dt_slots.
             async_copy.wait_group(1)
@@ -342,42 +366,58 @@ def selective_scan_plain_fwd_kernel(
             slots = (dt_slots, dtx_slots, B_stage, C_stage, y_slots)
             if not PACKED or plain:
                 states = states_of_tile(
-                    slots, rates, states, first_step, nothing, ROWS, RUNS, X, ENDS, False, PREFETCH
+                    slots, rates, states, first_step, nothing, ROWS, RUNS, X, COMPLEX, ENDS, False, PREFETCH
                 )
             else:
                 states = states_of_tile(
-                    slots, rates, states, first_step, nothing, ROWS, RUNS, X, ENDS, True, PREFETCH
+                    slots, rates, states, first_step, nothing, ROWS, RUNS, X, COMPLEX, ENDS, True, PREFETCH
                 )
 
             if (start + STEPS >= end) | (blocks > 1):
                 closing = anew(start) + STEPS >= end
                 x_channel = anew(x_row).to(gl.int64)
                 first_state = begin_state + anew(lane)
-                own = first_state * D.to(gl.int64) + x_channel
-                target = carry + work * D * N + own
-                target_step = LANES * D.to(gl.int64)
+                own = work * state_size + first_state * PARTS * D.to(gl.int64) + x_channel
+                target = carry + own
+                target_step = state_step
+                target_plane = D
                 wanted = x_valid
                 if ENDS:
-                    target = gl.where(closing, span_ends + work * D * N + own, target)
+                    target = gl.where(closing, span_ends + own, target)
                 else:
-                    whole = last_state + state_row * D * N + x_channel * N + first_state
-                    target = gl.where(closing, whole, target)
-                    target_step = gl.where(closing, LANES, target_step)
+                    in_rows = (x_channel * N + first_state) * PARTS
+                    target = gl.where(closing, last_state + state_row * state_size + in_rows, target)
+                    target_step = gl.where(closing, LANES * PARTS, target_step)
+                    target_plane = gl.where(closing, 1, D)
                     last_span = spans - 1
                     if PACKED:
                         last_span = gl.where(by_index, last_span, (anew(stop) - 1) // span_steps)
                     wanted = wanted & ((span == last_span) | (not closing))
                 for j in gl.static_range(ROWS):
-                    h = pick((states[j],), last, False)[0]
-                    gl.store(target + j * target_step, h, wanted & (first_state + j * LANES < N))
+                    known = wanted & (first_state + j * LANES < N)
+                    h = pick(states[j], last, COMPLEX)
+                    store_state(target, j * target_step, target_plane, h, known, COMPLEX)
 
             next_state, next_start = following(next_state, next_start, N, STATES, STEPS)
             fetch_rows(
-                B_stage, C_stage, B, C, weights, state, next_state, next_start, N, L, padded_length, ENDS
+                B_stage,
+                C_stage,
+                B,
+                C,
+                weights,
+                state,
+                next_state,
+                next_start,
+                N,
+                L,
+                padded_length,
+                COMPLEX,
+                ENDS,
             )
             stage = 1 - stage
             if not ENDS:
-                y += gl.sum(y_slots.load(SHARES), 0)
+                shares = gl.sum(y_slots.load(SHARES), 0)
+                y += 2.0 * shares if COMPLEX else shares
 
         if not ENDS:
             if (flags & HAS_Z) != 0:

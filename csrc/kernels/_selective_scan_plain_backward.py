@@ -1,4 +1,4 @@
-"""Selective scan, backward, of real states without the options of the general kernel.
+"""Selective scan, backward, without the options of the general kernel.
 
 A program owns a block of channels of one span of time and walks its chunks from last to first. A warp's
 lanes are channels; LANES warps share them, each with every LANES-th of their states. Each chunk's states are
@@ -8,9 +8,19 @@ u, the gradient of y) lies in shared memory, and so does what is added up across
 for B and C over channels, both once a tile.
 """
 
-from _arithmetic import LOG2E, anew, exp2_fast
+from _arithmetic import anew
 from _half import widened_pairs
-from _scan_operands import CHUNK, HAS_BIAS, HAS_D, HAS_STATE, HAS_Z, SPANS
+from _recurrence import add, expand, exponential, scale, scaled_rates, zero_where
+from _scan_operands import (
+    CHUNK,
+    HAS_BIAS,
+    HAS_D,
+    HAS_STATE,
+    HAS_Z,
+    SPANS,
+    load_state,
+    store_state,
+)
 from _scan_packing import BY_INDEX, own_steps
 from _selective_scan_adjoint import chunks_of_span, entering_adjoint
 from _selective_scan_chunk_gradients import delta_of, gate_gradient, input_gradients, store_inputs
@@ -28,16 +38,17 @@ from _selective_scan_tiles import (
     chunk_layouts,
     fetch_rows,
     joined,
-    last_of,
     load_inputs,
     load_sequences,
     load_states,
     load_tiles,
+    of_run,
     places_of_states,
     places_of_weights,
     shares_layout,
+    state_after_run,
     states_layout,
-    states_of_run,
+    store_parts,
     weights_layout,
     whole,
 )
@@ -103,6 +114,7 @@ def selective_scan_plain_bwd_kernel(
     dz_time,
     flags,
     LAYOUT: gl.constexpr,
+    COMPLEX: gl.constexpr,
     PACKED: gl.constexpr,
     APART: gl.constexpr,
     LANES: gl.constexpr,
@@ -125,7 +137,8 @@ def selective_scan_plain_bwd_kernel(
     TILE: gl.constexpr = LAYOUTS[0]
     SHARES: gl.constexpr = shares_layout(RUNS, LANES, WARPS)
     # [runs and states, channels and steps of a run]: terms of sums over channels.
-    TERMS: gl.constexpr = RUNS * STATES
+    PARTS: gl.constexpr = 2 if COMPLEX else 1
+    TERMS: gl.constexpr = PARTS * RUNS * STATES
     PER_THREAD: gl.constexpr = min(CHANNELS * RUN, TERMS * CHANNELS * RUN // (32 * WARPS))
     SPLIT: gl.constexpr = CHANNELS * RUN // PER_THREAD
     SUMS: gl.constexpr = gl.BlockedLayout([1, PER_THREAD], [32 // SPLIT, SPLIT], [WARPS, 1], [0, 1])
@@ -139,7 +152,7 @@ def selective_scan_plain_bwd_kernel(
         ddelta_time = 1
         dz_time = 1
 
-    slots_of_chunk = allocate_slots(RUNS, TILES, ROWS, LANES, CHANNELS, APART)
+    slots_of_chunk = allocate_slots(RUNS, TILES, ROWS, LANES, CHANNELS, COMPLEX, APART)
     inputs, _, sums, _, starts = slots_of_chunk
     dt_slots, dtx_slots, dy_slots, B_slots, C_slots = inputs
     y_slots, ddt_slots, dkick_slots = sums
@@ -154,7 +167,7 @@ def selective_scan_plain_bwd_kernel(
     batch_rows = batches
     if PACKED:
         # Steps outside of [first, stop) are of length 0.
-        batch, first, stop = own_steps(runs, batch, L, flags, True)
+        batch, first, stop = own_steps(runs, batch, L, flags)
         by_index = (flags & BY_INDEX) != 0
         batch_rows = gl.where(by_index, batches, 1)
         own_begin = gl.maximum(first // CHUNK, own_begin)
@@ -185,7 +198,9 @@ def selective_scan_plain_bwd_kernel(
     x_in_group, x_row, x_state = places_of_states(first_in_group, D // groups, group, ROWS, CHANNELS, X)
     x_valid = x_in_group < D // groups
     input_row = (batch * groups + group) * N
-    w_state, w_time, weights = places_of_weights(input_row, padded_length, TILES * RUNS, ROWS, LANES, WEIGHTS)
+    w_state, w_time, weights = places_of_weights(
+        input_row, padded_length, TILES * RUNS, ROWS, LANES, WEIGHTS, COMPLEX
+    )
 
     # Of the sums over channels.
     SUM: gl.constexpr = gl.SliceLayout(
@@ -195,10 +210,14 @@ def selective_scan_plain_bwd_kernel(
     term = gl.arange(0, TERMS, gl.SliceLayout(1, SUM))
     s_state = term % STATES
     partial_row = ((block_in_group * 2 * batch_rows + batch) * groups + group) * N
-    planes = (partial_row + s_state) * partial_length + term // STATES * RUN
+    s_run = term // STATES % RUNS
+    s_row = (partial_row + s_state) * PARTS
+    if COMPLEX:
+        s_row += term // (RUNS * STATES)
+    planes = s_row * partial_length + s_run * RUN
     s_step = gl.arange(0, RUN, gl.SliceLayout(0, SUM))
     planes = planes[:, None] + s_step[None, :]
-    s_time = (term // STATES * RUN)[:, None] + s_step[None, :]
+    s_time = (s_run * RUN)[:, None] + s_step[None, :]
 
     of_delta = (delta, delta_time, delta_channel)
     of_u = (u, u_time, u_channel)
@@ -216,7 +235,9 @@ def selective_scan_plain_bwd_kernel(
         begun_row = saved_rows + (sums_row % batches).to(gl.int32)
         saved_row = gl.where(first > (own_end - 1) * CHUNK, begun_row, own_end - 1)
         saved_rows += gl.where(by_index, 1, 0)
-    states_at = chunk_states + batch * saved_rows * N * D
+    # Of a state [states, parts, channels].
+    state_size = N * PARTS * D
+    states_at = chunk_states + batch * saved_rows * state_size
     # Without states the one block writes zeros where the sums over states are read.
     blocks = gl.maximum(gl.cdiv(N, STATES), 1)
     # What a chunk begins with is asked for before the end of the one after it, where registers allow it.
@@ -227,11 +248,12 @@ def selective_scan_plain_bwd_kernel(
         next_dt, next_x, next_dy, next_z = load_sequences(
             of_delta, of_u, of_dout, of_z, place, used, flags, LAYOUT
         )
-    fetch_rows(B_slots, C_slots, B, C, weights, w_state, 0, own_end - 1, N, padded_length, there)
-    next_h = load_states(states_at, saved_row, x_state, x_row, x_valid & there, D, N)
+    fetch_rows(B_slots, C_slots, B, C, weights, w_state, 0, own_end - 1, N, padded_length, there, COMPLEX)
+    next_h = load_states(states_at, saved_row, x_state, x_row, x_valid & there, D, N, COMPLEX)
     if PACKED:
         next_entries = load_tile_entries(runs, batch, (own_end - 1) * CHUNK, TILES, STEPS, L, by_index)
-    rate = gl.zeros([ROWS, LANES, CHANNELS], gl.float32, STATES_OF_X)
+    zero = gl.zeros([ROWS, LANES, CHANNELS], gl.float32, STATES_OF_X)
+    rate = (zero, zero) if COMPLEX else (zero,)
     mu = rate
     rate_total = rate
     for chunk in range(own_end - 1, own_begin - 1, -1):
@@ -266,39 +288,41 @@ def selective_scan_plain_bwd_kernel(
             known = x_valid & (state < N)
             # Rates, adjoints and sums of a span stay in registers, or in memory where these hold too few.
             if (chunk == own_end - 1) | (blocks > 1):
-                at = anew(x_row).to(gl.int64) + state.to(gl.int64) * D
-                rate = gl.load(A + (anew(x_row).to(gl.int64) * N + state), known, 0.0)
+                at = anew(x_row).to(gl.int64) + (state * PARTS).to(gl.int64) * D
+                rate = load_state(A, (anew(x_row).to(gl.int64) * N + state) * PARTS, 1, known, COMPLEX)
                 returning = (chunk < fresh_from) | ((flags & HAS_STATE) != 0)
-                mu = gl.load(carry + sums_row * N * D + at, known & returning, 0.0)
-                rate_total = gl.load(
-                    dA + row_of_totals(sums_row, batches, flags, PACKED) * N * D + at,
-                    known & (chunk < own_end - 1),
-                    0.0,
+                mu = load_state(carry + sums_row * state_size, at, D, known & returning, COMPLEX)
+                total_row = row_of_totals(sums_row, batches, flags, PACKED)
+                rate_total = load_state(
+                    dA + total_row * state_size, at, D, known & (chunk < own_end - 1), COMPLEX
                 )
-                if ((flags & SPANS) != 0) & (chunk == own_end - 1):
-                    last_span = spans - 1
-                    if PACKED:
-                        final_chunk = gl.minimum(gl.cdiv(stop, CHUNK), chunk_end) - 1
-                        each = gl.cdiv(chunk_end - chunk_begin, spans)
-                        last_span = gl.where(by_index, last_span, (final_chunk - chunk_begin) // each)
-                    mu = entering_adjoint(
-                        incoming,
-                        span_ends,
-                        span_times,
-                        rate,
-                        at,
-                        x_row,
-                        known,
-                        sums_row,
-                        batches,
-                        last_span,
-                        D,
-                        N,
-                        flags,
-                    )
-            rates = gl.expand_dims(rate * LOG2E, 3)
-            rate_x = gl.expand_dims(rate, 3)
-            rate_sum = gl.full_like(rate, 0.0)
+                # Complex states have no spans.
+                if not COMPLEX:  # noqa: SIM102
+                    if ((flags & SPANS) != 0) & (chunk == own_end - 1):
+                        last_span = spans - 1
+                        if PACKED:
+                            final_chunk = gl.minimum(gl.cdiv(stop, CHUNK), chunk_end) - 1
+                            each = gl.cdiv(chunk_end - chunk_begin, spans)
+                            last_span = gl.where(by_index, last_span, (final_chunk - chunk_begin) // each)
+                        passed = entering_adjoint(
+                            incoming,
+                            span_ends,
+                            span_times,
+                            rate[0],
+                            at,
+                            x_row,
+                            known,
+                            sums_row,
+                            batches,
+                            last_span,
+                            D,
+                            N,
+                            flags,
+                        )
+                        mu = (passed,)
+            rates = of_run(scaled_rates(rate, COMPLEX), COMPLEX)
+            rate_x = expand(rate, 3, COMPLEX)
+            rate_sum = (zero, zero) if COMPLEX else (zero,)
             states = (next_h, rates, rate_x)
             h = next_h
             async_copy.wait_group(0)
@@ -310,24 +334,28 @@ def selective_scan_plain_bwd_kernel(
                         of_slots.store(gl.where(inside, of_slots.load(WEIGHTS), 0.0))
 
             # The states that tiles begin with, but for the first one's and the last one's.
-            ahead = load_inputs(dt_slots, dtx_slots, B_slots, 0, X)
+            ahead = load_inputs(dt_slots, dtx_slots, B_slots, 0, X, COMPLEX)
             for i in range(0, TILES - 1):
                 # Made anew, or stores would hold up the steps of their own addresses.
                 t = anew(i)
-                starts.index(gl.maximum(t - 1, 0)).store(h)
+                store_parts(starts.index(gl.maximum(t - 1, 0)), h, COMPLEX)
                 for k in gl.static_range(RUNS):
                     step_dt, step_dtx, b = ahead
-                    ahead = load_inputs(dt_slots, dtx_slots, B_slots, t * RUNS + k + 1, X)
-                    a = exp2_fast(step_dt * rates)
-                    kick = b * step_dtx
+                    ahead = load_inputs(dt_slots, dtx_slots, B_slots, t * RUNS + k + 1, X, COMPLEX)
+                    a = exponential(step_dt, rates, COMPLEX)
+                    kick = scale(b, step_dtx, COMPLEX)
                     if not PACKED or (plain_tiles >> t) & 1 != 0:
-                        h = gl.reduce(states_of_run(a, kick, h, step_dt, False)[1], 3, last_of)
+                        h = state_after_run(a, kick, h, step_dt, False, COMPLEX)
                     else:
-                        h = gl.reduce(states_of_run(a, kick, h, step_dt, True)[1], 3, last_of)
+                        h = state_after_run(a, kick, h, step_dt, True, COMPLEX)
 
             for back in range(0, TILES):
                 t = anew(TILES - 1 - back)
-                to = planes + begin_state * partial_length + ((chunk - chunk_begin) * CHUNK + t * STEPS)
+                to = (
+                    planes
+                    + begin_state * PARTS * partial_length
+                    + ((chunk - chunk_begin) * CHUNK + t * STEPS)
+                )
                 own = (begin_state + s_state < N)[:, None]
                 inside = own
                 if PACKED:
@@ -341,33 +369,68 @@ def selective_scan_plain_bwd_kernel(
                     plain_tile = (plain_tiles >> t) & 1 != 0
                 if not PACKED or plain_tile:
                     h, mu, rate_sum = gradients_of_tile(
-                        slots_of_chunk, t, states, carried, sums_at, further, layouts, False, PACKED, APART
+                        slots_of_chunk,
+                        t,
+                        states,
+                        carried,
+                        sums_at,
+                        further,
+                        layouts,
+                        False,
+                        PACKED,
+                        COMPLEX,
+                        APART,
                     )
                 else:
                     h, mu, rate_sum = gradients_of_tile(
-                        slots_of_chunk, t, states, carried, sums_at, further, layouts, True, PACKED, APART
+                        slots_of_chunk,
+                        t,
+                        states,
+                        carried,
+                        sums_at,
+                        further,
+                        layouts,
+                        True,
+                        PACKED,
+                        COMPLEX,
+                        APART,
                     )
 
-            rate_total += rate_sum
+            rate_total = add(rate_total, rate_sum, COMPLEX)
             if PACKED:
                 # A row that begins with padding does not begin with the initial state.
-                mu = gl.where((chunk > 0) | begins_with_sequence(runs, batch, L, by_index), mu, 0.0)
+                in_sequence = (chunk > 0) | begins_with_sequence(runs, batch, L, by_index)
+                mu = zero_where(in_sequence == 0, mu, COMPLEX)
             if (chunk == own_begin) | (blocks > 1):
-                at = anew(x_row).to(gl.int64) + state.to(gl.int64) * D
+                at = anew(x_row).to(gl.int64) + (state * PARTS).to(gl.int64) * D
                 passed_row = sums_row
                 if PACKED:
                     # The first span has what a launch passes on, but a sequence may begin in another one.
                     begins = (by_index == 0) & (first >= begin)
                     passed_row = gl.where(begins, sums_row % batches, sums_row)
-                gl.store(carry + passed_row * N * D + at, mu, known)
-                gl.store(dA + row_of_totals(sums_row, batches, flags, PACKED) * N * D + at, rate_total, known)
+                store_state(carry + passed_row * state_size, at, D, mu, known, COMPLEX)
+                total_row = row_of_totals(sums_row, batches, flags, PACKED)
+                store_state(dA + total_row * state_size, at, D, rate_total, known, COMPLEX)
             if block_of_states + 1 < blocks:
                 following = begin_state + STATES
-                fetch_rows(B_slots, C_slots, B, C, weights, w_state, following, chunk, N, padded_length, True)
+                fetch_rows(
+                    B_slots,
+                    C_slots,
+                    B,
+                    C,
+                    weights,
+                    w_state,
+                    following,
+                    chunk,
+                    N,
+                    padded_length,
+                    True,
+                    COMPLEX,
+                )
                 saved_row = chunk
                 if PACKED:
                     saved_row = gl.where(first > begin, begun_row, chunk)
-                next_h = load_states(states_at, saved_row, following + x_state, x_row, x_valid, D, N)
+                next_h = load_states(states_at, saved_row, following + x_state, x_row, x_valid, D, N, COMPLEX)
 
         # Made again, for no registers are left to keep it.
         used = (begin + time < L) & valid_tile
@@ -421,10 +484,13 @@ def selective_scan_plain_bwd_kernel(
             next_dt, next_x, next_dy, next_z = load_sequences(
                 of_delta, of_u, of_dout, of_z, place, valid_tile & there, flags, LAYOUT
             )
-        fetch_rows(B_slots, C_slots, B, C, weights, w_state, 0, chunk - 1, N, padded_length, there)
-        next_h = load_states(states_at, saved_row, x_state, x_row, x_valid & there, D, N)
+        fetch_rows(B_slots, C_slots, B, C, weights, w_state, 0, chunk - 1, N, padded_length, there, COMPLEX)
+        next_h = load_states(states_at, saved_row, x_state, x_row, x_valid & there, D, N, COMPLEX)
         if (flags & HAS_Z) != 0:
-            y = joined(load_tiles(y_slots, LAYOUTS), TILE) + D_value * x
+            y = joined(load_tiles(y_slots, LAYOUTS), TILE)
+            if COMPLEX:
+                y *= 2.0
+            y += D_value * x
             place = (begin, run, channel, step)
             if not PACKED or plain:
                 gate_gradient(of_dz, place, y, raw_dy, raw_z, used, True, True, flags, LAYOUT, False)

@@ -5,17 +5,27 @@ each thread has of the sums over states and over channels.
 # Triton has no starred tuples.
 # ruff: noqa: RUF005
 
-from _arithmetic import exp2_fast
+from _recurrence import (
+    add,
+    conjugate,
+    exponential,
+    multiply_conjugate,
+    real_product,
+    real_product_conjugate,
+    scale,
+    total,
+    where,
+)
 from _selective_scan_tiles import (
     RUN,
     adjoints_of_run,
-    first_of,
-    last_of,
-    load_inputs,
+    load_parts,
     load_run,
+    load_weights,
     over_channels,
     stacked,
     states_of_run,
+    store_parts,
     store_sums,
     whole,
 )
@@ -30,6 +40,7 @@ def allocate_slots(
     ROWS: gl.constexpr,
     LANES: gl.constexpr,
     CHANNELS: gl.constexpr,
+    COMPLEX: gl.constexpr,
     APART: gl.constexpr,
 ):
     """Shared memory: what tiles of a chunk take of channels and of B and C; each thread's shares of sums over
@@ -39,7 +50,8 @@ def allocate_slots(
     FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
     ROWS_OF_RUNS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
     TERM: gl.constexpr = gl.SwizzledSharedLayout(RUN, 1, 8, [1, 0])
-    TERMS: gl.constexpr = RUNS * ROWS * LANES
+    PARTS: gl.constexpr = 2 if COMPLEX else 1
+    TERMS: gl.constexpr = PARTS * RUNS * ROWS * LANES
     dt_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, CHANNELS, RUN], ROWS_OF_RUNS)
     dtx_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, CHANNELS, RUN], ROWS_OF_RUNS)
     dy_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, CHANNELS, RUN], ROWS_OF_RUNS)
@@ -49,9 +61,9 @@ def allocate_slots(
     y_shares = gl.allocate_shared_memory(gl.float32, [RUNS, LANES, CHANNELS, RUN], FLAT)
     ddt_shares = gl.allocate_shared_memory(gl.float32, [RUNS, LANES, CHANNELS, RUN], FLAT)
     dkick_shares = gl.allocate_shared_memory(gl.float32, [RUNS, LANES, CHANNELS, RUN], FLAT)
-    starts = gl.allocate_shared_memory(gl.float32, [TILES - 2, ROWS, LANES, CHANNELS], FLAT)
-    B_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, ROWS, LANES, RUN], FLAT)
-    C_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, ROWS, LANES, RUN], FLAT)
+    starts = gl.allocate_shared_memory(gl.float32, [TILES - 2, PARTS * ROWS, LANES, CHANNELS], FLAT)
+    B_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, PARTS * ROWS, LANES, RUN], FLAT)
+    C_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, PARTS * ROWS, LANES, RUN], FLAT)
     B_terms = gl.allocate_shared_memory(gl.float32, [TERMS, CHANNELS * RUN], TERM)
     C_terms = gl.allocate_shared_memory(gl.float32, [TERMS, CHANNELS * RUN], TERM) if APART else B_terms
     inputs = (dt_slots, dtx_slots, dy_slots, B_slots, C_slots)
@@ -61,16 +73,30 @@ def allocate_slots(
 
 
 @gluon.jit
-def of_states(slots, run, X: gl.constexpr):
-    """B or C of a run."""
-    return gl.expand_dims(slots.index(run).load(gl.SliceLayout(2, X)), 2)
-
-
-@gluon.jit
 def terms_of(values):
     """[states, channels and steps of a run]: what is summed up over channels."""
     STATES: gl.constexpr = values.shape[0] * values.shape[1]
     return gl.reshape(values, [STATES, values.shape[2] * RUN])
+
+
+@gluon.jit
+def part_of(runs, part: gl.constexpr):
+    """One part of each run's numbers."""
+    parts = ()
+    for k in gl.static_range(len(runs)):
+        parts += (runs[k][part],)
+    return parts
+
+
+@gluon.jit
+def store_terms(slots, runs, COMPLEX: gl.constexpr):
+    """Terms of all runs, a row for each part, run and state, in this order."""
+    PARTS: gl.constexpr = 2 if COMPLEX else 1
+    SHAPE: gl.constexpr = [slots.shape[0] // PARTS, slots.shape[1]]
+    terms = ()
+    for part in gl.static_range(PARTS):
+        terms += (gl.reshape(stacked(part_of(runs, part)), SHAPE),)
+    store_parts(slots, terms, COMPLEX)
 
 
 @gluon.jit
@@ -86,9 +112,10 @@ def states_of_tile(
     RUNS: gl.constexpr,
     X: gl.constexpr,
     PACKED: gl.constexpr,
+    COMPLEX: gl.constexpr,
 ):
     """From the state `h` before the tile: what the way back takes up again, which reads B alone once more;
-    shares of y and terms of dC, of each run; the last state.
+    shares of y, of complex states of half of it, and terms of dC, of each run; the last state.
     """
     kept = ()
     shares = ()
@@ -97,20 +124,33 @@ def states_of_tile(
         step_dt = load_run(dt_slots, tile * RUNS + k, X)
         step_dtx = load_run(dtx_slots, tile * RUNS + k, X)
         step_dy = load_run(dy_slots, tile * RUNS + k, X)
-        b = of_states(B_slots, tile * RUNS + k, X)
-        c = of_states(C_slots, tile * RUNS + k, X)
-        a = exp2_fast(step_dt * rates)
-        through, states = states_of_run(a, b * step_dtx, h, step_dt, PACKED)
-        h = gl.reduce(states, 3, last_of)
-        kept += ((a, through, c * step_dy, step_dt, step_dtx),)
-        shares += (gl.sum(c * states, 0),)
-        terms += (terms_of(states * step_dy),)
+        b = load_weights(B_slots, tile * RUNS + k, X, COMPLEX)
+        c = load_weights(C_slots, tile * RUNS + k, X, COMPLEX)
+        a = exponential(step_dt, rates, COMPLEX)
+        through, states, h = states_of_run(a, scale(b, step_dtx, COMPLEX), h, step_dt, PACKED, COMPLEX)
+        if COMPLEX:
+            # y is twice a real part.
+            step_dy *= 2.0
+        entering = scale(conjugate(c, COMPLEX), step_dy, COMPLEX)
+        kept += ((a, through, entering, step_dt, step_dtx),)
+        shares += (gl.sum(real_product(c, states, COMPLEX), 0),)
+        of_run = scale(conjugate(states, COMPLEX), step_dy, COMPLEX)
+        terms += ((terms_of(of_run[0]), terms_of(of_run[1])) if COMPLEX else (terms_of(of_run[0]),),)
     return kept, shares, terms, h
 
 
 @gluon.jit
 def adjoints_of_tile(
-    kept, B_slots, tile, rate_x, mu, rate_sum, RUNS: gl.constexpr, X: gl.constexpr, PACKED: gl.constexpr
+    kept,
+    B_slots,
+    tile,
+    rate_x,
+    mu,
+    rate_sum,
+    RUNS: gl.constexpr,
+    X: gl.constexpr,
+    PACKED: gl.constexpr,
+    COMPLEX: gl.constexpr,
 ):
     """From the adjoint `mu` behind the tile: shares of the gradients of delta and of delta u and terms of dB,
     of each run; the adjoint before the tile, and `rate_sum` with what the tile adds to the gradient of A.
@@ -120,29 +160,15 @@ def adjoints_of_tile(
     terms = ()
     for k in gl.static_range(RUNS - 1, -1, -1):
         decay, passed, entering, step_dt, step_dtx = kept[k]
-        adjoint, through = adjoints_of_run(decay, entering, mu, step_dt, PACKED)
-        mu = gl.reduce(through, 3, first_of)
-        p = adjoint * passed
-        rate_sum += gl.sum(p * step_dt, 3)
-        shares = (gl.sum(p * rate_x, 0),) + shares
-        b = of_states(B_slots, tile * RUNS + k, X)
-        kick_shares = (gl.sum(adjoint * b, 0),) + kick_shares
-        terms = (terms_of(adjoint * step_dtx),) + terms
+        adjoint, mu = adjoints_of_run(decay, entering, mu, step_dt, PACKED, COMPLEX)
+        p = multiply_conjugate(adjoint, passed, COMPLEX)
+        rate_sum = add(rate_sum, total(scale(p, step_dt, COMPLEX), 3, COMPLEX), COMPLEX)
+        shares = (gl.sum(real_product_conjugate(p, rate_x, COMPLEX), 0),) + shares
+        b = load_weights(B_slots, tile * RUNS + k, X, COMPLEX)
+        kick_shares = (gl.sum(real_product_conjugate(adjoint, b, COMPLEX), 0),) + kick_shares
+        of_run = scale(adjoint, step_dtx, COMPLEX)
+        terms = ((terms_of(of_run[0]), terms_of(of_run[1])) if COMPLEX else (terms_of(of_run[0]),),) + terms
     return shares, kick_shares, terms, mu, rate_sum
-
-
-@gluon.jit
-def state_after_tile(
-    inputs, ahead, tile, rates, h, RUNS: gl.constexpr, X: gl.constexpr, RESTARTS: gl.constexpr
-):
-    """The state behind a tile, from that before it, and what the next tile reads first."""
-    dt_slots, dtx_slots, _, B_slots, _ = inputs
-    for k in gl.static_range(RUNS):
-        step_dt, step_dtx, b = ahead
-        ahead = load_inputs(dt_slots, dtx_slots, B_slots, tile * RUNS + k + 1, X)
-        _, states = states_of_run(exp2_fast(step_dt * rates), b * step_dtx, h, step_dt, RESTARTS)
-        h = gl.reduce(states, 3, last_of)
-    return h, ahead
 
 
 @gluon.jit
@@ -156,6 +182,7 @@ def gradients_of_tile(
     LAYOUTS: gl.constexpr,
     RESTARTS: gl.constexpr,
     PACKED: gl.constexpr,
+    COMPLEX: gl.constexpr,
     APART: gl.constexpr,
 ):
     """What a tile adds to sums over states, in `slots`, and over channels, in dB and dC. `states` are the one
@@ -183,27 +210,27 @@ def gradients_of_tile(
     RUNS: gl.constexpr = y_shares.shape[0]
     CHANNELS: gl.constexpr = y_shares.shape[2]
     kept, of_y, of_states, h = states_of_tile(
-        dt_slots, dtx_slots, dy_slots, B_slots, C_slots, tile, rates, h, RUNS, X, RESTARTS
+        dt_slots, dtx_slots, dy_slots, B_slots, C_slots, tile, rates, h, RUNS, X, RESTARTS, COMPLEX
     )
     whole(y_shares).store(stacked(of_y))
-    C_terms.store(gl.reshape(stacked(of_states), [C_terms.shape[0], C_terms.shape[1]]))
+    store_terms(C_terms, of_states, COMPLEX)
     if not APART:
         store_sums(dC + to, over_channels(C_terms.load(SUMS), SUM), own, inside, complete, PACKED)
 
     of_ddt, of_dkick, of_kicks, mu, rate_sum = adjoints_of_tile(
-        kept, B_slots, tile, rate_x, mu, rate_sum, RUNS, X, RESTARTS
+        kept, B_slots, tile, rate_x, mu, rate_sum, RUNS, X, RESTARTS, COMPLEX
     )
     whole(ddt_shares).store(stacked(of_ddt))
     whole(dkick_shares).store(stacked(of_dkick))
     if APART:
-        B_terms.store(gl.reshape(stacked(of_kicks), [B_terms.shape[0], B_terms.shape[1]]))
+        store_terms(B_terms, of_kicks, COMPLEX)
         y = whole(y_shares).load(SHARES)
         ddt = whole(ddt_shares).load(SHARES)
         dkick = whole(dkick_shares).load(SHARES)
         of_C = C_terms.load(SUMS)
         of_B = B_terms.load(SUMS)
-        h = starts.index(gl.maximum(tile - 2, 0)).load(STATES)
-        h = gl.where(tile == 1, opened, h)
+        h = load_parts(starts.index(gl.maximum(tile - 2, 0)), STATES, COMPLEX)
+        h = where(tile == 1, opened, h, COMPLEX)
         y = gl.sum(y, 1)
         ddt = gl.sum(ddt, 1)
         dkick = gl.sum(dkick, 1)
@@ -228,9 +255,9 @@ def gradients_of_tile(
         y_of_lanes = whole(y_shares).load(SHARES)
         ddt_of_lanes = whole(ddt_shares).load(SHARES)
         dkick_of_lanes = whole(dkick_shares).load(SHARES)
-        B_terms.store(gl.reshape(stacked(of_kicks), [B_terms.shape[0], B_terms.shape[1]]))
-        h = starts.index(gl.maximum(tile - 2, 0)).load(STATES)
-        h = gl.where(tile == 1, opened, h)
+        store_terms(B_terms, of_kicks, COMPLEX)
+        h = load_parts(starts.index(gl.maximum(tile - 2, 0)), STATES, COMPLEX)
+        h = where(tile == 1, opened, h, COMPLEX)
         y_slots.index(tile).store(y + gl.sum(y_of_lanes, 1))
         ddt_slots.index(tile).store(ddt + gl.sum(ddt_of_lanes, 1))
         dkick_slots.index(tile).store(dkick + gl.sum(dkick_of_lanes, 1))

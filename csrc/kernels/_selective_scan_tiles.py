@@ -4,7 +4,9 @@ a run of steps, places of a chunk in memory, and shared memory as one array or a
 
 from _arithmetic import anew
 from _half import narrowed_pairs
-from _scan_operands import CHUNK, HAS_Z
+from _recurrence import expand
+from _scan_operands import CHUNK, HAS_Z, load_state
+from _selective_scan_complex_runs import complex_adjoints_of_run, complex_states_of_run, complex_states_onward
 from _selective_scan_sequences import goes_on
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -111,23 +113,57 @@ def run_backward_in_sequence(a0, a1, a2, a3, c0, c1, c2, c3, m, _m1, _m2, _m3, o
 
 
 @gluon.jit
-def states_of_run(a, kick, h, dt, PACKED: gl.constexpr):
-    """What a run's states pass on, and the states."""
-    if PACKED:
-        return gl.map_elementwise(run_forward_in_sequence, a, kick, gl.expand_dims(h, 3), goes_on(dt), pack=4)
+def states_of_run(a, kick, h, dt, PACKED: gl.constexpr, COMPLEX: gl.constexpr):
+    """What a run's states pass on, the states, and the last of these."""
+    h = expand(h, 3, COMPLEX)
+    if COMPLEX:
+        through, states = complex_states_of_run(a, kick, h)
+        return through, states, (gl.reduce(states[0], 3, last_of), gl.reduce(states[1], 3, last_of))
+    elif PACKED:
+        through, states = gl.map_elementwise(
+            run_forward_in_sequence, a[0], kick[0], h[0], goes_on(dt), pack=4
+        )
+        return (through,), (states,), (gl.reduce(states, 3, last_of),)
     else:
-        return gl.map_elementwise(run_forward, a, kick, gl.expand_dims(h, 3), pack=4)
+        through, states = gl.map_elementwise(run_forward, a[0], kick[0], h[0], pack=4)
+        return (through,), (states,), (gl.reduce(states, 3, last_of),)
 
 
 @gluon.jit
-def adjoints_of_run(a, entering, mu, dt, PACKED: gl.constexpr):
-    """The adjoints of a run, and what goes on to the step before it."""
-    if PACKED:
-        return gl.map_elementwise(
-            run_backward_in_sequence, a, entering, gl.expand_dims(mu, 3), goes_on(dt), pack=4
-        )
+def state_after_run(a, kick, h, dt, PACKED: gl.constexpr, COMPLEX: gl.constexpr):
+    """The last of these states alone."""
+    if COMPLEX:
+        states = complex_states_onward(a, kick, expand(h, 3, COMPLEX))
+        return (gl.reduce(states[0], 3, last_of), gl.reduce(states[1], 3, last_of))
     else:
-        return gl.map_elementwise(run_backward, a, entering, gl.expand_dims(mu, 3), pack=4)
+        return states_of_run(a, kick, h, dt, PACKED, COMPLEX)[2]
+
+
+@gluon.jit
+def adjoints_of_run(a, entering, mu, dt, PACKED: gl.constexpr, COMPLEX: gl.constexpr):
+    """The adjoints of a run, and what goes on to the step before it."""
+    mu = expand(mu, 3, COMPLEX)
+    if COMPLEX:
+        adjoint, mu = complex_adjoints_of_run(a, entering, mu)
+        return adjoint, (gl.reduce(mu[0], 3, first_of), gl.reduce(mu[1], 3, first_of))
+    elif PACKED:
+        adjoint, through = gl.map_elementwise(
+            run_backward_in_sequence, a[0], entering[0], mu[0], goes_on(dt), pack=4
+        )
+        return (adjoint,), (gl.reduce(through, 3, first_of),)
+    else:
+        adjoint, through = gl.map_elementwise(run_backward, a[0], entering[0], mu[0], pack=4)
+        return (adjoint,), (gl.reduce(through, 3, first_of),)
+
+
+@gluon.jit
+def of_run(rates, COMPLEX: gl.constexpr):
+    """scaled_rates() of states, as a run takes them."""
+    power = gl.expand_dims(rates[0], 3)
+    if COMPLEX:
+        return (power, gl.expand_dims(rates[1], 3), gl.expand_dims(rates[2], 3))
+    else:
+        return (power,)
 
 
 @gluon.jit
@@ -174,21 +210,39 @@ def places_of_weights(
     ROWS: gl.constexpr,
     LANES: gl.constexpr,
     WEIGHTS: gl.constexpr,
+    COMPLEX: gl.constexpr,
 ):
-    """Of copies of B and C, [runs, rows of states, lanes, steps of a run]: states, steps, offsets."""
+    """Of copies of B and C, [runs, rows of states, lanes, steps of a run]: states, steps, offsets. The real
+    parts of all rows come first.
+    """
+    PARTS: gl.constexpr = 2 if COMPLEX else 1
     run = gl.arange(0, RUNS, gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, WEIGHTS))))
-    row = gl.arange(0, ROWS, gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, WEIGHTS))))
+    row = gl.arange(0, PARTS * ROWS, gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, WEIGHTS))))
     lane = gl.arange(0, LANES, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, WEIGHTS))))
     step = gl.arange(0, RUN, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, WEIGHTS))))
-    state = row[None, :, None, None] * LANES + lane[None, None, :, None]
+    state = (row % ROWS)[None, :, None, None] * LANES + lane[None, None, :, None]
     time = run[:, None, None, None] * RUN + step[None, None, None, :]
-    return state, time, (input_row + state) * padded_length + time
+    of_part = (row // ROWS)[None, :, None, None]
+    return state, time, ((input_row + state) * PARTS + of_part) * padded_length + time
 
 
 @gluon.jit
-def fetch_rows(B_slots, C_slots, B, C, weights, state, first_state, chunk, N, padded_length, wanted):
+def fetch_rows(
+    B_slots,
+    C_slots,
+    B,
+    C,
+    weights,
+    state,
+    first_state,
+    chunk,
+    N,
+    padded_length,
+    wanted,
+    COMPLEX: gl.constexpr,
+):
     """Ask for B and C of a chunk and a block of states."""
-    at = weights + (first_state * padded_length + chunk * CHUNK)
+    at = weights + (first_state * (padded_length * (2 if COMPLEX else 1)) + chunk * CHUNK)
     of_block = (first_state + state < N) & wanted
     async_copy.async_copy_global_to_shared(whole(B_slots), B + at, of_block)
     async_copy.async_copy_global_to_shared(whole(C_slots), C + at, of_block)
@@ -196,10 +250,32 @@ def fetch_rows(B_slots, C_slots, B, C, weights, state, first_state, chunk, N, pa
 
 
 @gluon.jit
-def load_states(states, chunk, state, channel, valid, D, N):
+def load_states(states, chunk, state, channel, valid, D, N, COMPLEX: gl.constexpr):
     """The states that a chunk begins with."""
-    at = chunk.to(gl.int64) * N * D + (anew(channel).to(gl.int64) + state.to(gl.int64) * D)
-    return gl.load(states + at, valid & (state < N), 0.0)
+    PARTS: gl.constexpr = 2 if COMPLEX else 1
+    of_chunk = states + chunk.to(gl.int64) * (N * PARTS) * D
+    at = anew(channel).to(gl.int64) + (state * PARTS).to(gl.int64) * D
+    return load_state(of_chunk, at, D, valid & (state < N), COMPLEX)
+
+
+@gluon.jit
+def load_parts(slots, LAYOUT: gl.constexpr, COMPLEX: gl.constexpr):
+    """A number each row: the parts lie one behind the other along the first axis."""
+    if COMPLEX:
+        ROWS: gl.constexpr = slots.shape[0] // 2
+        return (slots.slice(0, ROWS, 0).load(LAYOUT), slots.slice(ROWS, ROWS, 0).load(LAYOUT))
+    else:
+        return (slots.load(LAYOUT),)
+
+
+@gluon.jit
+def store_parts(slots, value, COMPLEX: gl.constexpr):
+    if COMPLEX:
+        ROWS: gl.constexpr = slots.shape[0] // 2
+        slots.slice(0, ROWS, 0).store(value[0])
+        slots.slice(ROWS, ROWS, 0).store(value[1])
+    else:
+        slots.store(value[0])
 
 
 @gluon.jit
@@ -239,9 +315,15 @@ def load_run(slots, run, X: gl.constexpr):
 
 
 @gluon.jit
-def load_inputs(dt_slots, dtx_slots, B_slots, run, X: gl.constexpr):
+def load_weights(slots, run, X: gl.constexpr, COMPLEX: gl.constexpr):
+    """B or C of a run."""
+    return expand(load_parts(slots.index(run), gl.SliceLayout(2, X), COMPLEX), 2, COMPLEX)
+
+
+@gluon.jit
+def load_inputs(dt_slots, dtx_slots, B_slots, run, X: gl.constexpr, COMPLEX: gl.constexpr):
     """What states are made of in a run: delta, delta u, and B."""
-    b = gl.expand_dims(B_slots.index(run).load(gl.SliceLayout(2, X)), 2)
+    b = load_weights(B_slots, run, X, COMPLEX)
     return load_run(dt_slots, run, X), load_run(dtx_slots, run, X), b
 
 

@@ -15,7 +15,7 @@ from _selective_scan_sums import selective_scan_sums_kernel
 
 from tools.aot.spec import Config, Kernel
 
-_AXES = dict(T=["f32", "half"], COMPLEX=[False, True], GENERAL=[False, True])
+_AXES = dict(T=["f32", "half"], COMPLEX=[False, True])
 _PLAIN_AXES = dict(T=["f32", "half"], LAYOUT=["seq", "strided"])
 _SIZES = dict(D="i32", L="i32", N="i32", groups="i32", head_channels="i32", padded_length="i64")
 _PLAIN_SIZES = {name: _SIZES[name] for name in ("D", "L", "N", "groups", "padded_length")}
@@ -30,11 +30,9 @@ def _aligned(values: dict, tensors: list[str]) -> list[str]:
     return [*tensors, "L", *(f"{t}_{axis}" for t in tensors for axis in ("batch", "channel"))]
 
 
-def _no_need(values: dict) -> bool:
-    """Real states without the options of these kernels have kernels of their own; complex ones in fp32 run
-    too seldom to be worth images without options.
-    """
-    return not values["GENERAL"] and (not values["COMPLEX"] or values["T"] == "f32")
+def _too_seldom(values: dict) -> bool:
+    """Complex states in fp32 and of packed sequences are left to the general kernels."""
+    return values["COMPLEX"] and (values["T"] == "f32" or values["PACKED"])
 
 
 def _tensors(names: list[str]) -> dict[str, str]:
@@ -52,6 +50,9 @@ _PLAIN = dict(STATES=16, RUN=8, num_warps=2, maxnreg=168)
 _FEW = dict(LANES=8, SHARERS=2, STEPS=64, CHANNELS=8, PREFETCH=True, **_PLAIN)
 _MANY = dict(LANES=4, SHARERS=2, STEPS=32, CHANNELS=16, PREFETCH=False, **_PLAIN)
 _ENDS = dict(LANES=4, SHARERS=1, STEPS=32, CHANNELS=16, PREFETCH=True, **_PLAIN)
+_COMPLEX = dict(
+    PREFETCH=False, STATES=16, RUN=4, LANES=8, SHARERS=2, STEPS=32, CHANNELS=32, num_warps=8, maxnreg=84
+)
 _FORWARD = ["u", "delta", "z", "out"]
 _BACKWARD = ["dout", "u", "delta", "z", "du", "ddelta", "dz"]
 _ADJOINT = ["dout", "delta", "z"]
@@ -68,7 +69,6 @@ KERNELS = [
             "flags": "i32",
         },
         axes=_AXES,
-        skip=_no_need,
         aligned=lambda _: ["B", "C", "gate", "padded_length"],
         shape=["B", "D", "L"],
         tuned=["FEW"],
@@ -88,11 +88,14 @@ KERNELS = [
             **_PLAIN_SIZES,
             **dict.fromkeys(("spans", "span_steps", "flags"), "i32"),
         },
-        axes=dict(**_PLAIN_AXES, ENDS=[False, True], PACKED=[False, True]),
+        axes=dict(**_PLAIN_AXES, COMPLEX=[False, True], ENDS=[False, True], PACKED=[False, True]),
+        skip=_too_seldom,
         aligned=lambda values: [*_aligned(values, _FORWARD), "B", "C", "padded_length", "span_steps"],
         shape=["B", "D", "L"],
         tuned=["FEW", "SPLIT"],
         configs=[
+            Config("complex_ends", when="COMPLEX and ENDS", **_ENDS),
+            Config("complex", when="COMPLEX", **_COMPLEX),
             Config("packed_ends", when="ENDS and PACKED", **{**_ENDS, "maxnreg": 184}),
             Config("ends", when="ENDS", **_ENDS),
             Config("packed_few", when="PACKED and B * D <= FEW", **_FEW),
@@ -144,11 +147,10 @@ KERNELS = [
             "flags": "i32",
         },
         axes=_AXES,
-        skip=_no_need,
         aligned=lambda _: ["B", "C", "gate", "padded_length", "dB", "dC", "dgate", "partial_length"],
         shape=["B", "D", "L"],
         configs=[
-            Config("tall", when="COMPLEX and GENERAL", SEGMENTS=16, STEPS=4, CHANNELS=2, num_warps=1),
+            Config("tall", when="COMPLEX", SEGMENTS=16, STEPS=4, CHANNELS=2, num_warps=1),
             Config("wide", SEGMENTS=8, STEPS=8, CHANNELS=4, num_warps=1),
         ],
     ),
@@ -164,9 +166,9 @@ KERNELS = [
             "partial_length": "i64",
             "flags": "i32",
         },
-        axes=dict(**_PLAIN_AXES, PACKED=[False, True], APART=[False, True]),
-        # The others would need more registers than there are.
-        skip=lambda values: values["APART"] and values["T"] == "f32",
+        axes=dict(**_PLAIN_AXES, COMPLEX=[False, True], PACKED=[False, True], APART=[False, True]),
+        # With APART float32 would need more registers than there are.
+        skip=lambda values: _too_seldom(values) or (values["APART"] and values["T"] == "f32"),
         # has_room() in csrc/ops/selective_scan_spans.h says which of the two a device takes.
         unused=lambda values, arch: values["T"] == "half" and not values["APART"] and arch in (90, 100),
         aligned=lambda values: [
@@ -178,7 +180,10 @@ KERNELS = [
             "padded_length",
             "partial_length",
         ],
-        configs=[Config("only", LANES=4, STATES=16, STEPS=8, CHANNELS=32, num_warps=4)],
+        configs=[
+            Config("complex", when="COMPLEX", LANES=4, STATES=8, STEPS=8, CHANNELS=32, num_warps=4),
+            Config("real", LANES=4, STATES=16, STEPS=8, CHANNELS=32, num_warps=4),
+        ],
     ),
     Kernel(
         selective_scan_adjoint_kernel,

@@ -77,9 +77,10 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
   const Operands with(s, in, runs, cu_seqlens, delta_softplus, zoh);
   const Strides os(out);
   const bool rows = in_rows(s, {Strides(u), Strides(delta), Strides(z), os});
-  const bool general = s.complex || with.general || s.state <= kFewStates;
+  const bool general = with.general || s.state <= kFewStates;
   using Layout = SelectiveScanPlainFwd::Layout;
-  SelectiveScanPlainFwd::Key plain_key{storage_of(u), rows ? Layout::seq : Layout::strided, true, s.packed()};
+  SelectiveScanPlainFwd::Key plain_key{storage_of(u), rows ? Layout::seq : Layout::strided, s.complex, true,
+                                       s.packed()};
   const int32_t device = u.get_device_index();
   const Spans spans = general ? Spans{1, 0} : forward_spans(s, plain_key, device);
   Tensor carry = empty_on(u, {spans.count * s.rows, state_parts, s.channels}, ScalarType::Float);
@@ -102,7 +103,7 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
   if (general) {
     SelectiveScanFwd::Args args{};
     put_general(args, s, with, with.ends);
-    const SelectiveScanFwd::Key key{storage_of(u), s.complex, !s.complex || with.general || with.packed()};
+    const SelectiveScanFwd::Key key{storage_of(u), s.complex};
     launch(SelectiveScanFwd{}, key, args, s.rows);
   } else {
     OptionalTensor span_ends, span_times;
@@ -158,7 +159,7 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
   }
   check_limits(s);
   // Of packed sequences the states that few of them save are the general forward's.
-  const bool plain = !s.complex && !is_general(s, in, flags_of(s, in, delta_softplus, zoh)) &&
+  const bool plain = !is_general(s, in, flags_of(s, in, delta_softplus, zoh)) &&
                      (!s.packed() || s.state > kFewStates);
   if (plain && !from_state && !dlast_state && walks_as_row(s, in)) {
     const Tensor ends = torch::stable::contiguous(*cu_seqlens);
@@ -183,16 +184,17 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
   const bool rows = in_rows(s, {gs, Strides(u), Strides(delta), Strides(z), dus, dds, dzs});
   using Layout = SelectiveScanPlainBwd::Layout;
   const bool apart = type_of(u) != ScalarType::Float && has_room(runtime::arch_of(u.get_device_index()));
-  const SelectiveScanPlainBwd::Key plain_key{storage_of(u), rows ? Layout::seq : Layout::strided, s.packed(),
-                                             apart};
-  const SelectiveScanBwd::Key key{storage_of(u), s.complex, !s.complex || with.general || with.packed()};
+  const SelectiveScanPlainBwd::Key plain_key{storage_of(u), rows ? Layout::seq : Layout::strided, s.complex,
+                                             s.packed(), apart};
+  const SelectiveScanBwd::Key key{storage_of(u), s.complex};
   const int64_t block_channels =
       plain ? SelectiveScanPlainBwd::pick(plain_key, {}).CHANNELS : SelectiveScanBwd::pick(key, {}).CHANNELS;
   const int64_t blocks_per_group = ceil_div(s.channels / s.groups, block_channels);
   const int64_t blocks = s.groups * blocks_per_group;
   const int64_t most_chunks = chunks_in_a_launch(s, u, blocks, with.gate.has_value());
-  const Launches time = plain && !s.empty() ? backward_launches(s, most_chunks, blocks, u.get_device_index())
-                                            : Launches{most_chunks, most_chunks};
+  const bool may_split = plain && !s.complex && !s.empty();
+  const Launches time = may_split ? backward_launches(s, most_chunks, blocks, u.get_device_index())
+                                  : Launches{most_chunks, most_chunks};
   const int64_t spans = time.spans(), state_parts = s.state * s.parts();
   const bool sparse = s.packed() && !plain;
   // By ends the programs that have steps, in the order of time, each take the next sequence or the next span.

@@ -37,11 +37,11 @@ inline int32_t flags_of(const SelectiveScanSizes& s, const SelectiveScanInputs& 
          (s.packing == Packing::by_ends ? kByEnds : 0);
 }
 
-// Whether only the kernels that can do all of it can do this. Complex scans in fp32 run too seldom to be
-// worth images without options.
+// Whether only the kernels that can do all of it can do this. Complex scans in fp32 or of packed sequences
+// run too seldom to be worth images without options.
 inline bool is_general(const SelectiveScanSizes& s, const SelectiveScanInputs& in, int32_t flags) {
   constexpr int32_t kOptions = kHasGate | kZoh | kConstantB | kConstantC | kPerHead;
-  return (flags & kOptions) != 0 || (s.complex && type_of(in.u) == ScalarType::Float);
+  return (flags & kOptions) != 0 || (s.complex && (s.packed() || type_of(in.u) == ScalarType::Float));
 }
 
 // What both directions hand to their kernel besides their own tensors.
