@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from _by_code import load_by_code, store_by_code
 from _half_blocks import load_wide, store_narrow
 
 # Bits of the kernels' `flags`, the same as in csrc/ops/rms_norm.cpp.
@@ -25,25 +26,12 @@ DTYPES = tl.constexpr(8)
 @triton.jit
 def load_as(pointer, at, mask, flags, POSITION: tl.constexpr):
     """Load fp32, fp16 or bf16, whichever `flags` says, as fp32."""
-    code = (flags >> (DTYPES + 2 * POSITION)) & 3
-    if code == 0:
-        value = tl.load(pointer.to(tl.pointer_type(tl.float32), bitcast=True) + at, mask, 0.0)
-    elif code == 1:
-        value = tl.load(pointer.to(tl.pointer_type(tl.float16), bitcast=True) + at, mask, 0.0).to(tl.float32)
-    else:
-        value = tl.load(pointer.to(tl.pointer_type(tl.bfloat16), bitcast=True) + at, mask, 0.0).to(tl.float32)
-    return value
+    return load_by_code(pointer, at, mask, (flags >> (DTYPES + 2 * POSITION)) & 3)
 
 
 @triton.jit
 def store_as(pointer, at, value, mask, flags, POSITION: tl.constexpr):
-    code = (flags >> (DTYPES + 2 * POSITION)) & 3
-    if code == 0:
-        tl.store(pointer.to(tl.pointer_type(tl.float32), bitcast=True) + at, value, mask)
-    elif code == 1:
-        tl.store(pointer.to(tl.pointer_type(tl.float16), bitcast=True) + at, value.to(tl.float16), mask)
-    else:
-        tl.store(pointer.to(tl.pointer_type(tl.bfloat16), bitcast=True) + at, value.to(tl.bfloat16), mask)
+    store_by_code(pointer, at, value, mask, (flags >> (DTYPES + 2 * POSITION)) & 3)
 
 
 @triton.jit

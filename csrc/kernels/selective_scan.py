@@ -12,6 +12,7 @@ from _selective_scan_pack import selective_scan_pack_kernel
 from _selective_scan_plain import selective_scan_plain_fwd_kernel
 from _selective_scan_plain_backward import selective_scan_plain_bwd_kernel
 from _selective_scan_sums import selective_scan_sums_kernel
+from _selective_scan_totals import selective_scan_totals_kernel
 
 from tools.aot.spec import Config, Kernel
 
@@ -50,9 +51,7 @@ _PLAIN = dict(STATES=16, RUN=8, num_warps=2, maxnreg=168)
 _FEW = dict(LANES=8, SHARERS=2, STEPS=64, CHANNELS=8, PREFETCH=True, **_PLAIN)
 _MANY = dict(LANES=4, SHARERS=2, STEPS=32, CHANNELS=16, PREFETCH=False, **_PLAIN)
 _ENDS = dict(LANES=4, SHARERS=1, STEPS=32, CHANNELS=16, PREFETCH=True, **_PLAIN)
-_COMPLEX = dict(
-    PREFETCH=False, STATES=16, RUN=4, LANES=8, SHARERS=2, STEPS=32, CHANNELS=32, num_warps=8, maxnreg=84
-)
+_COMPLEX = dict(STATES=16, RUN=4, LANES=8, SHARERS=2, STEPS=32, PREFETCH=False)
 _FORWARD = ["u", "delta", "z", "out"]
 _BACKWARD = ["dout", "u", "delta", "z", "du", "ddelta", "dz"]
 _ADJOINT = ["dout", "delta", "z"]
@@ -95,7 +94,16 @@ KERNELS = [
         tuned=["FEW", "SPLIT"],
         configs=[
             Config("complex_ends", when="COMPLEX and ENDS", **_ENDS),
-            Config("complex", when="COMPLEX", **_COMPLEX),
+            Config(
+                "complex",
+                when="COMPLEX and LAYOUT == 'seq'",
+                CHANNELS=32,
+                num_warps=8,
+                maxnreg=84,
+                **_COMPLEX,
+            ),
+            # 84 registers are too few with strides of time.
+            Config("complex_strided", when="COMPLEX", CHANNELS=16, num_warps=4, maxnreg=100, **_COMPLEX),
             Config("packed_ends", when="ENDS and PACKED", **{**_ENDS, "maxnreg": 184}),
             Config("ends", when="ENDS", **_ENDS),
             Config("packed_few", when="PACKED and B * D <= FEW", **_FEW),
@@ -202,12 +210,21 @@ KERNELS = [
     Kernel(
         selective_scan_sums_kernel,
         args={
-            **_buffers("planes", "total"),
-            "count": "i32",
-            **dict.fromkeys(["plane_size", "partial_length", "padded_length"], "i64"),
-            "blocks": "i32",
+            **dict(planes="*f32", first="*u8", second="*u8"),
+            **dict.fromkeys(("plane_size", "partial_length"), "i64"),
+            **dict.fromkeys(("count", "rows", "parts", "L", "begin", "blocks", "flags"), "i32"),
         },
-        aligned=lambda _: ["planes", "total", "plane_size", "partial_length", "padded_length"],
+        aligned=lambda _: ["planes", "plane_size", "partial_length"],
         configs=[Config("only", STEPS=64, PLANES=32, num_warps=4)],
+    ),
+    Kernel(
+        selective_scan_totals_kernel,
+        args={
+            **_buffers("A_sums", "D_sums", "bias_sums", "adjoint", "dinitial_state"),
+            **dict.fromkeys(("dA", "dD", "ddelta_bias"), "*u8"),
+            **dict.fromkeys(("D", "state_rows", "batches", "groups", "padded_channels", "flags"), "i32"),
+            "count": "i32",
+        },
+        configs=[Config("only", ROWS=16, CHANNELS=32, PLANES=4, num_warps=4)],
     ),
 ]

@@ -29,6 +29,17 @@ inline DType storage_of(const Tensor& t) {
 
 inline int32_t format_flag(const Tensor& t) { return type_of(t) == ScalarType::Half ? kFloat16 : 0; }
 
+// The dtype of what has no variants for it, in two bits: csrc/kernels/_by_code.py reads and writes it.
+// Nothing is written by the last one.
+constexpr int32_t kNobody = 3;
+
+inline int32_t code_of(const Tensor& t) {
+  const ScalarType type = type_of(t);
+  return type == ScalarType::Half ? 1 : type == ScalarType::BFloat16 ? 2 : 0;
+}
+
+inline int32_t code_of(const OptionalTensor& t) { return t ? code_of(*t) : kNobody; }
+
 // Kernels read sequences of one dtype. Several go through float32, which holds what any of them holds.
 inline bool of_one_dtype(const Tensor& x, const Tensor& step, const OptionalTensor& z) {
   const ScalarType type = type_of(x);
@@ -55,6 +66,13 @@ inline Tensor gradient_of(const Tensor& input, const Tensor& values) {
   Tensor gradient = torch::stable::new_empty(input, input.sizes());
   torch::stable::copy_(gradient, values);
   return gradient;
+}
+
+// Memory for such a gradient, which kernels write that know no float64.
+inline Tensor empty_gradient_of(const Tensor& input) {
+  const ScalarType type = type_of(input);
+  return torch::stable::new_empty(input, input.sizes(),
+                                  type == ScalarType::Double ? ScalarType::Float : type);
 }
 
 // Element strides of a [batch, channels, length] tensor; those of a missing one are 0 and fit any layout.

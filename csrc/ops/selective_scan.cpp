@@ -24,13 +24,6 @@ using generated::SelectiveScanPlainFwd;
 // The plain forward kernel takes 16 states at a time; so few are faster one by one, as the general one does.
 constexpr int64_t kFewStates = 4;
 
-// The other way, for a gradient: drop the padding, give it the input's layout and dtype.
-Tensor unpack_rows(Tensor packed, const Tensor& input, bool complex) {
-  const int64_t last = packed.dim() - 1;
-  Tensor rows = torch::stable::narrow(packed, last, 0, complex ? input.size(3) : input.size(last));
-  return gradient_of(input, complex ? torch::stable::transpose(rows, 3, 4) : rows);
-}
-
 Tensor state_on(const Tensor& u, const SelectiveScanSizes& s) {
   return s.complex ? empty_on(u, {s.rows, s.channels, s.state, 2}, ScalarType::Float)
                    : empty_on(u, {s.rows, s.channels, s.state}, ScalarType::Float);
@@ -159,8 +152,8 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
   }
   check_limits(s);
   // Of packed sequences the states that few of them save are the general forward's.
-  const bool plain = !is_general(s, in, flags_of(s, in, delta_softplus, zoh)) &&
-                     (!s.packed() || s.state > kFewStates);
+  const bool plain =
+      !is_general(s, in, flags_of(s, in, delta_softplus, zoh)) && (!s.packed() || s.state > kFewStates);
   if (plain && !from_state && !dlast_state && walks_as_row(s, in)) {
     const Tensor ends = torch::stable::contiguous(*cu_seqlens);
     // The states that sequences begin with are all zero: a row saves one.
@@ -207,18 +200,21 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
   RowSums dbias(s, with.A, sum_rows, s.groups, blocks_per_group * block_channels);
   RowSums constant_dB(s, with.A, sum_rows, state_parts, s.channels, s.constant_B);
   RowSums constant_dC(s, with.A, sum_rows, state_parts, s.channels, s.constant_C);
-  // Written whole by the kernels, unless there is nothing to launch.
-  const auto sums = [&](Dims sizes) {
-    return s.empty() ? torch::stable::new_zeros(with.A, {sizes.begin(), sizes.size()})
-                     : empty_on(u, sizes, kFloat);
-  };
   const bool variable = !s.constant_B || !s.constant_C;
   const int64_t weight_rows = variable ? state_parts : 0, gate_rows = with.gate ? s.state : 0;
-  Tensor dBC = sums({2, s.batch, s.groups, weight_rows, with.padded_length});
-  Tensor dgate = sums({s.batch, gate_rows, with.padded_length});
+  Tensor whole_dA = empty_gradient_of(A), whole_dB = empty_gradient_of(B), whole_dC = empty_gradient_of(C);
+  const auto gradient_if = [](const OptionalTensor& input) {
+    return input ? OptionalTensor(empty_gradient_of(*input)) : std::nullopt;
+  };
+  OptionalTensor whole_dD = gradient_if(D), whole_dbias = gradient_if(delta_bias);
+  OptionalTensor dgate = gradient_if(decay_gate);
 
   if (s.empty()) {
-    for (Tensor* written : {&du, &ddelta, &dz}) torch::stable::zero_(*written);
+    for (Tensor* written : {&du, &ddelta, &dz, &whole_dA, &whole_dB, &whole_dC})
+      torch::stable::zero_(*written);
+    for (OptionalTensor* written : {&whole_dD, &whole_dbias, &dgate}) {
+      if (*written) torch::stable::zero_(**written);
+    }
     fill_state(dinitial_state, dlast_state, s);
   } else {
     // One buffer for all launches, or with spans one for each, two launches' by turns: the first span's holds
@@ -306,33 +302,40 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
       for (RowSums* of : {&dA, &dD, &dbias, &constant_dB, &constant_dC}) of->finish(part);
       flags |= kHasState;
       part += parts_here;
-      if (variable) add_planes(dBC_planes, dBC, begin, end);
-      if (with.gate) add_planes(*dgate_planes, dgate, begin, end);
+      if (variable) {
+        add_planes(dBC_planes, s.constant_B ? std::nullopt : OptionalTensor(whole_dB),
+                   s.constant_C ? std::nullopt : OptionalTensor(whole_dC), s.batch * s.groups * state_parts,
+                   s.parts(), s, begin, end);
+      }
+      if (with.gate) add_planes(*dgate_planes, dgate, std::nullopt, s.batch * s.state, 1, s, begin, end);
       end = begin;
     }
+    Totals totals(s, dA, whole_dA);
+    totals.add_channels(dD, whole_dD, dbias, whole_dbias, blocks_per_group * block_channels);
+    totals.add_states(carry_at(launch - 1), dinitial_state);
+    totals.launch();
+    if (s.constant_B) Totals(s, constant_dB, whole_dB).launch();
+    if (s.constant_C) Totals(s, constant_dC, whole_dC).launch();
     if (with.sequences) {
       for (const Tensor* written : {&du, &ddelta, &dz}) zero_outside(*written, *with.sequences, s);
-      for (const Tensor* written : {&dBC, &dgate}) zero_rows_outside(*written, *with.sequences, s);
+      if (!s.constant_B) zero_rows_outside(whole_dB, s.parts(), *with.sequences, s);
+      if (!s.constant_C) zero_rows_outside(whole_dC, s.parts(), *with.sequences, s);
+      if (dgate) zero_rows_outside(*dgate, 1, *with.sequences, s);
     }
-    Tensor initial = by_channel(dinitial_state, s);
-    torch::stable::copy_(initial, adjoint_of(launch - 1));
   }
 
-  const auto matrix = [&](int64_t which, const Tensor& input) {
-    Tensor rows = torch::stable::select(dBC, 0, which);
-    Tensor shaped =
-        s.complex ? torch::stable::view(rows, {s.batch, s.groups, s.state, 2, with.padded_length}) : rows;
-    return unpack_rows(shaped, input, s.complex);
+  const auto like = [&](const OptionalTensor& gradient, const OptionalTensor& input) {
+    return gradient ? to_input_dtype(*gradient, *input) : absent_on(chunk_states);
   };
   return {du,
           gradient_of_heads(ddelta, delta, s),
-          gradient_of_constant(dA, A, s),
-          s.constant_B ? gradient_of_constant(constant_dB, B, s) : matrix(0, B),
-          s.constant_C ? gradient_of_constant(constant_dC, C, s) : matrix(1, C),
-          D ? gradient_of_channels(dD, D, s) : absent_on(chunk_states),
+          to_input_dtype(whole_dA, A),
+          to_input_dtype(whole_dB, B),
+          to_input_dtype(whole_dC, C),
+          like(whole_dD, D),
           dz,
-          delta_bias ? gradient_of_channels(dbias, delta_bias, s) : absent_on(chunk_states),
-          decay_gate ? unpack_rows(dgate, *decay_gate, false) : absent_on(chunk_states),
+          like(whole_dbias, delta_bias),
+          like(dgate, decay_gate),
           dinitial_state};
 }
 

@@ -86,12 +86,6 @@ class PackedWeights {
     Kernel::launch({}, config, B.get_device_index(), 2 * ceil_div(rows, config.ROWS) * blocks, args);
   }
 
-  // The dtype as the kernel's `flags` say it.
-  static int32_t code_of(const Tensor& t) {
-    const ScalarType type = type_of(t);
-    return type == ScalarType::Half ? 1 : type == ScalarType::BFloat16 ? 2 : 0;
-  }
-
   // Constants ([channels, state(, 2)]) keep their shape.
   static Tensor pack(const Tensor& x, const SelectiveScanSizes& s, bool constant, int64_t padded_length) {
     if (!constant) return pack_rows(x, s.complex, padded_length);

@@ -46,20 +46,26 @@ inline void launch_adjoint(const generated::SelectiveScanPlainBwd::Args& of, con
   Kernel::launch(key, config, u.get_device_index(), (of.spans - 1) * s.rows * blocks, args);
 }
 
-// Writes chunks [begin, end) of `total` [rows..., padded length] from `planes` [count, rows..., partial
-// length] of a launch that begins with them.
-inline void add_planes(const Tensor& planes, const Tensor& total, int64_t begin, int64_t end) {
+// Writes chunks [begin, end) of `first` and `second`, [rows..., length(, parts)] each, from `planes` [count,
+// 1 or 2, rows..., parts, partial length] of a launch that begins with them. Nobody wants what is not given.
+inline void add_planes(const Tensor& planes, const OptionalTensor& first, const OptionalTensor& second,
+                       int64_t rows, int64_t parts, const SelectiveScanSizes& s, int64_t begin, int64_t end) {
   using Kernel = generated::SelectiveScanSums;
   const int64_t count = planes.size(0), plane_size = planes.stride(0);
   if (planes.numel() == 0) return;
   const int64_t partial_length = planes.size(planes.dim() - 1);
   Kernel::Args args{};
   args.planes = pointer(planes);
-  args.total = static_cast<float*>(total.data_ptr()) + begin * kChunk;
+  args.first = pointer(first);
+  args.second = pointer(second);
   args.count = static_cast<int32_t>(count);
   args.plane_size = plane_size;
   args.partial_length = partial_length;
-  args.padded_length = total.size(total.dim() - 1);
+  args.rows = static_cast<int32_t>(rows);
+  args.parts = static_cast<int32_t>(parts);
+  args.L = static_cast<int32_t>(s.length);
+  args.begin = static_cast<int32_t>(begin * kChunk);
+  args.flags = code_of(first) | code_of(second) << 2;
   const auto& config = Kernel::pick({}, {});
   const int64_t blocks = (end - begin) * kChunk / config.STEPS;
   args.blocks = static_cast<int32_t>(blocks);
@@ -84,23 +90,27 @@ inline void zero_outside(const Tensor& x, int64_t rows, int64_t row_stride, int6
   Kernel::launch(key, config, x.get_device_index(), ceil_div(rows, config.ROWS), args);
 }
 
-// Of a sequence [1, channels, length], or rows [1..., length] side by side.
+// Of a sequence [1, channels, length], or rows [1..., length(, parts)] side by side.
 inline void zero_outside(const Tensor& sequence, const Tensor& cu_seqlens, const SelectiveScanSizes& s) {
   if (sequence.numel() == 0) return;
   zero_outside(sequence, s.channels, sequence.stride(1), sequence.stride(2), cu_seqlens, s);
 }
 
-inline void zero_rows_outside(const Tensor& rows, const Tensor& cu_seqlens, const SelectiveScanSizes& s) {
+inline void zero_rows_outside(const Tensor& rows, int64_t parts, const Tensor& cu_seqlens,
+                              const SelectiveScanSizes& s) {
   if (rows.numel() == 0) return;
-  const int64_t row_length = rows.size(rows.dim() - 1);
-  zero_outside(rows, rows.numel() / row_length, row_length, 1, cu_seqlens, s);
+  const int64_t row_size = s.length * parts, count = rows.numel() / row_size;
+  Tensor all = torch::stable::view(rows, {count, s.length, parts});
+  for (int64_t part = 0; part < parts; ++part) {
+    zero_outside(torch::stable::select(all, 2, part), count, row_size, parts, cu_seqlens, s);
+  }
 }
 
 // B or C with zeros at those steps: in a row with others they must not hold what spreads.
 inline Tensor inside_alone(const Tensor& weight, const Tensor& cu_seqlens, const SelectiveScanSizes& s) {
   Tensor copy = torch::stable::new_empty(weight, weight.sizes());
   torch::stable::copy_(copy, weight);
-  zero_rows_outside(copy, cu_seqlens, s);
+  zero_rows_outside(copy, 1, cu_seqlens, s);
   return copy;
 }
 

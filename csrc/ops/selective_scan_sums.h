@@ -1,6 +1,7 @@
 // Sums over steps that the CUDA backward kernels of selective_scan write, and the gradients made of them.
 #pragma once
 
+#include "generated/selective_scan.gen.h"
 #include "ops/launch_arguments.h"
 #include "ops/selective_scan.h"
 
@@ -15,8 +16,8 @@ struct SumRows {
   int64_t parts;
 };
 
-// Sums over steps that a launch writes, fp32 [rows, outer, inner]; `total()` adds them up. Those that are not
-// wanted have no memory, as each tensor costs the host a microsecond or two.
+// Sums over steps that a launch writes, fp32 [rows, outer, inner]. Those that are not wanted have no memory,
+// as each tensor costs the host a microsecond or two.
 class RowSums {
  public:
   RowSums(const SelectiveScanSizes& s, const Tensor& on, const SumRows& rows, int64_t outer, int64_t inner,
@@ -50,32 +51,63 @@ class RowSums {
     torch::stable::sum_out(target, *rows_, over);
   }
 
-  // Of sums that are wanted.
-  Tensor total() const {
-    const int64_t over[] = {0, 1};
-    return torch::stable::sum(*parts_, over);
-  }
+  // Of sums that are wanted: where they lie, and how many are to be added up.
+  void* data() const { return parts_->data_ptr(); }
+  int64_t count() const { return parts_->size(0) * parts_->size(1); }
 
  private:
   SumRows shared_;
   OptionalTensor parts_, rows_;
 };
 
-// [groups, padded channels of a group] as a gradient of [channels], without the padding.
-inline Tensor gradient_of_channels(const RowSums& sums, const OptionalTensor& input,
-                                   const SelectiveScanSizes& s) {
-  Tensor total = sums.total();
-  Tensor inside = torch::stable::narrow(total, 1, 0, s.channels / s.groups);
-  Tensor flat = torch::stable::reshape(inside, {s.channels});
-  return type_of(*input) == ScalarType::Float ? flat : gradient_of(*input, flat);
-}
+// What the sums of all launches come to.
+class Totals {
+ public:
+  // The gradient of A or of a constant, [channels, state(, 2)], from the kernel's [state * parts, channels].
+  Totals(const SelectiveScanSizes& s, const RowSums& sums, const Tensor& gradient) : device_of_(gradient) {
+    args_.A_sums = sums.data();
+    args_.dA = pointer(gradient);
+    args_.count = static_cast<int32_t>(sums.count());
+    args_.D = static_cast<int32_t>(s.channels);
+    args_.state_rows = static_cast<int32_t>(s.state * s.parts());
+    args_.groups = static_cast<int32_t>(s.groups);
+    args_.flags = code_of(gradient) | kNobody << 2 | kNobody << 4;
+  }
 
-// The gradient of A or a constant ([channels, state(, 2)]) from the kernel's [state * parts, channels].
-inline Tensor gradient_of_constant(const RowSums& sums, const Tensor& input, const SelectiveScanSizes& s) {
-  Tensor by_channel = torch::stable::transpose(sums.total(), 0, 1);
-  if (!s.complex) return gradient_of(input, by_channel);
-  Tensor pairs = torch::stable::reshape(by_channel, {s.channels, s.state, 2});
-  return gradient_of(input, pairs);
-}
+  // Those of D and the bias, [channels] each, from rows of groups of so many channels with their padding.
+  void add_channels(const RowSums& D_sums, const OptionalTensor& dD, const RowSums& bias_sums,
+                    const OptionalTensor& dbias, int64_t padded_channels) {
+    if (!dD && !dbias) return;
+    with_channels_ = true;
+    args_.D_sums = D_sums.data();
+    args_.bias_sums = bias_sums.data();
+    args_.dD = pointer(dD);
+    args_.ddelta_bias = pointer(dbias);
+    args_.padded_channels = static_cast<int32_t>(padded_channels);
+    args_.flags = (args_.flags & 3) | code_of(dD) << 2 | code_of(dbias) << 4;
+  }
+
+  // That of the initial state, from the adjoint before the first step, in the kernel's order.
+  void add_states(float* adjoint, const Tensor& dinitial_state) {
+    args_.adjoint = adjoint;
+    args_.dinitial_state = pointer(dinitial_state);
+    args_.batches = static_cast<int32_t>(dinitial_state.size(0));
+  }
+
+  void launch() const {
+    const auto& config = Kernel::pick({}, {});
+    const int64_t row_blocks = std::max<int64_t>(1, ceil_div(args_.state_rows, config.ROWS));
+    const int64_t units = row_blocks * (1 + args_.batches) + (with_channels_ ? 1 : 0);
+    Kernel::launch({}, config, device_of_.get_device_index(), units * ceil_div(args_.D, config.CHANNELS),
+                   args_);
+  }
+
+ private:
+  using Kernel = generated::SelectiveScanTotals;
+
+  const Tensor& device_of_;
+  Kernel::Args args_{};
+  bool with_channels_ = false;
+};
 
 }  // namespace mamba_aot::cuda

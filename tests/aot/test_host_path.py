@@ -134,13 +134,13 @@ for call in (
 ):
     print(launches(call))
 """
-    # A scan packs B and C, and so does its backward, which has spans' adjoints to find and planes of sums to
-    # add up; a convolution's has those alone.
+    # A scan packs B and C, and so does its backward, which has spans' adjoints to find, planes of sums to add
+    # up and totals to end with; a convolution's has planes alone.
     names = ("scan", "its backward", "convolution", "its backward", "its update", "state update", "norm")
     found = dict(enumerate(map(int, run(fakes, device_zero, program))))
     assert [f"{name}: {found[i]}" for i, name in enumerate(names)] == [
         "scan: 2",
-        "its backward: 4",
+        "its backward: 5",
         "convolution: 1",
         "its backward: 2",
         "its update: 1",
