@@ -51,7 +51,7 @@ _PLAIN = dict(STATES=16, RUN=8, num_warps=2, maxnreg=168)
 _FEW = dict(LANES=8, SHARERS=2, STEPS=64, CHANNELS=8, PREFETCH=True, **_PLAIN)
 _MANY = dict(LANES=4, SHARERS=2, STEPS=32, CHANNELS=16, PREFETCH=False, **_PLAIN)
 _ENDS = dict(LANES=4, SHARERS=1, STEPS=32, CHANNELS=16, PREFETCH=True, **_PLAIN)
-_COMPLEX = dict(STATES=16, RUN=4, LANES=8, SHARERS=2, STEPS=32, PREFETCH=False)
+_COMPLEX = dict(STATES=16, RUN=4, LANES=8, SHARERS=2, STEPS=32, PREFETCH=False, maxnreg=128)
 _FORWARD = ["u", "delta", "z", "out"]
 _BACKWARD = ["dout", "u", "delta", "z", "du", "ddelta", "dz"]
 _ADJOINT = ["dout", "delta", "z"]
@@ -93,17 +93,8 @@ KERNELS = [
         shape=["B", "D", "L"],
         tuned=["FEW", "SPLIT"],
         configs=[
-            Config("complex_ends", when="COMPLEX and ENDS", **_ENDS),
-            Config(
-                "complex",
-                when="COMPLEX and LAYOUT == 'seq'",
-                CHANNELS=32,
-                num_warps=8,
-                maxnreg=84,
-                **_COMPLEX,
-            ),
-            # 84 registers are too few with strides of time.
-            Config("complex_strided", when="COMPLEX", CHANNELS=16, num_warps=4, maxnreg=100, **_COMPLEX),
+            Config("complex_ends", when="COMPLEX and ENDS", CHANNELS=16, num_warps=4, **_COMPLEX),
+            Config("complex", when="COMPLEX", CHANNELS=32, num_warps=8, **_COMPLEX),
             Config("packed_ends", when="ENDS and PACKED", **{**_ENDS, "maxnreg": 184}),
             Config("ends", when="ENDS", **_ENDS),
             Config("packed_few", when="PACKED and B * D <= FEW", **_FEW),
