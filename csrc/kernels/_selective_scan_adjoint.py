@@ -5,9 +5,10 @@ This kernel walks each span from an adjoint of zero, in the layout of that one; 
 spans together.
 """
 
-from _arithmetic import LOG2E, anew, exp2_fast, sigmoid_fast, softplus
+from _arithmetic import anew, sigmoid_fast, softplus
 from _half import widened_pairs
-from _scan_operands import CHUNK, HAS_BIAS, HAS_STATE, HAS_Z, SOFTPLUS
+from _recurrence import add, conjugate, exponential, multiply, scale, scaled_rates, zero_where
+from _scan_operands import CHUNK, HAS_BIAS, HAS_STATE, HAS_Z, SOFTPLUS, load_state, store_state
 from _scan_packing import BY_INDEX, own_steps
 from _selective_scan_sequences import (
     FORGOTTEN,
@@ -24,6 +25,8 @@ from _selective_scan_tiles import (
     chunk_layouts,
     in_runs,
     load_run,
+    load_weights,
+    of_run,
     places,
     places_of_states,
     places_of_weights,
@@ -66,17 +69,19 @@ def selective_scan_adjoint_kernel(
     z_time,
     flags,
     LAYOUT: gl.constexpr,
+    COMPLEX: gl.constexpr,
     PACKED: gl.constexpr,
     LANES: gl.constexpr,
     STATES: gl.constexpr,
     CHANNELS: gl.constexpr,
 ):
-    """One program a span but the first, batch row and block of channels: `ends` [spans, batch, N, D] is the
-    adjoint at the span's first step from zero behind it, `elapsed_times` [spans, batch, D] the sum of the
+    """One program a span but the first, batch row and block of channels: `ends` [spans, batch, N (, 2), D] is
+    the adjoint at the span's first step from zero behind it, `elapsed_times` [spans, batch, D] the sum of the
     span's steps.
     """
     WARPS: gl.constexpr = gl.num_warps()
     ROWS: gl.constexpr = STATES // LANES
+    PARTS: gl.constexpr = 2 if COMPLEX else 1
     RUNS: gl.constexpr = CHUNK // RUN
     X: gl.constexpr = states_layout(ROWS, LANES, WARPS)
     STATES_OF_X: gl.constexpr = gl.SliceLayout(3, X)
@@ -92,7 +97,7 @@ def selective_scan_adjoint_kernel(
     dt_slots = gl.allocate_shared_memory(gl.float32, [RUNS, CHANNELS, RUN], ROWS_OF_RUNS)
     dy_slots = gl.allocate_shared_memory(gl.float32, [RUNS, CHANNELS, RUN], ROWS_OF_RUNS)
     C_slots = gl.allocate_shared_memory(
-        gl.float32, [RUNS, ROWS, LANES, RUN], gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
+        gl.float32, [RUNS, PARTS * ROWS, LANES, RUN], gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
     )
 
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
@@ -126,7 +131,7 @@ def selective_scan_adjoint_kernel(
 
     x_in_group, x_row, x_state = places_of_states(first_in_group, D // groups, group, ROWS, CHANNELS, X)
     w_state, w_time, weights = places_of_weights(
-        (batch * groups + group) * N, padded_length, RUNS, ROWS, LANES, WEIGHTS, False
+        (batch * groups + group) * N, padded_length, RUNS, ROWS, LANES, WEIGHTS, COMPLEX
     )
 
     blocks = gl.cdiv(N, STATES)
@@ -134,7 +139,8 @@ def selective_scan_adjoint_kernel(
     if PACKED:
         sequences = gl.zeros([1], gl.int32, CHANNEL)
         next_entry = load_last_entry(runs, batch, (own_end - 1) * CHUNK, CHUNK, L, by_index)
-    rate = gl.zeros([ROWS, LANES, CHANNELS], gl.float32, STATES_OF_X)
+    zero = gl.zeros([ROWS, LANES, CHANNELS], gl.float32, STATES_OF_X)
+    rate = (zero, zero) if COMPLEX else (zero,)
     mu = rate
     for chunk in range(own_end - 1, own_begin - 1, -1):
         begin = chunk * CHUNK
@@ -172,28 +178,28 @@ def selective_scan_adjoint_kernel(
 
         for block_of_states in range(0, blocks):
             begin_state = block_of_states * STATES
-            offset = begin_state * padded_length + begin
+            offset = begin_state * PARTS * padded_length + begin
             async_copy.async_copy_global_to_shared(
                 whole(C_slots), C + (weights + offset), begin_state + w_state < N
             )
             async_copy.commit_group()
             state = begin_state + x_state
             known = (x_in_group < D // groups) & (state < N)
-            at = row * N * D + (anew(x_row).to(gl.int64) + state.to(gl.int64) * D)
+            at = row * (N * PARTS) * D + (anew(x_row).to(gl.int64) + (state * PARTS).to(gl.int64) * D)
             # Rates and adjoints stay in registers, or in memory where these hold too few.
             if (chunk == own_end - 1) | (blocks > 1):
-                rate = gl.load(A + (anew(x_row).to(gl.int64) * N + state), known, 0.0)
-                mu = gl.load(ends + at, known & (chunk < own_end - 1), 0.0)
-            rates = gl.expand_dims(rate * LOG2E, 3)
+                rate = load_state(A, (anew(x_row).to(gl.int64) * N + state) * PARTS, 1, known, COMPLEX)
+                mu = load_state(ends, at, D, known & (chunk < own_end - 1), COMPLEX)
+            rates = of_run(scaled_rates(rate, COMPLEX), COMPLEX)
             async_copy.wait_group(0)
             if not PACKED or plain:
-                mu = adjoint_before_chunk(dt_slots, dy_slots, C_slots, rates, mu, X, False)
+                mu = adjoint_before_chunk(dt_slots, dy_slots, C_slots, rates, mu, X, False, COMPLEX)
             else:
                 inside = (begin + w_time >= first) & (begin + w_time < stop)
                 whole(C_slots).store(gl.where(inside, whole(C_slots).load(WEIGHTS), 0.0))
-                mu = adjoint_before_chunk(dt_slots, dy_slots, C_slots, rates, mu, X, True)
+                mu = adjoint_before_chunk(dt_slots, dy_slots, C_slots, rates, mu, X, True, COMPLEX)
             if (chunk == own_begin) | (blocks > 1):
-                gl.store(ends + at, mu, known)
+                store_state(ends, at, D, mu, known, COMPLEX)
     length = gl.sum(elapsed, 0)
     if PACKED:
         length = gl.where(sequences > 0, FORGOTTEN, length)
@@ -201,16 +207,28 @@ def selective_scan_adjoint_kernel(
 
 
 @gluon.jit
-def adjoint_before_chunk(dt_slots, dy_slots, C_slots, rates, mu, X: gl.constexpr, RESTARTS: gl.constexpr):
+def adjoint_before_chunk(
+    dt_slots,
+    dy_slots,
+    C_slots,
+    rates,
+    mu,
+    X: gl.constexpr,
+    RESTARTS: gl.constexpr,
+    COMPLEX: gl.constexpr,
+):
     """The adjoint before a chunk, from that behind it. With RESTARTS sequences begin inside."""
     RUNS: gl.constexpr = dt_slots.shape[0]
     for back in range(0, RUNS):
         k = anew(RUNS - 1 - back)
-        c = gl.expand_dims(C_slots.index(k).load(gl.SliceLayout(2, X)), 2)
+        c = load_weights(C_slots, k, X, COMPLEX)
         step_dt = load_run(dt_slots, k, X)
-        a = exp2_fast(step_dt * rates)
-        entering = (c * load_run(dy_slots, k, X),)
-        mu = adjoints_of_run((a,), entering, (mu,), step_dt, RESTARTS, False)[1][0]
+        step_dy = load_run(dy_slots, k, X)
+        if COMPLEX:
+            step_dy *= 2.0
+        a = exponential(step_dt, rates, COMPLEX)
+        entering = scale(conjugate(c, COMPLEX), step_dy, COMPLEX)
+        mu = adjoints_of_run(a, entering, mu, step_dt, RESTARTS, COMPLEX)[1]
     return mu
 
 
@@ -224,18 +242,33 @@ def chunks_of_span(span, chunk_begin, chunk_end, spans):
 
 @gluon.jit
 def entering_adjoint(
-    incoming, ends, elapsed_times, rate, at, channel, known, row, batches, last_span, D, N, flags
+    incoming,
+    ends,
+    elapsed_times,
+    rate,
+    at,
+    channel,
+    known,
+    row,
+    batches,
+    last_span,
+    D,
+    state_size,
+    flags,
+    COMPLEX: gl.constexpr,
 ):
     """The adjoint that enters a span, for some states and channels: that which comes back to the launch
     (`incoming`, if flags say that there is one), through the spans behind, up to `last_span`. `at` is where a
-    row [N, D] has them.
+    row of `state_size` numbers has them.
     """
     batch = row % batches
     span = (row // batches).to(gl.int32)
-    mu = gl.load(incoming + batch * N * D + at, known & ((flags & HAS_STATE) != 0), 0.0)
+    returning = known & ((flags & HAS_STATE) != 0)
+    mu = load_state(incoming + batch * state_size, at, D, returning, COMPLEX)
     for behind in range(last_span, span, -1):
         other = behind * batches + batch
         elapsed = gl.load(elapsed_times + other * D + channel, known, 0.0)
-        passed = gl.where(elapsed == FORGOTTEN, 0.0, exp2_fast(rate * LOG2E * elapsed) * mu)
-        mu = passed + gl.load(ends + other * N * D + at, known, 0.0)
+        a = conjugate(exponential(elapsed, scaled_rates(rate, COMPLEX), COMPLEX), COMPLEX)
+        passed = zero_where(elapsed == FORGOTTEN, multiply(a, mu, COMPLEX), COMPLEX)
+        mu = add(passed, load_state(ends + other * state_size, at, D, known, COMPLEX), COMPLEX)
     return mu

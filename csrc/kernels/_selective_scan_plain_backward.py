@@ -296,30 +296,28 @@ def selective_scan_plain_bwd_kernel(
                 rate_total = load_state(
                     dA + total_row * state_size, at, D, known & (chunk < own_end - 1), COMPLEX
                 )
-                # Complex states have no spans.
-                if not COMPLEX:  # noqa: SIM102
-                    if ((flags & SPANS) != 0) & (chunk == own_end - 1):
-                        last_span = spans - 1
-                        if PACKED:
-                            final_chunk = gl.minimum(gl.cdiv(stop, CHUNK), chunk_end) - 1
-                            each = gl.cdiv(chunk_end - chunk_begin, spans)
-                            last_span = gl.where(by_index, last_span, (final_chunk - chunk_begin) // each)
-                        passed = entering_adjoint(
-                            incoming,
-                            span_ends,
-                            span_times,
-                            rate[0],
-                            at,
-                            x_row,
-                            known,
-                            sums_row,
-                            batches,
-                            last_span,
-                            D,
-                            N,
-                            flags,
-                        )
-                        mu = (passed,)
+                if ((flags & SPANS) != 0) & (chunk == own_end - 1):
+                    last_span = spans - 1
+                    if PACKED:
+                        final_chunk = gl.minimum(gl.cdiv(stop, CHUNK), chunk_end) - 1
+                        each = gl.cdiv(chunk_end - chunk_begin, spans)
+                        last_span = gl.where(by_index, last_span, (final_chunk - chunk_begin) // each)
+                    mu = entering_adjoint(
+                        incoming,
+                        span_ends,
+                        span_times,
+                        rate,
+                        at,
+                        x_row,
+                        known,
+                        sums_row,
+                        batches,
+                        last_span,
+                        D,
+                        state_size,
+                        flags,
+                        COMPLEX,
+                    )
             rates = of_run(scaled_rates(rate, COMPLEX), COMPLEX)
             rate_x = expand(rate, 3, COMPLEX)
             rate_sum = (zero, zero) if COMPLEX else (zero,)

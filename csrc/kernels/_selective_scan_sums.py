@@ -22,8 +22,8 @@ def selective_scan_sums_kernel(
     STEPS: tl.constexpr,
     PLANES: tl.constexpr,
 ):
-    """Steps from `begin` on of first and, if there are as many rows again, of second [rows / parts, L, parts],
-    from planes [count, rows or twice as many, partial_length]: STEPS steps of a row a program.
+    """Steps from `begin` on of first and, if there are as many rows again, of second [rows / parts, L,
+    parts], from planes [count, rows or twice as many, partial_length]: STEPS steps of a row a program.
 
     A thread takes 16 bytes of every PLANES-th plane, so that many loads are under way: there are few sums, of
     many numbers. Which number is added to which depends on nothing but `count`. `flags` are the codes of

@@ -52,6 +52,9 @@ _FEW = dict(LANES=8, SHARERS=2, STEPS=64, CHANNELS=8, PREFETCH=True, **_PLAIN)
 _MANY = dict(LANES=4, SHARERS=2, STEPS=32, CHANNELS=16, PREFETCH=False, **_PLAIN)
 _ENDS = dict(LANES=4, SHARERS=1, STEPS=32, CHANNELS=16, PREFETCH=True, **_PLAIN)
 _COMPLEX = dict(STATES=16, RUN=4, LANES=8, SHARERS=2, STEPS=32, PREFETCH=False, maxnreg=128)
+# Of the plain backward and of the adjoints that its spans pass on.
+_GRADIENTS = dict(LANES=4, STEPS=8, CHANNELS=32, num_warps=4)
+_CHAINS = dict(LANES=4, CHANNELS=32, num_warps=4, maxnreg=224)
 _FORWARD = ["u", "delta", "z", "out"]
 _BACKWARD = ["dout", "u", "delta", "z", "du", "ddelta", "dz"]
 _ADJOINT = ["dout", "delta", "z"]
@@ -180,8 +183,8 @@ KERNELS = [
             "partial_length",
         ],
         configs=[
-            Config("complex", when="COMPLEX", LANES=4, STATES=8, STEPS=8, CHANNELS=32, num_warps=4),
-            Config("real", LANES=4, STATES=16, STEPS=8, CHANNELS=32, num_warps=4),
+            Config("complex", when="COMPLEX", STATES=8, **_GRADIENTS),
+            Config("real", STATES=16, **_GRADIENTS),
         ],
     ),
     Kernel(
@@ -194,9 +197,13 @@ KERNELS = [
             **_CHUNKS,
             "flags": "i32",
         },
-        axes=dict(**_PLAIN_AXES, PACKED=[False, True]),
+        axes=dict(**_PLAIN_AXES, COMPLEX=[False, True], PACKED=[False, True]),
+        skip=_too_seldom,
         aligned=lambda values: [*_aligned(values, _ADJOINT), "C", "padded_length"],
-        configs=[Config("only", LANES=4, STATES=16, CHANNELS=32, num_warps=4, maxnreg=224)],
+        configs=[
+            Config("complex", when="COMPLEX", STATES=8, **_CHAINS),
+            Config("real", STATES=16, **_CHAINS),
+        ],
     ),
     Kernel(
         selective_scan_sums_kernel,

@@ -185,9 +185,8 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
   const int64_t blocks_per_group = ceil_div(s.channels / s.groups, block_channels);
   const int64_t blocks = s.groups * blocks_per_group;
   const int64_t most_chunks = chunks_in_a_launch(s, u, blocks, with.gate.has_value());
-  const bool may_split = plain && !s.complex && !s.empty();
-  const Launches time = may_split ? backward_launches(s, most_chunks, blocks, u.get_device_index())
-                                  : Launches{most_chunks, most_chunks};
+  const Launches time = plain && !s.empty() ? backward_launches(s, most_chunks, blocks, u.get_device_index())
+                                            : Launches{most_chunks, most_chunks};
   const int64_t spans = time.spans(), state_parts = s.state * s.parts();
   const bool sparse = s.packed() && !plain;
   // By ends the programs that have steps, in the order of time, each take the next sequence or the next span.

@@ -12,7 +12,8 @@ namespace mamba_aot::cuda {
 inline void launch_adjoint(const generated::SelectiveScanPlainBwd::Args& of, const SelectiveScanSizes& s,
                            const Tensor& u, bool rows) {
   using Kernel = generated::SelectiveScanAdjoint;
-  const Kernel::Key key{storage_of(u), rows ? Kernel::Layout::seq : Kernel::Layout::strided, s.packed()};
+  const Kernel::Key key{storage_of(u), rows ? Kernel::Layout::seq : Kernel::Layout::strided, s.complex,
+                        s.packed()};
   const auto& config = Kernel::pick(key, {});
   Kernel::Args args{};
   args.dout = of.dout;

@@ -76,6 +76,17 @@ ROWS: dict[str, dict[str, Any]] = {
     "float16, channel-last": {**HALF, "layout": "channel"},
     "float16, weights too": {**HALF, "weight_dtype": torch.float16},
     "float16, complex": {**HALF, **COMPLEX},
+    "float16, complex, one step": {**HALF, **COMPLEX, "length": 1},
+    "float16, complex, long, initial state": {**HALF, **COMPLEX, "length": 1000, "initial_state": True},
+    "float16, complex, 40 channels, channel-last": {**HALF, **COMPLEX, "dim": 40, "layout": "channel"},
+    "float16, complex, 1000 channels": {**HALF, **COMPLEX, "dim": 1000, "length": 20, "state": 5},
+    "float16, complex, state 3": {**HALF, **COMPLEX, "state": 3, "length": 129},
+    "float16, complex, state 24, 2 groups": {**HALF, **COMPLEX, "state": 24, "groups": 2, "length": 130},
+    "float16, complex, state 128": {**HALF, **COMPLEX, "state": 128, "dim": 4},
+    "float16, complex, no options": {**HALF, **COMPLEX, **NOTHING, "length": 128},
+    "float16, complex, zoh": {**HALF, **COMPLEX, "discretization": "zoh"},
+    "float16, complex, sliced": {**HALF, **COMPLEX, "layout": "sliced"},
+    "float16, complex, no states": {**HALF, **COMPLEX, "state": 0},
     "bfloat16": BRAIN,
     "bfloat16, long": {**BRAIN, "length": 1000, "dim": 3},
     "bfloat16, everything": {**BRAIN, **EVERYTHING},
@@ -83,6 +94,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "bfloat16, strided": {**BRAIN, "layout": "strided"},
     "bfloat16, weights too": {**BRAIN, "weight_dtype": torch.bfloat16, "decay_gate": True},
     "bfloat16, complex": {**BRAIN, **COMPLEX},
+    "bfloat16, complex, 2 groups, strided": {**BRAIN, **COMPLEX, "groups": 2, "layout": "strided"},
     "bfloat16, complex, everything": {**BRAIN, **COMPLEX, **EVERYTHING, "layout": "channel"},
     "bfloat16, interleaved": {**BRAIN, **COMPLEX, "interleaved": True, "weight_dtype": torch.bfloat16},
     "constant B": {"constant": "B"},
@@ -122,9 +134,10 @@ def test_matches_float64(row: dict[str, Any], device: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("length", [4112, 4480])
 @pytest.mark.parametrize("layout", ["seq", "channel"])
-def test_time_in_spans_of_several_launches(length: int, layout: str) -> None:
+@pytest.mark.parametrize("kind", [{}, {**HALF, **COMPLEX}], ids=["real", "complex"])
+def test_time_in_spans_of_several_launches(length: int, layout: str, kind: dict[str, Any]) -> None:
     """A launch of the backward takes 4096 steps, in spans where channels are few; the rest is one or two."""
-    inputs = make_scan_inputs(2, 12, length, 3, layout=layout, initial_state=True, device="cuda")
+    inputs = make_scan_inputs(2, 12, length, 3, layout=layout, initial_state=True, **kind, device="cuda")
     assert_matches_reference(scan, scan_ref, inputs)
 
 
@@ -133,11 +146,13 @@ def test_time_in_spans_of_several_launches(length: int, layout: str) -> None:
 @pytest.mark.parametrize("state", [5, 24])
 @pytest.mark.parametrize("layout", ["seq", "channel"])
 @pytest.mark.parametrize("initial_state", [False, True], ids=["from zero", "from a state"])
-def test_forward_in_spans(length: int, state: int, layout: str, initial_state: bool) -> None:
+@pytest.mark.parametrize("kind", [{}, {**HALF, **COMPLEX}], ids=["real", "complex"])
+def test_forward_in_spans(
+    length: int, state: int, layout: str, initial_state: bool, kind: dict[str, Any]
+) -> None:
     """Where channels are few, it splits time from 1024 steps on, into eight spans, six or seven."""
-    inputs = make_scan_inputs(
-        2, 24, length, state, layout=layout, initial_state=initial_state, groups=2, device="cuda"
-    )
+    options = {"layout": layout, "initial_state": initial_state, "groups": 2, **kind}
+    inputs = make_scan_inputs(2, 24, length, state, **options, device="cuda")
     assert_matches_reference(scan, scan_ref, inputs)
 
 
