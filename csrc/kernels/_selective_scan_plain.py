@@ -289,8 +289,8 @@ def selective_scan_plain_fwd_kernel(
         else:
             y = D_value * x
 
-        for block_in_planess in range(0, blocks):
-            begin_state = block_in_planess * STATES
+        for block_of_states in range(0, blocks):
+            begin_state = block_of_states * STATES
             # The state comes from initial_state and the spans before, or from 0, before the first tile, and
             # goes to last_state or span_ends after the final one. In between it stays in registers, or in
             # `carry` where there are more than these hold.

@@ -1,7 +1,7 @@
 """Selective scan, forward and backward (Mamba paper 2312.00752, Algorithm 2; gate and ZOH as in
 docs/architecture.md): the variants of its kernels.
 
-Real states without options have the plain kernels; all others take the general ones.
+States without options have the plain kernels; all others take the general ones.
 """
 
 from _selective_scan_adjoint import selective_scan_adjoint_kernel
