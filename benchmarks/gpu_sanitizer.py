@@ -1,0 +1,55 @@
+"""Calls of the scan, forward and backward, for `compute-sanitizer --tool memcheck` and `--tool racecheck`.
+
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python benchmarks/gpu_sanitizer.py
+
+Small shapes that take each of its kernels: whole tiles and parts of them, spans, several blocks of states,
+complex states, packed sequences, constants, gates; without torch's cache of memory, so that each tensor has
+its bounds.
+"""
+
+from typing import Any
+
+import torch
+
+from mamba_aot import selective_scan_fn
+from mamba_aot.testing import make_scan_inputs
+
+COMPLEX = {"is_complex": True, "dtype": torch.bfloat16}
+CALLS: list[dict[str, Any]] = [
+    {"cu_seqlens": [700, 1, 63, 0, 400], "dim": 40, "dtype": torch.bfloat16, "initial_state": True},
+    {"seq_idx": [[700, -1, 63, 400]], "dim": 40},
+    {"constant": "B", "length": 129, "groups": 2, "initial_state": True},
+    {**COMPLEX, "constant": "BC", "length": 64, "initial_state": True},
+    {"decay_gate": True, "length": 130, "discretization": "zoh", "initial_state": True},
+]
+for layout in ("seq", "channel"):
+    for initial_state in (False, True):
+        options = {**COMPLEX, "layout": layout, "initial_state": initial_state}
+        CALLS.append({**options, "length": 130, "dim": 40})
+        CALLS.append({**options, "length": 1100, "dim": 24, "state": 24, "groups": 2})
+    CALLS.append({**COMPLEX, "layout": layout, "length": 63, "dim": 3, "state": 3, "initial_state": True})
+    packed = {"layout": layout, "cu_seqlens": [70, 1, 63, 0, 40], "dim": 12, "initial_state": True}
+    CALLS.append({**COMPLEX, **packed})
+    half = {"dtype": torch.float16, "weight_dtype": torch.float16, "layout": layout}
+    CALLS.append({**half, "length": 129, "dim": 24})
+
+
+def call(options: dict[str, Any]) -> None:
+    """One forward and one backward."""
+    inputs = make_scan_inputs(**options, device="cuda")
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    leaves = {
+        name: value.requires_grad_()
+        for name, value in tensors.items()
+        if value.is_floating_point() or value.is_complex()
+    }
+    out, last_state = selective_scan_fn(**{**inputs, **leaves}, return_last_state=True)
+    results = [out, last_state] if options.get("initial_state") else [out]
+    torch.autograd.grad(results, [*leaves.values()], [torch.ones_like(result) for result in results])
+
+
+if __name__ == "__main__":
+    for options in CALLS:
+        call(options)
+    torch.cuda.synchronize()
+    print(f"{2 * len(CALLS)} calls")
