@@ -10,6 +10,7 @@ from _half import widened_pairs
 from _recurrence import add, conjugate, exponential, multiply, scale, scaled_rates, zero_where
 from _scan_operands import CHUNK, HAS_BIAS, HAS_STATE, HAS_Z, SOFTPLUS, load_state, store_state
 from _scan_packing import BY_INDEX, own_steps
+from _selective_scan_runs import RUN, adjoints_of_run, of_run
 from _selective_scan_sequences import (
     FORGOTTEN,
     in_one_sequence,
@@ -19,20 +20,14 @@ from _selective_scan_sequences import (
     of_sequence,
     unmarked,
 )
+from _selective_scan_slots import in_runs, load_run, load_weights, whole
 from _selective_scan_tiles import (
-    RUN,
-    adjoints_of_run,
     chunk_layouts,
-    in_runs,
-    load_run,
-    load_weights,
-    of_run,
     places,
     places_of_states,
     places_of_weights,
     states_layout,
     weights_layout,
-    whole,
 )
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl

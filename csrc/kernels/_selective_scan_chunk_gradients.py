@@ -6,7 +6,8 @@ from _arithmetic import sigmoid, sigmoid_fast, softplus
 from _half import widened_pairs
 from _scan_operands import HAS_Z, SOFTPLUS
 from _selective_scan_sequences import marked, unmarked
-from _selective_scan_tiles import in_runs, joined, load_tiles, whole, write
+from _selective_scan_slots import in_runs, joined, load_tiles, whole
+from _selective_scan_tiles import write
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 

@@ -221,22 +221,11 @@ def selective_scan_plain_fwd_kernel(
     blocks = gl.cdiv(N, STATES)
     stage = 0
     next_state, next_start = following(0, begin, N, STATES, STEPS)
-    for first_stage in gl.static_range(2):
-        fetch_rows(
-            B_slots.index(first_stage),
-            C_slots.index(first_stage),
-            B,
-            C,
-            weights,
-            state,
-            next_state if first_stage == 1 else 0,
-            next_start if first_stage == 1 else begin,
-            N,
-            L,
-            padded_length,
-            COMPLEX,
-            ENDS,
-        )
+    rows = (B, C, weights, state)
+    slots_ahead = (B_slots.index(0), C_slots.index(0))
+    fetch_rows(slots_ahead, rows, 0, begin, N, L, padded_length, COMPLEX, ENDS)
+    slots_ahead = (B_slots.index(1), C_slots.index(1))
+    fetch_rows(slots_ahead, rows, next_state, next_start, N, L, padded_length, COMPLEX, ENDS)
     used = (time < limit - begin) & valid_tile
     next_x = gl.load(u_at + step * u_time, used, 0.0)
     next_dt = gl.load(delta_at + step * delta_time, used, 0.0)
@@ -399,21 +388,8 @@ def selective_scan_plain_fwd_kernel(
                     store_state(target, j * target_step, target_plane, h, known, COMPLEX)
 
             next_state, next_start = following(next_state, next_start, N, STATES, STEPS)
-            fetch_rows(
-                B_stage,
-                C_stage,
-                B,
-                C,
-                weights,
-                state,
-                next_state,
-                next_start,
-                N,
-                L,
-                padded_length,
-                COMPLEX,
-                ENDS,
-            )
+            slots_ahead = (B_stage, C_stage)
+            fetch_rows(slots_ahead, rows, next_state, next_start, N, L, padded_length, COMPLEX, ENDS)
             stage = 1 - stage
             if not ENDS:
                 shares = gl.sum(y_slots.load(SHARES), 0)

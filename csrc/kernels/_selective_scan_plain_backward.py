@@ -24,6 +24,7 @@ from _scan_operands import (
 from _scan_packing import BY_INDEX, own_steps
 from _selective_scan_adjoint import chunks_of_span, entering_adjoint
 from _selective_scan_chunk_gradients import delta_of, gate_gradient, input_gradients, store_inputs
+from _selective_scan_runs import RUN, of_run, state_after_run
 from _selective_scan_sequences import (
     begins_with_sequence,
     load_entries,
@@ -32,25 +33,18 @@ from _selective_scan_sequences import (
     tiles_in_one_sequence,
     unmarked,
 )
+from _selective_scan_slots import joined, load_inputs, load_tiles, store_parts, whole
 from _selective_scan_tile_gradients import allocate_slots, gradients_of_tile
 from _selective_scan_tiles import (
-    RUN,
     chunk_layouts,
     fetch_rows,
-    joined,
-    load_inputs,
     load_sequences,
     load_states,
-    load_tiles,
-    of_run,
     places_of_states,
     places_of_weights,
     shares_layout,
-    state_after_run,
     states_layout,
-    store_parts,
     weights_layout,
-    whole,
 )
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -201,6 +195,8 @@ def selective_scan_plain_bwd_kernel(
     w_state, w_time, weights = places_of_weights(
         input_row, padded_length, TILES * RUNS, ROWS, LANES, WEIGHTS, COMPLEX
     )
+    weight_slots = (B_slots, C_slots)
+    weight_rows = (B, C, weights, w_state)
 
     # Of the sums over channels.
     SUM: gl.constexpr = gl.SliceLayout(
@@ -248,7 +244,7 @@ def selective_scan_plain_bwd_kernel(
         next_dt, next_x, next_dy, next_z = load_sequences(
             of_delta, of_u, of_dout, of_z, place, used, flags, LAYOUT
         )
-    fetch_rows(B_slots, C_slots, B, C, weights, w_state, 0, own_end - 1, N, padded_length, there, COMPLEX)
+    fetch_rows(weight_slots, weight_rows, 0, own_end - 1, N, padded_length, there, COMPLEX)
     next_h = load_states(states_at, saved_row, x_state, x_row, x_valid & there, D, N, COMPLEX)
     if PACKED:
         next_entries = load_tile_entries(runs, batch, (own_end - 1) * CHUNK, TILES, STEPS, L, by_index)
@@ -361,37 +357,18 @@ def selective_scan_plain_bwd_kernel(
                 sums_at = (dB, dC, to, own, inside, complete)
                 carried = (h, mu, rate_sum)
                 layouts: gl.constexpr = (SHARES, SUMS, SUM, X)
+                kinds: gl.constexpr = (PACKED, COMPLEX, APART)
                 # Two calls, as what a compiler knows of a tile must stand in the call.
                 further = block_of_states > 0
                 if PACKED:
                     plain_tile = (plain_tiles >> t) & 1 != 0
                 if not PACKED or plain_tile:
                     h, mu, rate_sum = gradients_of_tile(
-                        slots_of_chunk,
-                        t,
-                        states,
-                        carried,
-                        sums_at,
-                        further,
-                        layouts,
-                        False,
-                        PACKED,
-                        COMPLEX,
-                        APART,
+                        slots_of_chunk, t, states, carried, sums_at, further, layouts, kinds, False
                     )
                 else:
                     h, mu, rate_sum = gradients_of_tile(
-                        slots_of_chunk,
-                        t,
-                        states,
-                        carried,
-                        sums_at,
-                        further,
-                        layouts,
-                        True,
-                        PACKED,
-                        COMPLEX,
-                        APART,
+                        slots_of_chunk, t, states, carried, sums_at, further, layouts, kinds, True
                     )
 
             rate_total = add(rate_total, rate_sum, COMPLEX)
@@ -411,20 +388,7 @@ def selective_scan_plain_bwd_kernel(
                 store_state(dA + total_row * state_size, at, D, rate_total, known, COMPLEX)
             if block_of_states + 1 < blocks:
                 following = begin_state + STATES
-                fetch_rows(
-                    B_slots,
-                    C_slots,
-                    B,
-                    C,
-                    weights,
-                    w_state,
-                    following,
-                    chunk,
-                    N,
-                    padded_length,
-                    True,
-                    COMPLEX,
-                )
+                fetch_rows(weight_slots, weight_rows, following, chunk, N, padded_length, True, COMPLEX)
                 saved_row = chunk
                 if PACKED:
                     saved_row = gl.where(first > begin, begun_row, chunk)
@@ -482,7 +446,7 @@ def selective_scan_plain_bwd_kernel(
             next_dt, next_x, next_dy, next_z = load_sequences(
                 of_delta, of_u, of_dout, of_z, place, valid_tile & there, flags, LAYOUT
             )
-        fetch_rows(B_slots, C_slots, B, C, weights, w_state, 0, chunk - 1, N, padded_length, there, COMPLEX)
+        fetch_rows(weight_slots, weight_rows, 0, chunk - 1, N, padded_length, there, COMPLEX)
         next_h = load_states(states_at, saved_row, x_state, x_row, x_valid & there, D, N, COMPLEX)
         if (flags & HAS_Z) != 0:
             y = joined(load_tiles(y_slots, LAYOUTS), TILE)

@@ -79,21 +79,13 @@ def decays_of(dt, rate, PACKED: gl.constexpr, COMPLEX: gl.constexpr):
 
 @gluon.jit
 def fetch_rows(
-    B_slots,
-    C_slots,
-    B,
-    C,
-    weights,
-    state,
-    begin_state,
-    start,
-    N,
-    L,
-    padded_length,
-    COMPLEX: gl.constexpr,
-    ENDS: gl.constexpr,
+    slots, rows, begin_state, start, N, L, padded_length, COMPLEX: gl.constexpr, ENDS: gl.constexpr
 ):
-    """Ask for B and C of a block of states in a tile, or for nothing past the end."""
+    """Ask for B and C of a block of states in a tile, or for nothing past the end. `rows` are the two,
+    offsets in them, and states.
+    """
+    B_slots, C_slots = slots
+    B, C, weights, state = rows
     at = weights + (begin_state * (padded_length * (2 if COMPLEX else 1)) + start)
     any_row = (state < N - begin_state) & (start < L)
     async_copy.async_copy_global_to_shared(B_slots, B + at, any_row)

@@ -16,19 +16,17 @@ from _recurrence import (
     total,
     where,
 )
-from _selective_scan_tiles import (
-    RUN,
-    adjoints_of_run,
+from _selective_scan_runs import RUN, adjoints_of_run, states_of_run
+from _selective_scan_slots import (
     load_parts,
     load_run,
     load_weights,
     over_channels,
     stacked,
-    states_of_run,
     store_parts,
-    store_sums,
     whole,
 )
+from _selective_scan_tiles import store_sums
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -180,16 +178,17 @@ def gradients_of_tile(
     sums_at,
     further,
     LAYOUTS: gl.constexpr,
+    KINDS: gl.constexpr,
     RESTARTS: gl.constexpr,
-    PACKED: gl.constexpr,
-    COMPLEX: gl.constexpr,
-    APART: gl.constexpr,
 ):
     """What a tile adds to sums over states, in `slots`, and over channels, in dB and dC. `states` are the one
     that the chunk begins with, and rates, times log2(e) and as they are; `carried` the state before the tile,
     the adjoint behind it and the sums of A's gradient; returned are those of the tile before. With RESTARTS
     sequences begin inside the tile; `further` blocks of states add to what is there.
     """
+    PACKED: gl.constexpr = KINDS[0]
+    COMPLEX: gl.constexpr = KINDS[1]
+    APART: gl.constexpr = KINDS[2]
     inputs, shares, sums, terms, starts = slots
     dt_slots, dtx_slots, dy_slots, B_slots, C_slots = inputs
     y_shares, ddt_shares, dkick_shares = shares
