@@ -145,6 +145,7 @@ def test_registers_and_spills_are_recorded():
 def test_the_scan_does_not_spill():
     """A thread holds 16 steps of a real state, 8 or 4 of a complex one: every state size takes this code."""
     spilling = {row["id"]: row["spill_bytes"] for row in cubins("selective_scan") if row["spill_bytes"] > 0}
+
     # The backward of packed sequences, which holds two ways through a tile, needs more registers than there
     # are before sm_90, and for sm_80 so does any; most of what it keeps in memory it reads once a chunk.
     def most_bytes(row: dict) -> int:
