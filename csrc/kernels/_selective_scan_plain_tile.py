@@ -2,7 +2,7 @@
 
 from _arithmetic import exp2_fast, polar
 from _recurrence import reversed_steps, scale, where
-from _selective_scan_sequences import shift_of
+from _selective_scan_sequences import after, shift_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
@@ -19,13 +19,6 @@ def onward(a, h, kick, COMPLEX: gl.constexpr):
 
 
 @gluon.jit
-def onward_in_sequence(a, h, kick, COMPLEX: gl.constexpr):
-    """The same where a step with a = 0 forgets what was before it, whatever that is."""
-    goes_on = (a[0] != 0.0) | (a[1] != 0.0) if COMPLEX else a[0] != 0.0
-    return where(goes_on, onward(a, h, kick, COMPLEX), kick, COMPLEX)
-
-
-@gluon.jit
 def follow(a_left, b_left, a_right, b_right):
     """Two steps of h -> a h + b as one, such that a step of the chain is one fused multiply-add."""
     return a_left * a_right, onward((a_right,), (b_left,), (b_right,), False)[0]
@@ -33,7 +26,8 @@ def follow(a_left, b_left, a_right, b_right):
 
 @gluon.jit
 def follow_in_sequence(a_left, b_left, a_right, b_right):
-    return a_left * a_right, onward_in_sequence((a_right,), (b_left,), (b_right,), False)[0]
+    """The same where a step with a = 0 forgets what was before it, whatever that is."""
+    return a_left * a_right, after(a_right, b_left, b_right)
 
 
 @gluon.jit
@@ -44,19 +38,11 @@ def follow_complex(ar, ai, br, bi, cr, ci, dr, di):
 
 
 @gluon.jit
-def follow_complex_in_sequence(ar, ai, br, bi, cr, ci, dr, di):
-    h = onward_in_sequence((cr, ci), (br, bi), (dr, di), True)
-    return ar, ai, h[0], h[1]
-
-
-@gluon.jit
 def walk(a, kick, PACKED: gl.constexpr, COMPLEX: gl.constexpr):
     """The states of a run, from 0."""
+    gl.static_assert(not (PACKED and COMPLEX), "packed sequences of complex states take the general kernels")
     if COMPLEX:
-        if PACKED:
-            h = gl.associative_scan((a[0], a[1], kick[0], kick[1]), 1, follow_complex_in_sequence)
-        else:
-            h = gl.associative_scan((a[0], a[1], kick[0], kick[1]), 1, follow_complex)
+        h = gl.associative_scan((a[0], a[1], kick[0], kick[1]), 1, follow_complex)
         return (h[2], h[3])
     elif PACKED:
         return (gl.associative_scan((a[0], kick[0]), 1, follow_in_sequence)[1],)
@@ -183,10 +169,7 @@ def states_of_tile(
             a = decays_of(dt_run, rates[j], PACKED, COMPLEX)
             kick = scale(b, dtx_run, COMPLEX)
             entered = reversed_steps(states[j], COMPLEX)
-            if PACKED:
-                opened = onward_in_sequence(a, entered, kick, COMPLEX)
-            else:
-                opened = onward(a, entered, kick, COMPLEX)
+            opened = (after(a[0], entered[0], kick[0]),) if PACKED else onward(a, entered, kick, COMPLEX)
             run = walk(a, where(first_step, opened, kick, COMPLEX), PACKED, COMPLEX)
             through += (run,)
             if not ENDS:
