@@ -51,11 +51,20 @@ class RowSums {
     torch::stable::sum_out(target, *rows_, over);
   }
 
-  // Of sums that are wanted: where they lie, and how many are to be added up.
-  void* data() const { return parts_->data_ptr(); }
-  int64_t count() const { return parts_->size(0) * parts_->size(1); }
+  // Of sums that are wanted: how many a kernel is left to add up one behind the other, and these. Many, of
+  // large batches, are added up by torch before, in an order that costs fewer digits.
+  int64_t count() const { return all() <= kMostInAChain ? all() : 1; }
+  Tensor rows() const {
+    if (all() <= kMostInAChain) return *parts_;
+    const int64_t over[] = {0, 1};
+    return torch::stable::sum(*parts_, over);
+  }
 
  private:
+  static constexpr int64_t kMostInAChain = 256;
+
+  int64_t all() const { return parts_->size(0) * parts_->size(1); }
+
   SumRows shared_;
   OptionalTensor parts_, rows_;
 };
@@ -64,8 +73,9 @@ class RowSums {
 class Totals {
  public:
   // The gradient of A or of a constant, [channels, state(, 2)], from the kernel's [state * parts, channels].
-  Totals(const SelectiveScanSizes& s, const RowSums& sums, const Tensor& gradient) : device_of_(gradient) {
-    args_.A_sums = sums.data();
+  Totals(const SelectiveScanSizes& s, const RowSums& sums, const Tensor& gradient)
+      : device_of_(gradient), A_sums_(sums.rows()) {
+    args_.A_sums = pointer(A_sums_);
     args_.dA = pointer(gradient);
     args_.count = static_cast<int32_t>(sums.count());
     args_.D = static_cast<int32_t>(s.channels);
@@ -79,8 +89,10 @@ class Totals {
                     const OptionalTensor& dbias, int64_t padded_channels) {
     if (!dD && !dbias) return;
     with_channels_ = true;
-    args_.D_sums = D_sums.data();
-    args_.bias_sums = bias_sums.data();
+    D_sums_ = D_sums.rows();
+    bias_sums_ = bias_sums.rows();
+    args_.D_sums = pointer(D_sums_);
+    args_.bias_sums = pointer(bias_sums_);
     args_.dD = pointer(dD);
     args_.ddelta_bias = pointer(dbias);
     args_.padded_channels = static_cast<int32_t>(padded_channels);
@@ -106,6 +118,8 @@ class Totals {
   using Kernel = generated::SelectiveScanTotals;
 
   const Tensor& device_of_;
+  Tensor A_sums_;
+  OptionalTensor D_sums_, bias_sums_;
   Kernel::Args args_{};
   bool with_channels_ = false;
 };

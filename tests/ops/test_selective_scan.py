@@ -28,6 +28,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "two chunks and a step": {"length": 129},
     "long": {"length": 1000, "dim": 3},
     "one sequence": {"batch": 1},
+    "1200 sequences": {"batch": 1200, "length": 5, "dim": 2, "state": 5},
     "one channel": {"dim": 1},
     "24 channels": {"dim": 24},
     "1000 channels": {"dim": 1000, "length": 20, "state": 4},
