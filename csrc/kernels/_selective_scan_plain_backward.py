@@ -11,16 +11,7 @@ for B and C over channels, both once a tile.
 from _arithmetic import anew
 from _half import widened_pairs
 from _recurrence import add, expand, exponential, scale, scaled_rates, zero_where
-from _scan_operands import (
-    CHUNK,
-    HAS_BIAS,
-    HAS_D,
-    HAS_STATE,
-    HAS_Z,
-    SPANS,
-    load_state,
-    store_state,
-)
+from _scan_operands import CHUNK, HAS_BIAS, HAS_D, HAS_STATE, HAS_Z, SPANS, load_state, store_state
 from _scan_packing import BY_INDEX, own_steps
 from _selective_scan_adjoint import chunks_of_span, entering_adjoint
 from _selective_scan_chunk_gradients import delta_of, gate_gradient, input_gradients, store_inputs
@@ -41,9 +32,12 @@ from _selective_scan_tiles import (
     load_sequences,
     load_states,
     places_of_states,
+    places_of_sums,
     places_of_weights,
+    row_of_totals,
     shares_layout,
     states_layout,
+    sums_layouts,
     weights_layout,
 )
 from triton.experimental import gluon
@@ -130,12 +124,10 @@ def selective_scan_plain_bwd_kernel(
     LAYOUTS: gl.constexpr = chunk_layouts(LAYOUT, JOINED, CHANNELS, RUNS, WARPS)
     TILE: gl.constexpr = LAYOUTS[0]
     SHARES: gl.constexpr = shares_layout(RUNS, LANES, WARPS)
-    # [runs and states, channels and steps of a run]: terms of sums over channels.
     PARTS: gl.constexpr = 2 if COMPLEX else 1
-    TERMS: gl.constexpr = PARTS * RUNS * STATES
-    PER_THREAD: gl.constexpr = min(CHANNELS * RUN, TERMS * CHANNELS * RUN // (32 * WARPS))
-    SPLIT: gl.constexpr = CHANNELS * RUN // PER_THREAD
-    SUMS: gl.constexpr = gl.BlockedLayout([1, PER_THREAD], [32 // SPLIT, SPLIT], [WARPS, 1], [0, 1])
+    SUM_LAYOUTS: gl.constexpr = sums_layouts(PARTS * RUNS * STATES, CHANNELS, WARPS)
+    SUMS: gl.constexpr = SUM_LAYOUTS[0]
+    SUM: gl.constexpr = SUM_LAYOUTS[1]
     WEIGHTS: gl.constexpr = weights_layout(LANES, WARPS)
     if LAYOUT == "seq":
         dout_time = 1
@@ -198,22 +190,8 @@ def selective_scan_plain_bwd_kernel(
     weight_slots = (B_slots, C_slots)
     weight_rows = (B, C, weights, w_state)
 
-    # Of the sums over channels.
-    SUM: gl.constexpr = gl.SliceLayout(
-        1,
-        gl.BlockedLayout([1, PER_THREAD // RUN, RUN], [32 // SPLIT, SPLIT, 1], [WARPS, 1, 1], [2, 0, 1]),
-    )
-    term = gl.arange(0, TERMS, gl.SliceLayout(1, SUM))
-    s_state = term % STATES
     partial_row = ((block_in_group * 2 * batch_rows + batch) * groups + group) * N
-    s_run = term // STATES % RUNS
-    s_row = (partial_row + s_state) * PARTS
-    if COMPLEX:
-        s_row += term // (RUNS * STATES)
-    planes = s_row * partial_length + s_run * RUN
-    s_step = gl.arange(0, RUN, gl.SliceLayout(0, SUM))
-    planes = planes[:, None] + s_step[None, :]
-    s_time = (s_run * RUN)[:, None] + s_step[None, :]
+    s_state, s_time, planes = places_of_sums(partial_row, partial_length, RUNS, STATES, SUM, COMPLEX)
 
     of_delta = (delta, delta_time, delta_channel)
     of_u = (u, u_time, u_channel)
@@ -463,15 +441,3 @@ def selective_scan_plain_bwd_kernel(
 
         gl.store(dD + block_row, D_sum + gl.sum(gl.sum(dy * x, 2), 0))
         gl.store(ddelta_bias + block_row, bias_sum + gl.sum(gl.sum(ddt, 2), 0))
-
-
-@gluon.jit
-def row_of_totals(row, batches, flags, PACKED: gl.constexpr):
-    """Where sums over a program's steps lie. By ends the programs that have steps, in the order of time, each
-    take the next sequence or the next span: no two have the same sum of both numbers.
-    """
-    if PACKED:
-        at = anew(row.to(gl.int32))
-        return gl.where((flags & BY_INDEX) != 0, at, at % batches + at // batches).to(gl.int64)
-    else:
-        return row

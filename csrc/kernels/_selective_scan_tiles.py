@@ -3,6 +3,7 @@
 from _arithmetic import anew
 from _half import narrowed_pairs
 from _scan_operands import CHUNK, HAS_Z, load_state
+from _scan_packing import BY_INDEX
 from _selective_scan_runs import RUN
 from _selective_scan_slots import whole
 from triton.experimental import gluon
@@ -58,6 +59,18 @@ def shares_layout(runs, lanes, warps):
     )
 
 
+@gluon.constexpr_function
+def sums_layouts(terms, channels, warps):
+    """[terms, channels and steps of a run]: terms of sums over channels, and these sums, without channels."""
+    each = min(channels * RUN.value, terms * channels * RUN.value // (32 * warps))
+    split = channels * RUN.value // each
+    of_terms = gl.BlockedLayout([1, each], [32 // split, split], [warps, 1], [0, 1])
+    apart = gl.BlockedLayout(
+        [1, each // RUN.value, RUN.value], [32 // split, split, 1], [warps, 1, 1], [2, 0, 1]
+    )
+    return of_terms, gl.SliceLayout(1, apart)
+
+
 @gluon.jit
 def places(begin, run, channel, step, time_stride, channel_stride, LAYOUT: gl.constexpr):
     """Offsets of a chunk [runs, channels, steps of a run], made where they are used."""
@@ -106,6 +119,42 @@ def places_of_weights(
     time = run[:, None, None, None] * RUN + step[None, None, None, :]
     of_part = (row // ROWS)[None, :, None, None]
     return state, time, ((input_row + state) * PARTS + of_part) * padded_length + time
+
+
+@gluon.jit
+def places_of_sums(
+    first_row,
+    partial_length,
+    RUNS: gl.constexpr,
+    STATES: gl.constexpr,
+    SUM: gl.constexpr,
+    COMPLEX: gl.constexpr,
+):
+    """Of a tile's sums over channels, [parts, runs and states, steps of a run]: states, steps, offsets in
+    planes whose first state is `first_row`.
+    """
+    PARTS: gl.constexpr = 2 if COMPLEX else 1
+    term = gl.arange(0, PARTS * RUNS * STATES, gl.SliceLayout(1, SUM))
+    step = gl.arange(0, RUN, gl.SliceLayout(0, SUM))
+    state = term % STATES
+    run = term // STATES % RUNS
+    row = (first_row + state) * PARTS
+    if COMPLEX:
+        row += term // (RUNS * STATES)
+    planes = row * partial_length + run * RUN
+    return state, (run * RUN)[:, None] + step[None, :], planes[:, None] + step[None, :]
+
+
+@gluon.jit
+def row_of_totals(row, batches, flags, PACKED: gl.constexpr):
+    """Where sums over a program's steps lie. By ends the programs that have steps, in the order of time, each
+    take the next sequence or the next span: no two have the same sum of both numbers.
+    """
+    if PACKED:
+        at = anew(row.to(gl.int32))
+        return gl.where((flags & BY_INDEX) != 0, at, at % batches + at // batches).to(gl.int64)
+    else:
+        return row
 
 
 @gluon.jit
