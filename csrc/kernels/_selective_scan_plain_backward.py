@@ -210,7 +210,7 @@ def selective_scan_plain_bwd_kernel(
         saved_row = gl.where(first > (own_end - 1) * CHUNK, begun_row, own_end - 1)
         saved_rows += gl.where(by_index, 1, 0)
     # Of a state [states, parts, channels].
-    state_size = N * PARTS * D
+    state_size = N * PARTS * D.to(gl.int64)
     states_at = chunk_states + batch * saved_rows * state_size
     # Without states the one block writes zeros where the sums over states are read.
     blocks = gl.maximum(gl.cdiv(N, STATES), 1)

@@ -43,6 +43,25 @@ def test_scan(channel_last: bool) -> None:
     )
 
 
+def test_scan_of_many_states() -> None:
+    """Channels times states pass 2^31: so do offsets in one saved state, and in the sums of A's gradient."""
+    if torch.cuda.mem_get_info()[0] < 120 * 2**30:
+        pytest.skip("takes 100 GiB of GPU memory")
+
+    def at_the_end(**inputs: Any) -> Tensor:
+        per_channel = ("u", "delta", "A", "D", "delta_bias")
+        large = {n: last_of_many(t, False) if n in per_channel else t for n, t in inputs.items()}
+        assert large["A"].numel() > 2**31
+        out = selective_scan_fn(**large)
+        assert isinstance(out, Tensor)
+        return out[:, -8:]
+
+    inputs = make_scan_inputs(1, 8, 4, 2049, dtype=torch.bfloat16, z=False, device="cuda")
+    assert_matches_reference(
+        at_the_end, selective_scan_ref, {n: t for n, t in inputs.items() if t is not None}
+    )
+
+
 @each_layout
 def test_conv(channel_last: bool) -> None:
     def at_the_end(**inputs: Any) -> Tensor:
