@@ -114,23 +114,43 @@ def turns_of(radians):
 
 
 @gluon.jit
-def polar(magnitude, x, turns, low):
-    """(real, imaginary) of magnitude e^(2 pi i x (turns + low)): the nearest half turn is taken off exactly
-    and goes into the sign, the rest is two polynomials (minimax, 5e-9 and 3e-10; 1 at 0).
+def tail_of(x, terms: gl.constexpr):
+    """The polynomial without its constant term, divided by x."""
+    p = gl.full_like(x, terms[0])
+    for k in gl.static_range(1, len(terms) - 1):
+        p = gl.fma(x, p, gl.full_like(x, terms[k]))
+    return p
 
-    The angle is never rounded while it is large: steps of a scan would add its errors up, all of one sign.
+
+@gluon.jit
+def angle_of(x, turns, low):
+    """x (turns + low) without the nearest half turns, which are taken off exactly: 1.5 * 2^22 more than how
+    many turns these are, the rest r, r^2, and tails of the sine's and the cosine's polynomials.
     """
     rounded = gl.fma(x, turns, HALVES)
     r = gl.fma(x, low, gl.fma(x, turns, HALVES - rounded))
     w = r * r
-    s = gl.full_like(w, SINE[0])
-    for k in gl.static_range(1, len(SINE)):
-        s = gl.fma(w, s, gl.full_like(w, SINE[k]))
-    c = gl.full_like(w, COSINE[0])
-    for k in gl.static_range(1, len(COSINE)):
-        c = gl.fma(w, c, gl.full_like(w, COSINE[k]))
+    return rounded, r, w, tail_of(w, SINE), tail_of(w, COSINE)
+
+
+@gluon.jit
+def turned(magnitude, rounded):
+    """magnitude, with the sign that half turns leave."""
     sign = rounded.to(gl.int32, bitcast=True) << 31
-    magnitude = (magnitude.to(gl.int32, bitcast=True) ^ sign).to(gl.float32, bitcast=True)
+    return (magnitude.to(gl.int32, bitcast=True) ^ sign).to(gl.float32, bitcast=True)
+
+
+@gluon.jit
+def polar(magnitude, x, turns, low):
+    """(real, imaginary) of magnitude e^(2 pi i x (turns + low)): the nearest half turn goes into the sign,
+    the rest is two polynomials (minimax, 5e-9 and 3e-10; 1 at 0).
+
+    The angle is never rounded while it is large: steps of a scan would add its errors up, all of one sign.
+    """
+    rounded, r, w, s, c = angle_of(x, turns, low)
+    s = gl.fma(w, s, gl.full_like(w, SINE[-1]))
+    c = gl.fma(w, c, gl.full_like(w, COSINE[-1]))
+    magnitude = turned(magnitude, rounded)
     return magnitude * c, magnitude * (r * s)
 
 

@@ -7,8 +7,8 @@ spans together.
 
 from _arithmetic import anew, sigmoid_fast, softplus
 from _half import widened_pairs
-from _recurrence import add, conjugate, exponential, multiply, scale, scaled_rates, zero_where
-from _scan_operands import CHUNK, HAS_BIAS, HAS_STATE, HAS_Z, SOFTPLUS, load_state, store_state
+from _recurrence import add, conjugate, exponential, multiply, product, scale, scaled_rates, zero_where
+from _scan_operands import CHUNK, HAS_BIAS, HAS_GATE, HAS_STATE, HAS_Z, SOFTPLUS, load_state, store_state
 from _scan_packing import BY_INDEX, own_steps
 from _selective_scan_runs import RUN, adjoints_of_run, of_run
 from _selective_scan_sequences import (
@@ -23,6 +23,7 @@ from _selective_scan_sequences import (
 from _selective_scan_slots import in_runs, load_run, load_weights, whole
 from _selective_scan_tiles import (
     chunk_layouts,
+    fetch_gate,
     places,
     places_of_states,
     places_of_weights,
@@ -41,9 +42,11 @@ def selective_scan_adjoint_kernel(
     z,
     A,
     C,
+    gate,
     delta_bias,
     ends,
     elapsed_times,
+    span_gates,
     runs,
     D,
     L,
@@ -72,7 +75,7 @@ def selective_scan_adjoint_kernel(
 ):
     """One program a span but the first, batch row and block of channels: `ends` [spans, batch, N (, 2), D] is
     the adjoint at the span's first step from zero behind it, `elapsed_times` [spans, batch, D] the sum of the
-    span's steps.
+    span's steps, `span_gates` [spans, batch, N, D] the product of its gates.
     """
     WARPS: gl.constexpr = gl.num_warps()
     ROWS: gl.constexpr = STATES // LANES
@@ -94,6 +97,10 @@ def selective_scan_adjoint_kernel(
     C_slots = gl.allocate_shared_memory(
         gl.float32, [RUNS, PARTS * ROWS, LANES, RUN], gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
     )
+    if COMPLEX:
+        gate_slots = gl.allocate_shared_memory(
+            gl.float32, [RUNS, ROWS, LANES, RUN], gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
+        )
 
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
     programs_a_row = groups * blocks_per_group
@@ -137,6 +144,7 @@ def selective_scan_adjoint_kernel(
     zero = gl.zeros([ROWS, LANES, CHANNELS], gl.float32, STATES_OF_X)
     rate = (zero, zero) if COMPLEX else (zero,)
     mu = rate
+    passing = zero
     for chunk in range(own_end - 1, own_begin - 1, -1):
         begin = chunk * CHUNK
         used = (begin + time < L) & valid[None, :, None]
@@ -174,6 +182,10 @@ def selective_scan_adjoint_kernel(
         for block_of_states in range(0, blocks):
             begin_state = block_of_states * STATES
             offset = begin_state * PARTS * padded_length + begin
+            if COMPLEX:  # noqa: SIM102
+                if (flags & HAS_GATE) != 0:
+                    of_row = gate + batch * N * padded_length
+                    fetch_gate(gate_slots, of_row, begin_state, chunk, N, padded_length, True, WEIGHTS)
             async_copy.async_copy_global_to_shared(
                 whole(C_slots), C + (weights + offset), begin_state + w_state < N
             )
@@ -185,16 +197,32 @@ def selective_scan_adjoint_kernel(
             if (chunk == own_end - 1) | (blocks > 1):
                 rate = load_state(A, (anew(x_row).to(gl.int64) * N + state) * PARTS, 1, known, COMPLEX)
                 mu = load_state(ends, at, D, known & (chunk < own_end - 1), COMPLEX)
+                if COMPLEX:
+                    gates_at = (row * N + state) * D + anew(x_row).to(gl.int64)
+                    gated = known & (chunk < own_end - 1) & ((flags & HAS_GATE) != 0)
+                    passing = gl.load(span_gates + gates_at, gated, 1.0)
             rates = of_run(scaled_rates(rate, COMPLEX), COMPLEX)
             async_copy.wait_group(0)
-            if not PACKED or plain:
+            ungated = True
+            if COMPLEX:
+                ungated = (flags & HAS_GATE) == 0
+            if PACKED:
+                ungated = plain
+            if not (PACKED or COMPLEX) or ungated:
                 mu = adjoint_before_chunk(dt_slots, dy_slots, C_slots, rates, mu, X, False, COMPLEX)
+            elif COMPLEX:
+                mu, passing = gated_adjoint_before_chunk(
+                    dt_slots, dy_slots, C_slots, gate_slots, rates, mu, passing, X
+                )
             else:
                 inside = (begin + w_time >= first) & (begin + w_time < stop)
                 whole(C_slots).store(gl.where(inside, whole(C_slots).load(WEIGHTS), 0.0))
                 mu = adjoint_before_chunk(dt_slots, dy_slots, C_slots, rates, mu, X, True, COMPLEX)
             if (chunk == own_begin) | (blocks > 1):
                 store_state(ends, at, D, mu, known, COMPLEX)
+                if COMPLEX:
+                    gates_at = (row * N + state) * D + anew(x_row).to(gl.int64)
+                    gl.store(span_gates + gates_at, passing, known & ((flags & HAS_GATE) != 0))
     length = gl.sum(elapsed, 0)
     if PACKED:
         length = gl.where(sequences > 0, FORGOTTEN, length)
@@ -228,6 +256,23 @@ def adjoint_before_chunk(
 
 
 @gluon.jit
+def gated_adjoint_before_chunk(dt_slots, dy_slots, C_slots, gate_slots, rates, mu, passing, X: gl.constexpr):
+    """The same of complex states with a gate, and `passing`, a product of gates, with the chunk's."""
+    RUNS: gl.constexpr = dt_slots.shape[0]
+    for back in range(0, RUNS):
+        k = anew(RUNS - 1 - back)
+        c = load_weights(C_slots, k, X, True)
+        gate = load_weights(gate_slots, k, X, False)[0]
+        step_dt = load_run(dt_slots, k, X)
+        step_dy = 2.0 * load_run(dy_slots, k, X)
+        a = scale(exponential(step_dt, rates, True), gate, True)
+        entering = scale(conjugate(c, True), step_dy, True)
+        mu = adjoints_of_run(a, entering, mu, step_dt, False, True)[1]
+        passing *= gl.reduce(gate, 3, product)
+    return mu, passing
+
+
+@gluon.jit
 def chunks_of_span(span, chunk_begin, chunk_end, spans):
     """Which chunks of a launch are the span's: as many as the others', but for the last."""
     each = gl.cdiv(chunk_end - chunk_begin, spans)
@@ -240,6 +285,7 @@ def entering_adjoint(
     incoming,
     ends,
     elapsed_times,
+    span_gates,
     rate,
     at,
     channel,
@@ -264,6 +310,9 @@ def entering_adjoint(
         other = behind * batches + batch
         elapsed = gl.load(elapsed_times + other * D + channel, known, 0.0)
         a = conjugate(exponential(elapsed, scaled_rates(rate, COMPLEX), COMPLEX), COMPLEX)
+        if COMPLEX:
+            gates = span_gates + (other * (state_size // 2) + (at + channel) // 2)
+            a = scale(a, gl.load(gates, known & ((flags & HAS_GATE) != 0), 1.0), COMPLEX)
         passed = zero_where(elapsed == FORGOTTEN, multiply(a, mu, COMPLEX), COMPLEX)
         mu = add(passed, load_state(ends + other * state_size, at, D, known, COMPLEX), COMPLEX)
     return mu

@@ -4,7 +4,7 @@ gradients of its inputs, of what they leave there.
 
 from _arithmetic import sigmoid, sigmoid_fast, softplus
 from _half import widened_pairs
-from _scan_operands import HAS_Z, SOFTPLUS
+from _scan_operands import HAS_Z, SOFTPLUS, ZOH
 from _selective_scan_sequences import marked, unmarked
 from _selective_scan_slots import in_runs, joined, load_tiles, whole
 from _selective_scan_tiles import write
@@ -22,8 +22,8 @@ def delta_of(raw_dt, bias, flags):
 
 
 @gluon.jit
-def store_inputs(inputs, dt, raw, used, live, fresh, flags, PACKED: gl.constexpr):
-    """delta, delta u and the gradient of y."""
+def store_inputs(inputs, dt, raw, used, live, fresh, flags, PACKED: gl.constexpr, COMPLEX: gl.constexpr):
+    """delta, delta u, under zero-order hold u alone, and the gradient of y."""
     dt_slots, dtx_slots, dy_slots, _, _ = inputs
     raw_x, raw_dy, raw_z = raw
     if PACKED:
@@ -41,7 +41,10 @@ def store_inputs(inputs, dt, raw, used, live, fresh, flags, PACKED: gl.constexpr
         whole(dt_slots).store(in_runs(marked(dt, fresh)))
     else:
         whole(dt_slots).store(in_runs(dt))
-    whole(dtx_slots).store(in_runs(dt * x))
+    taken = dt * x
+    if COMPLEX:
+        taken = gl.where((flags & ZOH) != 0, x, taken)
+    whole(dtx_slots).store(in_runs(taken))
     whole(dy_slots).store(in_runs(dy))
 
 
@@ -61,6 +64,7 @@ def input_gradients(
     LAYOUT: gl.constexpr,
     LAYOUTS: gl.constexpr,
     PACKED: gl.constexpr,
+    COMPLEX: gl.constexpr,
 ):
     """Writes the gradients of u and delta to `outs`; the gradient of y, and that of delta."""
     TILE: gl.constexpr = LAYOUTS[0]
@@ -68,10 +72,16 @@ def input_gradients(
     dt_slots, dy_slots, dkick_slots, ddt_slots = slots
     dy = joined(whole(dy_slots).load(IN_RUNS), TILE)
     dkick = joined(load_tiles(dkick_slots, LAYOUTS), TILE)
-    ddt = joined(load_tiles(ddt_slots, LAYOUTS), TILE) + dkick * x
+    by_delta = x
+    if COMPLEX:
+        # A hold has its own derivative, and the gradient of u is whole.
+        by_delta = gl.where((flags & ZOH) != 0, 0.0, x)
+    ddt = joined(load_tiles(ddt_slots, LAYOUTS), TILE) + dkick * by_delta
     dt = joined(whole(dt_slots).load(IN_RUNS), TILE)
     if PACKED:
         dt = unmarked(dt)
+    if COMPLEX:
+        dt = gl.where((flags & ZOH) != 0, 1.0, dt)
     dx = D_value * dy + dkick * dt
     if (flags & SOFTPLUS) != 0:
         before = widened_pairs(raw_dt, flags) + bias

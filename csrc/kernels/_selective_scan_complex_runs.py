@@ -13,6 +13,14 @@ def step_forward(ar, ai, kr, ki, hr, hi):
 
 
 @gluon.jit
+def step_gated(er, ei, g, kr, ki, hr, hi):
+    """d = e h and g d + k."""
+    dr = er * hr - ei * hi
+    di = er * hi + ei * hr
+    return dr, di, g * dr + kr, g * di + ki
+
+
+@gluon.jit
 def step_onward(ar, ai, kr, ki, hr, hi):
     """The state alone, in two instructions less."""
     return kr + ar * hr - ai * hi, ki + ar * hi + ai * hr
@@ -33,6 +41,18 @@ def run_forward(
     dr1, di1, hr1, hi1 = step_forward(ar1, ai1, kr1, ki1, hr0, hi0)
     dr2, di2, hr2, hi2 = step_forward(ar2, ai2, kr2, ki2, hr1, hi1)
     dr3, di3, hr3, hi3 = step_forward(ar3, ai3, kr3, ki3, hr2, hi2)
+    return dr0, dr1, dr2, dr3, di0, di1, di2, di3, hr0, hr1, hr2, hr3, hi0, hi1, hi2, hi3
+
+
+@gluon.jit
+def run_gated(
+    er0, er1, er2, er3, ei0, ei1, ei2, ei3, g0, g1, g2, g3, kr0, kr1, kr2, kr3, ki0, ki1, ki2, ki3,
+    hr, _hr1, _hr2, _hr3, hi, _hi1, _hi2, _hi3,
+):  # fmt: skip
+    dr0, di0, hr0, hi0 = step_gated(er0, ei0, g0, kr0, ki0, hr, hi)
+    dr1, di1, hr1, hi1 = step_gated(er1, ei1, g1, kr1, ki1, hr0, hi0)
+    dr2, di2, hr2, hi2 = step_gated(er2, ei2, g2, kr2, ki2, hr1, hi1)
+    dr3, di3, hr3, hi3 = step_gated(er3, ei3, g3, kr3, ki3, hr2, hi2)
     return dr0, dr1, dr2, dr3, di0, di1, di2, di3, hr0, hr1, hr2, hr3, hi0, hi1, hi2, hi3
 
 
@@ -67,6 +87,13 @@ def run_backward(
 def complex_states_of_run(a, kick, h):
     """d_i = a_i h_{i-1} and h_i = d_i + k_i, where h comes from before."""
     dr, di, hr, hi = gl.map_elementwise(run_forward, a[0], a[1], kick[0], kick[1], h[0], h[1], pack=4)
+    return (dr, di), (hr, hi)
+
+
+@gluon.jit
+def gated_states_of_run(e, gate, kick, h):
+    """d_i = e_i h_{i-1} and h_i = g_i d_i + k_i."""
+    dr, di, hr, hi = gl.map_elementwise(run_gated, e[0], e[1], gate, kick[0], kick[1], h[0], h[1], pack=4)
     return (dr, di), (hr, hi)
 
 

@@ -1,4 +1,4 @@
-"""Selective scan, forward, without the options of the general kernel.
+"""Selective scan, forward, without the options of the general kernel, but of complex states gate and ZOH.
 
 A program owns a block of channels of one batch entry and walks over time in tiles. LANES threads, of SHARERS
 warps, share a channel, each with every LANES-th of its states, so no step is computed twice and few channels
@@ -14,20 +14,30 @@ Of packed sequences, tiles whose steps belong to one sequence take the way of ro
 
 from _arithmetic import anew, sigmoid_fast, softplus
 from _half import narrowed_pairs, widened_pairs
-from _recurrence import expand, exponential, pick, scaled_rates, spread, where, zero_where
+from _recurrence import expand, exponential, pick, scale, scaled_rates, spread, where, zero_where
 from _scan_operands import (
     CHUNK,
     HAS_BIAS,
     HAS_D,
+    HAS_GATE,
     HAS_STATE,
     HAS_Z,
     SAVE_CHUNKS,
     SOFTPLUS,
+    ZOH,
     load_state,
     store_state,
 )
 from _scan_packing import BY_INDEX, own_steps
-from _selective_scan_plain_tile import fetch_rows, following, onward, states_of_tile
+from _selective_scan_plain_tile import (
+    fetch_gate,
+    fetch_rows,
+    following,
+    gates_of_tile,
+    onward,
+    states_of_tile,
+    states_with_options,
+)
 from _selective_scan_sequences import (
     FORGOTTEN,
     begins_with_sequence,
@@ -38,6 +48,7 @@ from _selective_scan_sequences import (
     of_sequence,
     unmarked,
 )
+from _zero_order_hold import held_inverse, held_rate
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
@@ -52,6 +63,7 @@ def selective_scan_plain_fwd_kernel(
     A,
     B,
     C,
+    gate,
     D_skip,
     delta_bias,
     initial_state,
@@ -60,6 +72,7 @@ def selective_scan_plain_fwd_kernel(
     chunk_states,
     span_ends,
     span_times,
+    span_gates,
     runs,
     D,
     L,
@@ -94,7 +107,7 @@ def selective_scan_plain_fwd_kernel(
     PREFETCH: gl.constexpr,
 ):
     """Of a launch with ENDS: `span_ends` [spans - 1, batch, N, D] is where a span ends, `span_times`
-    [spans - 1, batch, D] the sum of its steps.
+    [spans - 1, batch, D] the sum of its steps, `span_gates` [spans - 1, batch, N] the product of its gates.
     """
     WARPS: gl.constexpr = gl.num_warps()
     RUNS: gl.constexpr = STEPS // RUN
@@ -140,6 +153,9 @@ def selective_scan_plain_fwd_kernel(
     SLOTS: gl.constexpr = [2, LANES, RUN, PARTS * ROWS * RUNS]
     B_slots = gl.allocate_shared_memory(gl.float32, SLOTS, ROW)
     C_slots = B_slots if ENDS else gl.allocate_shared_memory(gl.float32, SLOTS, ROW)
+    gate_slots = B_slots
+    if COMPLEX:
+        gate_slots = gl.allocate_shared_memory(gl.float32, [2, LANES, RUN, ROWS * RUNS], ROW)
 
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
     block = gl.program_id(0) % (groups * blocks_per_group)
@@ -222,8 +238,32 @@ def selective_scan_plain_fwd_kernel(
     stage = 0
     next_state, next_start = following(0, begin, N, STATES, STEPS)
     rows = (B, C, weights, state)
+    if COMPLEX and ENDS:
+        # [lanes, rows of states]: products of gates.
+        GATES: gl.constexpr = gl.BlockedLayout([1, 1], [LANES, 32 // LANES], [1, WARPS], [0, 1])
+        passing = gl.full([LANES, ROWS], 1.0, gl.float32, GATES)
+        gate_state = (
+            gl.arange(0, ROWS, gl.SliceLayout(0, GATES))[None, :] * LANES
+            + gl.arange(0, LANES, gl.SliceLayout(1, GATES))[:, None]
+        )
+    if COMPLEX:
+        zoh = (flags & ZOH) != 0
+        options = (flags & (HAS_GATE | ZOH)) != 0
+        unheld = gl.where(zoh, 0.0, 1.0)
+        of_row = gl.arange(0, ROWS * RUNS, gl.SliceLayout(0, gl.SliceLayout(1, WEIGHTS)))[None, None, :]
+        state = of_row // RUNS * LANES + of_state
+        gate_rows = (gate + batch * N * padded_length, state, of_row % RUNS * RUN + of_step)
+        if (flags & HAS_GATE) != 0:
+            fetch_gate(gate_slots.index(0), gate_rows, 0, begin, N, L, padded_length)
+        else:
+            ones = gl.full([LANES, RUN, ROWS * RUNS], 1.0, gl.float32, WEIGHTS)
+            gate_slots.index(0).store(ones)
+            gate_slots.index(1).store(ones)
     slots_ahead = (B_slots.index(0), C_slots.index(0))
     fetch_rows(slots_ahead, rows, 0, begin, N, L, padded_length, COMPLEX, ENDS)
+    if COMPLEX:  # noqa: SIM102
+        if (flags & HAS_GATE) != 0:
+            fetch_gate(gate_slots.index(1), gate_rows, next_state, next_start, N, L, padded_length)
     slots_ahead = (B_slots.index(1), C_slots.index(1))
     fetch_rows(slots_ahead, rows, next_state, next_start, N, L, padded_length, COMPLEX, ENDS)
     used = (time < limit - begin) & valid_tile
@@ -235,9 +275,12 @@ def selective_scan_plain_fwd_kernel(
     none = gl.full([LANES, CHANNELS, 1], 0.0, gl.float32, STATES_OF_X)
     states = ()
     rates = ()
+    inverses = ()
     for _ in gl.static_range(ROWS):
         states += ((nothing, nothing) if COMPLEX else (nothing,),)
         rates += ((none, none, none) if COMPLEX else (none,),)
+        if COMPLEX:
+            inverses += ((none, none),)
 
     for start in range(begin, end, STEPS):
         used = (time < limit - start) & valid_tile
@@ -272,7 +315,8 @@ def selective_scan_plain_fwd_kernel(
                 if ENDS:
                     sequences += gl.sum(fresh.to(gl.int32), 0)
         dt_slots.store(told)
-        dtx_slots.store(dt * x)
+        # A hold has its own factor for delta.
+        dtx_slots.store(gl.where(zoh, x, dt * x) if COMPLEX else dt * x)
         if ENDS:
             elapsed += gl.sum(dt, 0)
         else:
@@ -298,10 +342,14 @@ def selective_scan_plain_fwd_kernel(
                 source_plane = gl.where(opening, 1, D)
                 entering = ()
                 rates = ()
+                inverses = ()
                 for j in gl.static_range(ROWS):
                     known = x_valid & (first_state + j * LANES < N)
                     entering += (load_state(source, j * source_step, source_plane, known & given, COMPLEX),)
                     rate = load_state(A + in_rows, j * LANES * PARTS, 1, known, COMPLEX)
+                    if COMPLEX:
+                        rate = held_rate(rate, zoh)
+                        inverses += (held_inverse(rate, zoh),)
                     rates += (scaled_rates(rate, COMPLEX),)
                 if not ENDS:
                     first_span = 0
@@ -315,9 +363,12 @@ def selective_scan_plain_fwd_kernel(
                         for j in gl.static_range(ROWS):
                             known = x_valid & (first_state + j * LANES < N)
                             ended = load_state(ends_at, j * state_step, D, known, COMPLEX)
-                            through = onward(
-                                exponential(passed, rates[j], COMPLEX), entering[j], ended, COMPLEX
-                            )
+                            a = exponential(passed, rates[j], COMPLEX)
+                            if COMPLEX:
+                                gated = known & ((flags & HAS_GATE) != 0)
+                                g = span_gates + (past * N + first_state + j * LANES)
+                                a = scale(a, gl.load(g, gated, 1.0), COMPLEX)
+                            through = onward(a, entering[j], ended, COMPLEX)
                             left += (where(passed == FORGOTTEN, ended, through, COMPLEX),)
                         entering = left
                 states = ()
@@ -352,10 +403,21 @@ def selective_scan_plain_fwd_kernel(
                     B_stage.store(gl.where(inside, B_stage.load(WEIGHTS), 0.0))
                     if not ENDS:
                         C_stage.store(gl.where(inside, C_stage.load(WEIGHTS), 0.0))
+            gate_stage = gate_slots.index(stage)
             slots = (dt_slots, dtx_slots, B_stage, C_stage, y_slots)
-            if not PACKED or plain:
+            # Two calls, as what a compiler knows of a tile must stand in the call.
+            usual = True
+            if PACKED:
+                usual = plain
+            if COMPLEX:
+                usual = options == 0
+            if not (PACKED or COMPLEX) or usual:
                 states = states_of_tile(
                     slots, rates, states, first_step, nothing, ROWS, RUNS, X, COMPLEX, ENDS, False, PREFETCH
+                )
+            elif COMPLEX:
+                states = states_with_options(
+                    slots, gate_stage, (rates, inverses, unheld), states, first_step, ROWS, RUNS, X, ENDS
                 )
             else:
                 states = states_of_tile(
@@ -387,7 +449,22 @@ def selective_scan_plain_fwd_kernel(
                     h = pick(states[j], last, COMPLEX)
                     store_state(target, j * target_step, target_plane, h, known, COMPLEX)
 
+            if COMPLEX and ENDS:  # noqa: SIM102
+                # Channels share gates: one block's program is enough.
+                if ((flags & HAS_GATE) != 0) & (block == 0):
+                    own_state = begin_state + anew(gate_state)
+                    gate_at = span_gates + (work * N + own_state)
+                    own_gate = own_state < N
+                    if (start == begin) | (blocks > 1):
+                        passing = gl.load(gate_at, own_gate & (start > begin), 1.0)
+                    passing *= gates_of_tile(gate_stage, RUNS, WEIGHTS, GATES)
+                    if (start + STEPS >= end) | (blocks > 1):
+                        gl.store(gate_at, passing, own_gate)
+
             next_state, next_start = following(next_state, next_start, N, STATES, STEPS)
+            if COMPLEX:  # noqa: SIM102
+                if (flags & HAS_GATE) != 0:
+                    fetch_gate(gate_stage, gate_rows, next_state, next_start, N, L, padded_length)
             slots_ahead = (B_stage, C_stage)
             fetch_rows(slots_ahead, rows, next_state, next_start, N, L, padded_length, COMPLEX, ENDS)
             stage = 1 - stage
@@ -400,6 +477,9 @@ def selective_scan_plain_fwd_kernel(
                 zv = widened_pairs(raw_z, flags)
                 y *= zv * sigmoid_fast(zv)
             now = out_at + step * out_time
+            if COMPLEX:
+                # Made again, for no registers are left to keep it.
+                used = (anew(time) < limit - start) & valid_tile
             if not PACKED or plain:
                 gl.store(now, narrowed_pairs(y, out.dtype.element_ty, flags), used)
             else:

@@ -1,4 +1,4 @@
-"""Selective scan, backward, without the options of the general kernel.
+"""Selective scan, backward, without the options of the general kernel, but of complex states gate and ZOH.
 
 A program owns a block of channels of one span of time and walks its chunks from last to first. A warp's
 lanes are channels; LANES warps share them, each with every LANES-th of their states. Each chunk's states are
@@ -11,10 +11,27 @@ for B and C over channels, both once a tile.
 from _arithmetic import anew
 from _half import widened_pairs
 from _recurrence import add, expand, exponential, scale, scaled_rates, zero_where
-from _scan_operands import CHUNK, HAS_BIAS, HAS_D, HAS_STATE, HAS_Z, SPANS, load_state, store_state
+from _scan_operands import (
+    CHUNK,
+    HAS_BIAS,
+    HAS_D,
+    HAS_GATE,
+    HAS_STATE,
+    HAS_Z,
+    SPANS,
+    ZOH,
+    load_state,
+    store_state,
+)
 from _scan_packing import BY_INDEX, own_steps
 from _selective_scan_adjoint import chunks_of_span, entering_adjoint
 from _selective_scan_chunk_gradients import delta_of, gate_gradient, input_gradients, store_inputs
+from _selective_scan_option_gradients import (
+    expanded,
+    first_states_with_options,
+    gradients_with_options,
+    hidden,
+)
 from _selective_scan_runs import RUN, of_run, state_after_run
 from _selective_scan_sequences import (
     begins_with_sequence,
@@ -28,6 +45,7 @@ from _selective_scan_slots import joined, load_inputs, load_tiles, store_parts, 
 from _selective_scan_tile_gradients import allocate_slots, gradients_of_tile
 from _selective_scan_tiles import (
     chunk_layouts,
+    fetch_gate,
     fetch_rows,
     load_sequences,
     load_states,
@@ -40,6 +58,7 @@ from _selective_scan_tiles import (
     sums_layouts,
     weights_layout,
 )
+from _zero_order_hold import held_inverse, held_rate
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
@@ -54,6 +73,7 @@ def selective_scan_plain_bwd_kernel(
     A,
     B,
     C,
+    gate,
     D_skip,
     delta_bias,
     chunk_states,
@@ -63,12 +83,14 @@ def selective_scan_plain_bwd_kernel(
     dA,
     dB,
     dC,
+    dgate,
     dD,
     ddelta_bias,
     carry,
     incoming,
     span_ends,
     span_times,
+    span_gates,
     runs,
     D,
     L,
@@ -139,7 +161,8 @@ def selective_scan_plain_bwd_kernel(
         dz_time = 1
 
     slots_of_chunk = allocate_slots(RUNS, TILES, ROWS, LANES, CHANNELS, COMPLEX, APART)
-    inputs, _, sums, _, starts = slots_of_chunk
+    inputs, _, sums, _, starts, gate_slots_of_chunk = slots_of_chunk
+    gate_slots, _ = gate_slots_of_chunk
     dt_slots, dtx_slots, dy_slots, B_slots, C_slots = inputs
     y_slots, ddt_slots, dkick_slots = sums
 
@@ -187,6 +210,13 @@ def selective_scan_plain_bwd_kernel(
     w_state, w_time, weights = places_of_weights(
         input_row, padded_length, TILES * RUNS, ROWS, LANES, WEIGHTS, COMPLEX
     )
+    usual = True
+    if COMPLEX:
+        zoh = (flags & ZOH) != 0
+        usual = (flags & (HAS_GATE | ZOH)) == 0
+        if (flags & HAS_GATE) == 0:  # noqa: SIM102
+            if not usual:
+                whole(gate_slots).store(gl.full(gate_slots.shape, 1.0, gl.float32, WEIGHTS))
     weight_slots = (B_slots, C_slots)
     weight_rows = (B, C, weights, w_state)
 
@@ -222,6 +252,18 @@ def selective_scan_plain_bwd_kernel(
         next_dt, next_x, next_dy, next_z = load_sequences(
             of_delta, of_u, of_dout, of_z, place, used, flags, LAYOUT
         )
+    if COMPLEX:  # noqa: SIM102
+        if (flags & HAS_GATE) != 0:
+            fetch_gate(
+                gate_slots,
+                gate + anew(batch.to(gl.int32)).to(gl.int64) * N * padded_length,
+                0,
+                own_end - 1,
+                N,
+                padded_length,
+                there,
+                WEIGHTS,
+            )
     fetch_rows(weight_slots, weight_rows, 0, own_end - 1, N, padded_length, there, COMPLEX)
     next_h = load_states(states_at, saved_row, x_state, x_row, x_valid & there, D, N, COMPLEX)
     if PACKED:
@@ -250,11 +292,11 @@ def selective_scan_plain_bwd_kernel(
             plain = complete & (plain_tiles == 2**TILES - 1)
             dt = unmarked(dt)
         if not PACKED or plain:
-            store_inputs(inputs, dt, raw, used, True, True, flags, False)
+            store_inputs(inputs, dt, raw, used, True, True, flags, False, COMPLEX)
         else:
             steps = begin + time
             live, fresh = of_sequence(load_entries(runs, batch, steps, L, by_index), steps, first, stop)
-            store_inputs(inputs, dt, raw, used, live, fresh, flags, True)
+            store_inputs(inputs, dt, raw, used, live, fresh, flags, True, COMPLEX)
 
         for block_of_states in range(0, blocks):
             begin_state = block_of_states * STATES
@@ -264,6 +306,8 @@ def selective_scan_plain_bwd_kernel(
             if (chunk == own_end - 1) | (blocks > 1):
                 at = anew(x_row).to(gl.int64) + (state * PARTS).to(gl.int64) * D
                 rate = load_state(A, (anew(x_row).to(gl.int64) * N + state) * PARTS, 1, known, COMPLEX)
+                if COMPLEX:
+                    rate = held_rate(rate, zoh)
                 returning = (chunk < fresh_from) | ((flags & HAS_STATE) != 0)
                 mu = load_state(carry + sums_row * state_size, at, D, known & returning, COMPLEX)
                 total_row = row_of_totals(sums_row, batches, flags, PACKED)
@@ -280,6 +324,7 @@ def selective_scan_plain_bwd_kernel(
                         incoming,
                         span_ends,
                         span_times,
+                        span_gates,
                         rate,
                         at,
                         x_row,
@@ -306,20 +351,25 @@ def selective_scan_plain_bwd_kernel(
                         of_slots.store(gl.where(inside, of_slots.load(WEIGHTS), 0.0))
 
             # The states that tiles begin with, but for the first one's and the last one's.
-            ahead = load_inputs(dt_slots, dtx_slots, B_slots, 0, X, COMPLEX)
-            for i in range(0, TILES - 1):
-                # Made anew, or stores would hold up the steps of their own addresses.
-                t = anew(i)
-                store_parts(starts.index(gl.maximum(t - 1, 0)), h, COMPLEX)
-                for k in gl.static_range(RUNS):
-                    step_dt, step_dtx, b = ahead
-                    ahead = load_inputs(dt_slots, dtx_slots, B_slots, t * RUNS + k + 1, X, COMPLEX)
-                    a = exponential(step_dt, rates, COMPLEX)
-                    kick = scale(b, step_dtx, COMPLEX)
-                    if not PACKED or (plain_tiles >> t) & 1 != 0:
-                        h = state_after_run(a, kick, h, step_dt, False, COMPLEX)
-                    else:
-                        h = state_after_run(a, kick, h, step_dt, True, COMPLEX)
+            if not COMPLEX or usual:
+                ahead = load_inputs(dt_slots, dtx_slots, B_slots, 0, X, COMPLEX)
+                for i in range(0, TILES - 1):
+                    # Made anew, or stores would hold up the steps of their own addresses.
+                    t = anew(i)
+                    store_parts(starts.index(gl.maximum(t - 1, 0)), h, COMPLEX)
+                    for k in gl.static_range(RUNS):
+                        step_dt, step_dtx, b = ahead
+                        ahead = load_inputs(dt_slots, dtx_slots, B_slots, t * RUNS + k + 1, X, COMPLEX)
+                        a = exponential(step_dt, rates, COMPLEX)
+                        kick = scale(b, step_dtx, COMPLEX)
+                        if not PACKED or (plain_tiles >> t) & 1 != 0:
+                            h = state_after_run(a, kick, h, step_dt, False, COMPLEX)
+                        else:
+                            h = state_after_run(a, kick, h, step_dt, True, COMPLEX)
+            else:
+                inverse = held_inverse((hidden(rate[0]), hidden(rate[1])), zoh)
+                held = (expanded(inverse), gl.where(zoh, 0.0, 1.0))
+                h = first_states_with_options(inputs, gate_slots, starts, rates, held, h, TILES, X)
 
             for back in range(0, TILES):
                 t = anew(TILES - 1 - back)
@@ -338,11 +388,30 @@ def selective_scan_plain_bwd_kernel(
                 kinds: gl.constexpr = (PACKED, COMPLEX, APART)
                 # Two calls, as what a compiler knows of a tile must stand in the call.
                 further = block_of_states > 0
+                plain_tile = usual
                 if PACKED:
                     plain_tile = (plain_tiles >> t) & 1 != 0
-                if not PACKED or plain_tile:
+                if not (PACKED or COMPLEX) or plain_tile:
                     h, mu, rate_sum = gradients_of_tile(
                         slots_of_chunk, t, states, carried, sums_at, further, layouts, kinds, False
+                    )
+                elif COMPLEX:
+                    gate_row = (anew(block).to(gl.int64) * batches + batch) * N + begin_state
+                    tile_begin = (chunk - chunk_begin) * CHUNK + t * STEPS
+                    gate_sums = dgate + (gate_row * partial_length + tile_begin)
+                    gate_at = (gate_sums, partial_length, N - begin_state)
+                    h, mu, rate_sum = gradients_with_options(
+                        slots_of_chunk,
+                        t,
+                        (next_h, rates, rate),
+                        zoh,
+                        carried,
+                        (dB, dC, to, own),
+                        gate_at,
+                        further,
+                        flags,
+                        layouts,
+                        APART,
                     )
                 else:
                     h, mu, rate_sum = gradients_of_tile(
@@ -366,6 +435,18 @@ def selective_scan_plain_bwd_kernel(
                 store_state(dA + total_row * state_size, at, D, rate_total, known, COMPLEX)
             if block_of_states + 1 < blocks:
                 following = begin_state + STATES
+                if COMPLEX:  # noqa: SIM102
+                    if (flags & HAS_GATE) != 0:
+                        fetch_gate(
+                            gate_slots,
+                            gate + anew(batch.to(gl.int32)).to(gl.int64) * N * padded_length,
+                            following,
+                            chunk,
+                            N,
+                            padded_length,
+                            True,
+                            WEIGHTS,
+                        )
                 fetch_rows(weight_slots, weight_rows, following, chunk, N, padded_length, True, COMPLEX)
                 saved_row = chunk
                 if PACKED:
@@ -378,6 +459,10 @@ def selective_scan_plain_bwd_kernel(
         raw_dt, raw_x, raw_dy, raw_z = load_sequences(
             of_delta, of_u, of_dout, of_z, place, used, flags, LAYOUT
         )
+        if COMPLEX:
+            # Made again, for no registers are left to keep them.
+            D_value = gl.load(D_skip + anew(channel), valid & ((flags & HAS_D) != 0), 0.0)[None, :, None]
+            bias = gl.load(delta_bias + anew(channel), valid & ((flags & HAS_BIAS) != 0), 0.0)[None, :, None]
         # Sums over a span, a row for each block with its padding.
         total_block = gl.program_id(0).to(gl.int64)
         if PACKED:
@@ -392,7 +477,21 @@ def selective_scan_plain_bwd_kernel(
         slots = (dt_slots, dy_slots, dkick_slots, ddt_slots)
         if not PACKED or plain:
             dy, ddt = input_gradients(
-                outs, place, slots, x, raw_dt, D_value, bias, used, True, True, flags, LAYOUT, LAYOUTS, False
+                outs,
+                place,
+                slots,
+                x,
+                raw_dt,
+                D_value,
+                bias,
+                used,
+                True,
+                True,
+                flags,
+                LAYOUT,
+                LAYOUTS,
+                False,
+                COMPLEX,
             )
         else:
             steps = begin + time
@@ -413,6 +512,7 @@ def selective_scan_plain_bwd_kernel(
                 LAYOUT,
                 LAYOUTS,
                 True,
+                COMPLEX,
             )
         # Not before what this chunk still reads, or that would wait for memory, too.
         there = chunk > own_begin
@@ -424,6 +524,18 @@ def selective_scan_plain_bwd_kernel(
             next_dt, next_x, next_dy, next_z = load_sequences(
                 of_delta, of_u, of_dout, of_z, place, valid_tile & there, flags, LAYOUT
             )
+        if COMPLEX:  # noqa: SIM102
+            if (flags & HAS_GATE) != 0:
+                fetch_gate(
+                    gate_slots,
+                    gate + anew(batch.to(gl.int32)).to(gl.int64) * N * padded_length,
+                    0,
+                    chunk - 1,
+                    N,
+                    padded_length,
+                    there,
+                    WEIGHTS,
+                )
         fetch_rows(weight_slots, weight_rows, 0, chunk - 1, N, padded_length, there, COMPLEX)
         next_h = load_states(states_at, saved_row, x_state, x_row, x_valid & there, D, N, COMPLEX)
         if (flags & HAS_Z) != 0:

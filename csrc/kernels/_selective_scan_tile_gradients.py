@@ -43,7 +43,7 @@ def allocate_slots(
 ):
     """Shared memory: what tiles of a chunk take of channels and of B and C; each thread's shares of sums over
     states; these sums; terms of sums over channels, of B and of C, with APART not in one place; states that
-    tiles begin with.
+    tiles begin with; of complex states gates of a chunk and terms of their gradient, in a place of others.
     """
     FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
     ROWS_OF_RUNS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
@@ -62,12 +62,25 @@ def allocate_slots(
     starts = gl.allocate_shared_memory(gl.float32, [TILES - 2, PARTS * ROWS, LANES, CHANNELS], FLAT)
     B_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, PARTS * ROWS, LANES, RUN], FLAT)
     C_slots = gl.allocate_shared_memory(gl.float32, [TILES * RUNS, PARTS * ROWS, LANES, RUN], FLAT)
-    B_terms = gl.allocate_shared_memory(gl.float32, [TERMS, CHANNELS * RUN], TERM)
-    C_terms = gl.allocate_shared_memory(gl.float32, [TERMS, CHANNELS * RUN], TERM) if APART else B_terms
+    B_halves = gl.allocate_shared_memory(gl.float32, [2, TERMS // 2, CHANNELS * RUN], TERM)
+    C_halves = B_halves
+    if APART:
+        C_halves = gl.allocate_shared_memory(gl.float32, [2, TERMS // 2, CHANNELS * RUN], TERM)
+    B_terms = B_halves._reinterpret(gl.float32, [TERMS, CHANNELS * RUN], TERM)
+    C_terms = C_halves._reinterpret(gl.float32, [TERMS, CHANNELS * RUN], TERM)
+    GATES: gl.constexpr = [TILES * RUNS, ROWS, LANES, RUN]
+    gates = (B_slots, B_slots)
+    if COMPLEX:
+        if APART:
+            # With a gate nothing else is there.
+            gate_slots = C_halves.index(1)._reinterpret(gl.float32, GATES, FLAT)
+        else:
+            gate_slots = gl.allocate_shared_memory(gl.float32, GATES, FLAT)
+        gates = (gate_slots, C_halves.index(0))
     inputs = (dt_slots, dtx_slots, dy_slots, B_slots, C_slots)
     shares = (y_shares, ddt_shares, dkick_shares)
     sums = (y_slots, ddt_slots, dkick_slots)
-    return inputs, shares, sums, (B_terms, C_terms), starts
+    return inputs, shares, sums, (B_terms, C_terms), starts, gates
 
 
 @gluon.jit
@@ -189,7 +202,7 @@ def gradients_of_tile(
     PACKED: gl.constexpr = KINDS[0]
     COMPLEX: gl.constexpr = KINDS[1]
     APART: gl.constexpr = KINDS[2]
-    inputs, shares, sums, terms, starts = slots
+    inputs, shares, sums, terms, starts, _ = slots
     dt_slots, dtx_slots, dy_slots, B_slots, C_slots = inputs
     y_shares, ddt_shares, dkick_shares = shares
     y_slots, ddt_slots, dkick_slots = sums

@@ -170,6 +170,32 @@ def fetch_rows(slots, rows, first_state, chunk, N, padded_length, wanted, COMPLE
 
 
 @gluon.jit
+def fetch_gate(
+    slots,
+    gate,
+    first_state,
+    chunk,
+    N,
+    padded_length,
+    wanted,
+    WEIGHTS: gl.constexpr,
+):
+    """The same of a batch row's gate, before what fetch_rows() asks for, which it waits with."""
+    SHAPE: gl.constexpr = slots.shape
+    run = gl.arange(0, SHAPE[0], gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, WEIGHTS))))
+    row = gl.arange(0, SHAPE[1], gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, WEIGHTS))))
+    lane = gl.arange(0, SHAPE[2], gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, WEIGHTS))))
+    step = gl.arange(0, RUN, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, WEIGHTS))))
+    state = row[None, :, None, None] * SHAPE[2] + lane[None, None, :, None]
+    # One number to keep of both, for registers are few.
+    place = anew(state * SHAPE[0] + run[:, None, None, None])
+    state = first_state + place // SHAPE[0]
+    time = chunk * CHUNK + place % SHAPE[0] * RUN + step[None, None, None, :]
+    at = gate + (state.to(gl.int64) * padded_length + time)
+    async_copy.async_copy_global_to_shared(whole(slots), at, (state < N) & wanted)
+
+
+@gluon.jit
 def load_states(states, chunk, state, channel, valid, D, N, COMPLEX: gl.constexpr):
     """The states that a chunk begins with."""
     PARTS: gl.constexpr = 2 if COMPLEX else 1

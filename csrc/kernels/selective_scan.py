@@ -1,7 +1,8 @@
 """Selective scan, forward and backward (Mamba paper 2312.00752, Algorithm 2; gate and ZOH as in
 docs/architecture.md): the variants of its kernels.
 
-States without options have the plain kernels; all others take the general ones.
+States without options have the plain kernels, complex ones with a gate or zero-order hold too; all others
+take the general ones.
 """
 
 from _selective_scan_adjoint import selective_scan_adjoint_kernel
@@ -84,15 +85,23 @@ KERNELS = [
         selective_scan_plain_fwd_kernel,
         args={
             **_tensors(_FORWARD),
-            **_buffers("A", "B", "C", "D_skip", "delta_bias"),
-            **_buffers("initial_state", "last_state", "carry", "chunk_states", "span_ends", "span_times"),
+            **_buffers("A", "B", "C", "gate", "D_skip", "delta_bias"),
+            **_buffers("initial_state", "last_state", "carry", "chunk_states"),
+            **_buffers("span_ends", "span_times", "span_gates"),
             "runs": "*i32",
             **_PLAIN_SIZES,
             **dict.fromkeys(("spans", "span_steps", "flags"), "i32"),
         },
         axes=dict(**_PLAIN_AXES, COMPLEX=[False, True], ENDS=[False, True], PACKED=[False, True]),
         skip=_too_seldom,
-        aligned=lambda values: [*_aligned(values, _FORWARD), "B", "C", "padded_length", "span_steps"],
+        aligned=lambda values: [
+            *_aligned(values, _FORWARD),
+            "B",
+            "C",
+            "gate",
+            "padded_length",
+            "span_steps",
+        ],
         shape=["B", "D", "L"],
         tuned=["FEW", "SPLIT"],
         configs=[
@@ -160,8 +169,9 @@ KERNELS = [
         selective_scan_plain_bwd_kernel,
         args={
             **_tensors(_BACKWARD),
-            **_buffers("A", "B", "C", "D_skip", "delta_bias", "chunk_states"),
-            **_buffers("dA", "dB", "dC", "dD", "ddelta_bias", "carry", "incoming", "span_ends", "span_times"),
+            **_buffers("A", "B", "C", "gate", "D_skip", "delta_bias", "chunk_states"),
+            **_buffers("dA", "dB", "dC", "dgate", "dD", "ddelta_bias", "carry"),
+            **_buffers("incoming", "span_ends", "span_times", "span_gates"),
             "runs": "*i32",
             **_PLAIN_SIZES,
             **_CHUNKS,
@@ -177,8 +187,10 @@ KERNELS = [
             *_aligned(values, _BACKWARD),
             "B",
             "C",
+            "gate",
             "dB",
             "dC",
+            "dgate",
             "padded_length",
             "partial_length",
         ],
@@ -191,7 +203,7 @@ KERNELS = [
         selective_scan_adjoint_kernel,
         args={
             **_tensors(_ADJOINT),
-            **_buffers("A", "C", "delta_bias", "ends", "elapsed_times"),
+            **_buffers("A", "C", "gate", "delta_bias", "ends", "elapsed_times", "span_gates"),
             "runs": "*i32",
             **_PLAIN_SIZES,
             **_CHUNKS,
@@ -199,9 +211,9 @@ KERNELS = [
         },
         axes=dict(**_PLAIN_AXES, COMPLEX=[False, True], PACKED=[False, True]),
         skip=_too_seldom,
-        aligned=lambda values: [*_aligned(values, _ADJOINT), "C", "padded_length"],
+        aligned=lambda values: [*_aligned(values, _ADJOINT), "C", "gate", "padded_length"],
         configs=[
-            Config("complex", when="COMPLEX", STATES=8, **_CHAINS),
+            Config("complex", when="COMPLEX", STATES=8, **{**_CHAINS, "maxnreg": 128}),
             Config("real", STATES=16, **_CHAINS),
         ],
     ),

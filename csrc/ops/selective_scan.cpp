@@ -99,14 +99,16 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
     const SelectiveScanFwd::Key key{storage_of(u), s.complex};
     launch(SelectiveScanFwd{}, key, args, s.rows);
   } else {
-    OptionalTensor span_ends, span_times;
+    OptionalTensor span_ends, span_times, span_gates;
     if (spans.count > 1) {
       span_ends = empty_on(u, {spans.count - 1, s.rows, state_parts, s.channels}, ScalarType::Float);
       span_times = empty_on(u, {spans.count - 1, s.rows, s.channels}, ScalarType::Float);
+      if (with.gate) span_gates = empty_on(u, {spans.count - 1, s.rows, s.state}, ScalarType::Float);
     }
     SelectiveScanPlainFwd::Args args{};
     args.span_ends = pointer(span_ends);
     args.span_times = pointer(span_times);
+    args.span_gates = pointer(span_gates);
     args.spans = static_cast<int32_t>(spans.count);
     args.span_steps = static_cast<int32_t>(spans.steps);
     args.runs = with.sequences_or(with.starts);
@@ -226,10 +228,11 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
       return static_cast<float*>(carry.data_ptr()) + first_of(launch) * carry.stride(0);
     };
     const auto adjoint_of = [&](int64_t launch) { return torch::stable::transpose(carry_of(launch), 1, 2); };
-    OptionalTensor span_ends, span_times;
+    OptionalTensor span_ends, span_times, span_gates;
     if (split) {
       span_ends = empty_on(u, {spans, s.rows, state_parts, s.channels}, kFloat);
       span_times = empty_on(u, {spans, s.rows, s.channels}, kFloat);
+      if (with.gate) span_gates = empty_on(u, {spans, s.rows, s.state, s.channels}, kFloat);
     }
     if (dlast_state) {
       const Tensor last = torch::stable::contiguous(*dlast_state);
@@ -261,6 +264,7 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
       dds.put(args.ddelta_batch, args.ddelta_channel, args.ddelta_time);
       dzs.put(args.dz_batch, args.dz_channel, args.dz_time);
       args.dA = dA.start(part, parts_here);
+      args.dgate = pointer(dgate_planes);
       args.dD = dD.start(part, parts_here);
       args.ddelta_bias = dbias.start(part, parts_here);
       args.dB = s.constant_B ? constant_dB.start(part, parts_here) : planes;
@@ -281,6 +285,7 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
         args.spans = static_cast<int32_t>(parts_here);
         args.span_ends = pointer(span_ends);
         args.span_times = pointer(span_times);
+        args.span_gates = pointer(span_gates);
         args.incoming = carry_at(launch + 1);
         args.runs = with.sequences_or(with.starts);
         if (split && s.packing == Packing::by_ends) {
@@ -295,7 +300,6 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
         SelectiveScanBwd::Args args{};
         put(args, begin, end, parts_here);
         put_general(args, s, with, with.starts);
-        args.dgate = pointer(dgate_planes);
         SelectiveScanBwd::launch(key, SelectiveScanBwd::pick(key, {}), u.get_device_index(), programs, args);
       }
       for (RowSums* of : {&dA, &dD, &dbias, &constant_dB, &constant_dC}) of->finish(part);

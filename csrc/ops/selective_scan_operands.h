@@ -38,10 +38,11 @@ inline int32_t flags_of(const SelectiveScanSizes& s, const SelectiveScanInputs& 
 }
 
 // Whether only the kernels that can do all of it can do this. Complex scans in fp32 or of packed sequences
-// run too seldom to be worth images without options.
+// run too seldom to be worth images without options; of the others complex ones take a gate and ZOH, too.
 inline bool is_general(const SelectiveScanSizes& s, const SelectiveScanInputs& in, int32_t flags) {
-  constexpr int32_t kOptions = kHasGate | kZoh | kConstantB | kConstantC | kPerHead;
-  return (flags & kOptions) != 0 || (s.complex && (s.packed() || type_of(in.u) == ScalarType::Float));
+  constexpr int32_t kOptions = kConstantB | kConstantC | kPerHead;
+  if ((flags & kOptions) != 0) return true;
+  return s.complex ? s.packed() || type_of(in.u) == ScalarType::Float : (flags & (kHasGate | kZoh)) != 0;
 }
 
 // What both directions hand to their kernel besides their own tensors.
@@ -68,7 +69,8 @@ struct Operands {
         bias(to_state_dtype(in.delta_bias, ScalarType::Float)),
         flags(flags_of(s, in, delta_softplus, zoh)),
         general(is_general(s, in, flags)) {
-    if (in.decay_gate) gate = pack_rows(*in.decay_gate, false, padded_length);
+    // Behind the last step it lets the state pass.
+    if (in.decay_gate) gate = pack_rows(*in.decay_gate, false, padded_length, 1.0);
   }
 
   bool packed() const { return (flags & (kByIndex | kByEnds)) != 0; }
@@ -87,6 +89,7 @@ void put_common(Args& args, const SelectiveScanSizes& s, const SelectiveScanInpu
   args.A = pointer(with.A);
   args.B = with.weights.B();
   args.C = with.weights.C();
+  args.gate = pointer(with.gate);
   args.D_skip = pointer(with.D);
   args.delta_bias = pointer(with.bias);
   args.D = static_cast<int32_t>(s.channels);
@@ -102,7 +105,6 @@ void put_common(Args& args, const SelectiveScanSizes& s, const SelectiveScanInpu
 // Those that only kernels with all options have.
 template <class Args>
 void put_general(Args& args, const SelectiveScanSizes& s, const Operands& with, const OptionalTensor& runs) {
-  args.gate = pointer(with.gate);
   args.runs = with.sequences_or(runs);
   args.head_channels = static_cast<int32_t>(s.channels / s.heads);
 }

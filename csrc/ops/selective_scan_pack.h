@@ -16,16 +16,16 @@ inline constexpr int64_t kRowMultiple = 128;
 
 inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 
-// [batch, groups, state, length(, 2)] or a gate ([batch, state, length]) in rows of fp32.
-inline Tensor pack_rows(const Tensor& x, bool complex, int64_t padded_length) {
+// [batch, groups, state, length(, 2)] or a gate ([batch, state, length]) in rows of fp32, and what is behind.
+inline Tensor pack_rows(const Tensor& x, bool complex, int64_t padded_length, double padding) {
   Tensor rows = complex ? torch::stable::transpose(x, 3, 4) : x;
   const int64_t last = rows.dim() - 1, length = rows.size(last);
   std::array<int64_t, 5> sizes{};
   for (int64_t i = 0; i < last; ++i) sizes[i] = rows.size(i);
   sizes[last] = padded_length;
   const torch::headeronly::IntHeaderOnlyArrayRef shape{sizes.data(), static_cast<size_t>(rows.dim())};
-  Tensor packed = length == padded_length ? torch::stable::new_empty(x, shape, ScalarType::Float)
-                                          : torch::stable::new_zeros(x, shape, ScalarType::Float);
+  Tensor packed = torch::stable::new_empty(x, shape, ScalarType::Float);
+  if (length != padded_length) torch::stable::fill_(packed, padding);
   Tensor inside = torch::stable::narrow(packed, last, 0, length);
   torch::stable::copy_(inside, rows);
   return packed;
@@ -88,7 +88,7 @@ class PackedWeights {
 
   // Constants ([channels, state(, 2)]) keep their shape.
   static Tensor pack(const Tensor& x, const SelectiveScanSizes& s, bool constant, int64_t padded_length) {
-    if (!constant) return pack_rows(x, s.complex, padded_length);
+    if (!constant) return pack_rows(x, s.complex, padded_length, 0.0);
     Tensor packed = torch::stable::new_empty(x, x.sizes(), ScalarType::Float);
     torch::stable::copy_(packed, x);
     return packed;

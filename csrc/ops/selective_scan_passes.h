@@ -21,9 +21,11 @@ inline void launch_adjoint(const generated::SelectiveScanPlainBwd::Args& of, con
   args.z = of.z;
   args.A = of.A;
   args.C = of.C;
+  args.gate = of.gate;
   args.delta_bias = of.delta_bias;
   args.ends = of.span_ends;
   args.elapsed_times = of.span_times;
+  args.span_gates = of.span_gates;
   args.runs = of.runs;
   args.D = of.D;
   args.L = of.L;

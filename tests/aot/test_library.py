@@ -153,7 +153,7 @@ def test_the_scan_does_not_spill():
         if "packed" in row["id"]:
             return 16 if row["arch"] >= 90 else 304
         if "complex" in row["id"]:
-            return 112 if row["arch"] == 80 else 0
+            return 208 if row["arch"] == 80 else 0
         return 16 if row["arch"] in (86, 89) else 0
 
     allowed = {
