@@ -182,10 +182,10 @@ def selective_scan_adjoint_kernel(
         for block_of_states in range(0, blocks):
             begin_state = block_of_states * STATES
             offset = begin_state * PARTS * padded_length + begin
-            if COMPLEX:  # noqa: SIM102
-                if (flags & HAS_GATE) != 0:
-                    of_row = gate + batch * N * padded_length
-                    fetch_gate(gate_slots, of_row, begin_state, chunk, N, padded_length, True, WEIGHTS)
+            if COMPLEX:
+                fetch_gate(
+                    gate_slots, gate, batch, begin_state, chunk, N, padded_length, True, flags, WEIGHTS
+                )
             async_copy.async_copy_global_to_shared(
                 whole(C_slots), C + (weights + offset), begin_state + w_state < N
             )

@@ -29,15 +29,8 @@ from _scan_operands import (
     store_state,
 )
 from _scan_packing import BY_INDEX, own_steps
-from _selective_scan_plain_tile import (
-    fetch_gate,
-    fetch_rows,
-    following,
-    gates_of_tile,
-    onward,
-    states_of_tile,
-    states_with_options,
-)
+from _selective_scan_option_states import fetch_gate, gates_of_tile, states_with_options
+from _selective_scan_plain_tile import fetch_rows, following, onward, states_of_tile
 from _selective_scan_sequences import (
     FORGOTTEN,
     begins_with_sequence,

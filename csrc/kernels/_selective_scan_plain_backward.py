@@ -252,18 +252,8 @@ def selective_scan_plain_bwd_kernel(
         next_dt, next_x, next_dy, next_z = load_sequences(
             of_delta, of_u, of_dout, of_z, place, used, flags, LAYOUT
         )
-    if COMPLEX:  # noqa: SIM102
-        if (flags & HAS_GATE) != 0:
-            fetch_gate(
-                gate_slots,
-                gate + anew(batch.to(gl.int32)).to(gl.int64) * N * padded_length,
-                0,
-                own_end - 1,
-                N,
-                padded_length,
-                there,
-                WEIGHTS,
-            )
+    if COMPLEX:
+        fetch_gate(gate_slots, gate, batch, 0, own_end - 1, N, padded_length, there, flags, WEIGHTS)
     fetch_rows(weight_slots, weight_rows, 0, own_end - 1, N, padded_length, there, COMPLEX)
     next_h = load_states(states_at, saved_row, x_state, x_row, x_valid & there, D, N, COMPLEX)
     if PACKED:
@@ -435,18 +425,10 @@ def selective_scan_plain_bwd_kernel(
                 store_state(dA + total_row * state_size, at, D, rate_total, known, COMPLEX)
             if block_of_states + 1 < blocks:
                 following = begin_state + STATES
-                if COMPLEX:  # noqa: SIM102
-                    if (flags & HAS_GATE) != 0:
-                        fetch_gate(
-                            gate_slots,
-                            gate + anew(batch.to(gl.int32)).to(gl.int64) * N * padded_length,
-                            following,
-                            chunk,
-                            N,
-                            padded_length,
-                            True,
-                            WEIGHTS,
-                        )
+                if COMPLEX:
+                    fetch_gate(
+                        gate_slots, gate, batch, following, chunk, N, padded_length, True, flags, WEIGHTS
+                    )
                 fetch_rows(weight_slots, weight_rows, following, chunk, N, padded_length, True, COMPLEX)
                 saved_row = chunk
                 if PACKED:
@@ -524,18 +506,8 @@ def selective_scan_plain_bwd_kernel(
             next_dt, next_x, next_dy, next_z = load_sequences(
                 of_delta, of_u, of_dout, of_z, place, valid_tile & there, flags, LAYOUT
             )
-        if COMPLEX:  # noqa: SIM102
-            if (flags & HAS_GATE) != 0:
-                fetch_gate(
-                    gate_slots,
-                    gate + anew(batch.to(gl.int32)).to(gl.int64) * N * padded_length,
-                    0,
-                    chunk - 1,
-                    N,
-                    padded_length,
-                    there,
-                    WEIGHTS,
-                )
+        if COMPLEX:
+            fetch_gate(gate_slots, gate, batch, 0, chunk - 1, N, padded_length, there, flags, WEIGHTS)
         fetch_rows(weight_slots, weight_rows, 0, chunk - 1, N, padded_length, there, COMPLEX)
         next_h = load_states(states_at, saved_row, x_state, x_row, x_valid & there, D, N, COMPLEX)
         if (flags & HAS_Z) != 0:

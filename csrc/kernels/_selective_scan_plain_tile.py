@@ -1,9 +1,8 @@
 """A tile of the plain forward: the copies of B and C that it reads, and its states, run by run."""
 
-from _arithmetic import anew, exp2_fast, polar
-from _recurrence import expand, product, reversed_steps, scale, where
+from _arithmetic import exp2_fast, polar
+from _recurrence import reversed_steps, scale, where
 from _selective_scan_sequences import after, shift_of
-from _zero_order_hold import decay_and_difference, held_kick
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
@@ -79,26 +78,6 @@ def fetch_rows(
     if not ENDS:
         async_copy.async_copy_global_to_shared(C_slots, C + at, any_row)
     async_copy.commit_group()
-
-
-@gluon.jit
-def fetch_gate(slots, rows, begin_state, start, N, L, padded_length):
-    """The same of a gate, before what fetch_rows() asks for, which it waits with. `rows` are its first,
-    states, and steps of the tile.
-    """
-    gate, state, step = rows
-    of_block = begin_state + anew(state)
-    at = of_block.to(gl.int64) * padded_length + (start + step)
-    async_copy.async_copy_global_to_shared(slots, gate + at, (of_block < N) & (start < L))
-
-
-@gluon.jit
-def gates_of_tile(slots, RUNS: gl.constexpr, WEIGHTS: gl.constexpr, GATES: gl.constexpr):
-    """The product of a tile's gates, [lanes, rows of states]."""
-    of_runs = gl.reduce(slots.load(WEIGHTS), 1, product)
-    LANES: gl.constexpr = of_runs.shape[0]
-    by_row = gl.reshape(of_runs, [LANES, of_runs.shape[1] // RUNS, RUNS])
-    return gl.convert_layout(gl.reduce(by_row, 2, product), GATES)
 
 
 @gluon.jit
@@ -201,47 +180,4 @@ def states_of_tile(
             y_slots.slice(s, 1, 3).store(share)
         if s + 1 < RUNS and not PREFETCH:
             rows_ahead = rows_of(B_slots, C_slots, s + 1, ROWS, RUNS, WEIGHTS, COMPLEX, ENDS)
-    return states
-
-
-@gluon.jit
-def states_with_options(
-    slots,
-    gate_slots,
-    held,
-    states,
-    first_step,
-    ROWS: gl.constexpr,
-    RUNS: gl.constexpr,
-    X: gl.constexpr,
-    ENDS: gl.constexpr,
-):
-    """states_of_tile() of complex states with a gate or under zero-order hold. `held` are rates, their
-    inverses and held_input()'s `unheld`; in `dtx_slots` a hold has u alone. Nothing is asked for ahead: there
-    are too few registers.
-    """
-    dt_slots, dtx_slots, B_slots, C_slots, y_slots = slots
-    rates, inverses, unheld = held
-    WEIGHTS: gl.constexpr = gl.SliceLayout(2, X)
-    for s in gl.static_range(RUNS):
-        dt, x = scalars_of(dt_slots, dtx_slots, s, gl.SliceLayout(0, X))
-        share = dt
-        through = ()
-        for j in gl.static_range(ROWS):
-            power, turns, low = rates[j]
-            rate = (gl.expand_dims(power, 1), gl.expand_dims(turns, 1), gl.expand_dims(low, 1))
-            b = row_of(B_slots, j, s, ROWS, RUNS, WEIGHTS, True)
-            gate = row_of(gate_slots, j, s, ROWS, RUNS, WEIGHTS, False)[0]
-            e, difference = decay_and_difference(dt, rate)
-            a = scale(e, gate, True)
-            kick = held_kick(difference, expand(inverses[j], 1, True), unheld, b, x)
-            opened = onward(a, reversed_steps(states[j], True), kick, True)
-            run = walk(a, where(first_step, opened, kick, True), False, True)
-            through += (run,)
-            if not ENDS:
-                c = row_of(C_slots, j, s, ROWS, RUNS, WEIGHTS, True)
-                share = weighted(c, run, share, j > 0, True)
-        states = through
-        if not ENDS:
-            y_slots.slice(s, 1, 3).store(share)
     return states

@@ -2,7 +2,7 @@
 
 from _arithmetic import anew
 from _half import narrowed_pairs
-from _scan_operands import CHUNK, HAS_Z, load_state
+from _scan_operands import CHUNK, HAS_GATE, HAS_Z, load_state
 from _scan_packing import BY_INDEX
 from _selective_scan_runs import RUN
 from _selective_scan_slots import whole
@@ -171,28 +171,23 @@ def fetch_rows(slots, rows, first_state, chunk, N, padded_length, wanted, COMPLE
 
 @gluon.jit
 def fetch_gate(
-    slots,
-    gate,
-    first_state,
-    chunk,
-    N,
-    padded_length,
-    wanted,
-    WEIGHTS: gl.constexpr,
+    slots, gate, batch, first_state, chunk, N, padded_length, wanted, flags, WEIGHTS: gl.constexpr
 ):
-    """The same of a batch row's gate, before what fetch_rows() asks for, which it waits with."""
-    SHAPE: gl.constexpr = slots.shape
-    run = gl.arange(0, SHAPE[0], gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, WEIGHTS))))
-    row = gl.arange(0, SHAPE[1], gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, WEIGHTS))))
-    lane = gl.arange(0, SHAPE[2], gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, WEIGHTS))))
-    step = gl.arange(0, RUN, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, WEIGHTS))))
-    state = row[None, :, None, None] * SHAPE[2] + lane[None, None, :, None]
-    # One number to keep of both, for registers are few.
-    place = anew(state * SHAPE[0] + run[:, None, None, None])
-    state = first_state + place // SHAPE[0]
-    time = chunk * CHUNK + place % SHAPE[0] * RUN + step[None, None, None, :]
-    at = gate + (state.to(gl.int64) * padded_length + time)
-    async_copy.async_copy_global_to_shared(whole(slots), at, (state < N) & wanted)
+    """The same of a batch row's gate, if there is one: before what fetch_rows() asks for, to wait with it."""
+    if (flags & HAS_GATE) != 0:
+        of_row = gate + anew(batch.to(gl.int32)).to(gl.int64) * N * padded_length
+        SHAPE: gl.constexpr = slots.shape
+        run = gl.arange(0, SHAPE[0], gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, WEIGHTS))))
+        row = gl.arange(0, SHAPE[1], gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, WEIGHTS))))
+        lane = gl.arange(0, SHAPE[2], gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, WEIGHTS))))
+        step = gl.arange(0, RUN, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, WEIGHTS))))
+        state = row[None, :, None, None] * SHAPE[2] + lane[None, None, :, None]
+        # One number to keep of both, for registers are few.
+        place = anew(state * SHAPE[0] + run[:, None, None, None])
+        state = first_state + place // SHAPE[0]
+        time = chunk * CHUNK + place % SHAPE[0] * RUN + step[None, None, None, :]
+        at = of_row + (state.to(gl.int64) * padded_length + time)
+        async_copy.async_copy_global_to_shared(whole(slots), at, (state < N) & wanted)
 
 
 @gluon.jit

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import re
 import sys
@@ -222,6 +223,8 @@ def main() -> int:
     if installed != arguments.triton:
         parser.error(f"this step must run with triton {arguments.triton}, got {installed}; build again")
     root = Path.cwd()
+    # The process ends soon, and a twentieth of its time would go into looking for cycles.
+    gc.disable()
     settle_environment(root / "build" / "triton")
     arguments.out.mkdir(parents=True, exist_ok=True)
     try:
