@@ -15,18 +15,21 @@ from mamba_aot import selective_scan_fn
 from mamba_aot.testing import make_scan_inputs
 
 COMPLEX = {"is_complex": True, "dtype": torch.bfloat16}
+GATED = {"decay_gate": True, "discretization": "zoh"}
 CALLS: list[dict[str, Any]] = [
     {"cu_seqlens": [700, 1, 63, 0, 400], "dim": 40, "dtype": torch.bfloat16, "initial_state": True},
     {"seq_idx": [[700, -1, 63, 400]], "dim": 40},
     {"constant": "B", "length": 129, "groups": 2, "initial_state": True},
     {**COMPLEX, "constant": "BC", "length": 64, "initial_state": True},
-    {"decay_gate": True, "length": 130, "discretization": "zoh", "initial_state": True},
+    {**GATED, "length": 130, "initial_state": True},
 ]
 for layout in ("seq", "channel"):
     for initial_state in (False, True):
         options = {**COMPLEX, "layout": layout, "initial_state": initial_state}
         CALLS.append({**options, "length": 130, "dim": 40})
         CALLS.append({**options, "length": 1100, "dim": 24, "state": 24, "groups": 2})
+        CALLS.append({**options, **GATED, "length": 130, "dim": 40})
+        CALLS.append({**options, **GATED, "length": 1100, "dim": 24, "state": 24, "groups": 2})
     CALLS.append({**COMPLEX, "layout": layout, "length": 63, "dim": 3, "state": 3, "initial_state": True})
     packed = {"layout": layout, "cu_seqlens": [70, 1, 63, 0, 40], "dim": 12, "initial_state": True}
     CALLS.append({**COMPLEX, **packed})

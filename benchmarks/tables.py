@@ -20,6 +20,7 @@ def goal_of(row: Row, rows: list[Row]) -> tuple[float | None, float | None]:
     for goal in GOALS["rows"]:
         same = goal["op"] == row["op"] and goal["direction"] == row["direction"]
         same = same and goal["shape"] == shape_of(row) and goal.get("complex", False) == row["complex"]
+        same = same and not row.get("gated", False)
         # A scan's goal is for either memory order.
         if not same or goal.get("layout", row["layout"]) != row["layout"] or row["dtype"] != "bfloat16":
             continue
@@ -115,6 +116,7 @@ def _name(row: Row) -> str:
 def _kind(row: Row) -> str:
     words = ["complex"] * row["complex"] + ["channel-last"] * (row["layout"] == "channel")
     words += ["half states"] * row.get("half_states", False)
+    words += ["gate and ZOH"] * row.get("gated", False)
     words += [row["dtype"]] * (row["dtype"] != "bfloat16")
     return "".join(f", {word}" for word in words)
 

@@ -213,6 +213,7 @@ def bench(
     half_states: Annotated[
         bool, typer.Option("--half-states", help="Decoding with states of --dtype, not float32.")
     ] = False,
+    gated: Annotated[bool, typer.Option("--gated", help="A scan with a gate and zero-order hold.")] = False,
     device: Annotated[str, typer.Option(help='Where to run: "cpu" or "cuda".')] = "cuda",
     compare: Annotated[
         str, typer.Option(help="Comma-separated: mamba_ssm, causal_conv1d, eager, compile, one_thread.")
@@ -229,7 +230,17 @@ def bench(
         _fail(error, 1)
     try:
         request = job.make_request(
-            op or [], suite or [], shape, dtype, layout, is_complex, half_states, compare, json_path, device
+            op or [],
+            suite or [],
+            shape,
+            dtype,
+            layout,
+            is_complex,
+            half_states,
+            gated,
+            compare,
+            json_path,
+            device,
         )
         target = require_device(device, "bench")
     except ValueError as error:

@@ -72,7 +72,7 @@ def test_suites_have_a_record_each_and_failures_are_in_them(
     broken = cases.Op(lambda **inputs: 2 * conv.function(**inputs), conv.reference, conv.axes)
     monkeypatch.setitem(cases._TABLE, "causal_conv1d", broken)
     request = command.make_request(
-        [], ["kernels", "all"], "", "bfloat16", "seq", False, False, "one_thread", tmp_path, "cpu"
+        [], ["kernels", "all"], "", "bfloat16", "seq", False, False, False, "one_thread", tmp_path, "cpu"
     )
     out = io.StringIO()
     assert not command.run(request, CPU, Console(file=out))
@@ -95,6 +95,7 @@ def test_suites_have_a_record_each_and_failures_are_in_them(
         (["--dtype", "int8"], "--dtype must be one of bfloat16, float16, float32"),
         (["--op", "rms_norm", "--layout", "channel"], "--layout is for"),
         (["--op", "rms_norm", "--complex"], "--complex is for --op selective_scan"),
+        (["--op", "rms_norm", "--gated"], "--gated is for --op selective_scan"),
         (["--op", "block", "--half-states"], "--half-states is for --op decode in sixteen bits"),
         (["--op", "decode", "--dtype", "float32", "--half-states"], "got --op decode --dtype float32"),
         (["--compare", "numpy"], "--compare must name some of mamba_ssm,"),

@@ -1,6 +1,4 @@
-"""A tile of the plain forward, of complex states with a gate or under zero-order hold: copies of the gate, and
-the states.
-"""
+"""A tile of the plain forward, of complex states with a gate or under zero-order hold: gates and states."""
 
 from _arithmetic import anew
 from _recurrence import expand, product, reversed_steps, scale, where

@@ -76,7 +76,14 @@ def sample(work: Work) -> dict[str, Any]:
     few = min(SAMPLED, d[op_of(work).letter])
     if work.op == "selective_scan":
         inputs = testing.make_scan_inputs(
-            d["B"], few, d["L"], d["N"], dtype=dtype, is_complex=work.is_complex
+            d["B"],
+            few,
+            d["L"],
+            d["N"],
+            dtype=dtype,
+            is_complex=work.is_complex,
+            decay_gate=work.gated,
+            discretization="zoh" if work.gated else "euler",
         )
         if not work.is_complex:
             # As the published block passes them.

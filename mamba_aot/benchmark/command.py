@@ -39,6 +39,7 @@ def make_request(
     layout: str,
     is_complex: bool,
     half_states: bool,
+    gated: bool,
     compare: str,
     json_path: Path | None,
     device_type: str,
@@ -50,15 +51,16 @@ def make_request(
         raise ValueError(f"bench: --json must be a file in a directory that exists, got {json_path}")
     if not asked_suites:
         works = [
-            shapes.make_work(op, shape, dtype, layout, is_complex, half_states)
+            shapes.make_work(op, shape, dtype, layout, is_complex, half_states, gated)
             for op in ops or ["selective_scan"]
         ]
         chosen = [*(("--op", op) for op in ops), ("--shape", shape)]
         chosen += [("--dtype", dtype), ("--layout", layout), ("--compare", ",".join(peers))]
         options = [word for option, value in chosen if value for word in (option, value)]
         options += ["--complex"] * is_complex + ["--half-states"] * half_states
+        options += ["--gated"] * gated
         return Request({"ops": works}, peers, json_path, options)
-    if ops or shape or is_complex or half_states or dtype != "bfloat16" or layout != "seq":
+    if ops or shape or is_complex or half_states or gated or dtype != "bfloat16" or layout != "seq":
         raise ValueError(
             "bench: --suite has its own ops, shapes, dtypes and layouts; leave those options out"
         )

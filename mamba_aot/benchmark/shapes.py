@@ -35,6 +35,7 @@ class Work:
         layout: Memory order: "seq" has steps side by side, "channel" channels.
         is_complex: Whether A, B, C and the state of a scan are complex.
         half_states: Whether the scans' states of a model that decodes are of `dtype`, not float32.
+        gated: Whether a scan has a gate on its decay and zero-order hold, as this package's `Mamba` has.
     """
 
     op: str
@@ -43,6 +44,7 @@ class Work:
     layout: str = "seq"
     is_complex: bool = False
     half_states: bool = False
+    gated: bool = False
 
     @property
     def dims(self) -> dict[str, int]:
@@ -57,6 +59,7 @@ class Work:
     def label(self) -> str:
         kind = " complex" if self.is_complex else ""
         kind += " half states" if self.half_states else ""
+        kind += " gated" if self.gated else ""
         return " ".join(f"{name}{size}" for name, size in self.sizes) + kind
 
 
@@ -67,6 +70,7 @@ def make_work(
     layout: str = "seq",
     is_complex: bool = False,
     half_states: bool = False,
+    gated: bool = False,
 ) -> Work:
     """The work that the options of the command describe; `shape` is written as "B8 D1024 L2048".
 
@@ -78,6 +82,8 @@ def make_work(
     _require("--layout", layout, LAYOUTS)
     if is_complex and op != "selective_scan":
         raise ValueError(f"bench: --complex is for --op selective_scan, got --op {op}")
+    if gated and op != "selective_scan":
+        raise ValueError(f"bench: --gated is for --op selective_scan, got --op {op}")
     if half_states and (op != "decode" or dtype == "float32"):
         raise ValueError(
             f"bench: --half-states is for --op decode in sixteen bits, got --op {op} --dtype {dtype}"
@@ -93,7 +99,7 @@ def make_work(
         dims[match[1]] = int(match[2])
     if dims.get("W", 1) > 64:
         raise ValueError(f"bench: the width W must be at most 64, got {dims['W']}")
-    return Work(op, tuple(dims.items()), dtype, layout, is_complex, half_states)
+    return Work(op, tuple(dims.items()), dtype, layout, is_complex, half_states, gated)
 
 
 def _require(option: str, value: str, known: tuple[str, ...]) -> None:

@@ -37,7 +37,7 @@ def _kernels() -> list[Work]:
         for op in ("selective_scan", "causal_conv1d"):
             works += [make_work(op, shape, layout=layout) for layout in LAYOUTS]
     works.append(make_work("selective_scan", "B1 D1536 L65536"))
-    works.append(make_work("selective_scan", is_complex=True))
+    works += [make_work("selective_scan", is_complex=True, gated=gated) for gated in (False, True)]
     for shape in ("B64 D5120", "B1 D1536"):
         works += [make_work(op, shape) for op in ("state_update", "causal_conv1d_update")]
     return [*works, make_work("linear_recurrence", dtype="float32"), make_work("rms_norm")]

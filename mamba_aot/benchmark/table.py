@@ -63,6 +63,7 @@ def _described(work: Work) -> dict[str, Any]:
         "layout": work.layout,
         "complex": work.is_complex,
         "half_states": work.half_states,
+        "gated": work.gated,
     }
 
 
