@@ -32,8 +32,8 @@ inline constexpr int64_t kChunksInOneSum = 64;
 
 }  // namespace spans
 
-// Whether a multiprocessor has 160 KiB of shared memory or more, not 100; so has one of sm_87, which takes the
-// images of sm_86.
+// Whether a multiprocessor has 160 KiB of shared memory or more, not 100; so has one of sm_87, which takes
+// the images of sm_86.
 inline bool has_room(int arch) { return arch == 80 || (arch >= 90 && arch < 120); }
 
 // Into how many spans of how many steps the plain forward splits time.
