@@ -243,9 +243,9 @@ def selective_scan_plain_fwd_kernel(
         zoh = (flags & ZOH) != 0
         options = (flags & (HAS_GATE | ZOH)) != 0
         unheld = gl.where(zoh, 0.0, 1.0)
-        of_row = gl.arange(0, ROWS * RUNS, gl.SliceLayout(0, gl.SliceLayout(1, WEIGHTS)))[None, None, :]
-        state = of_row // RUNS * LANES + of_state
-        gate_rows = (gate + batch * N * padded_length, state, of_row % RUNS * RUN + of_step)
+        gate_row = gl.arange(0, ROWS * RUNS, gl.SliceLayout(0, gl.SliceLayout(1, WEIGHTS)))[None, None, :]
+        gate_at_step = gate_row % RUNS * RUN + of_step
+        gate_rows = (gate + batch * N * padded_length, gate_row // RUNS * LANES + of_state, gate_at_step)
         if (flags & HAS_GATE) != 0:
             fetch_gate(gate_slots.index(0), gate_rows, 0, begin, N, L, padded_length)
         else:

@@ -189,6 +189,7 @@ KERNELS = [
         # With APART float32 would need more registers than there are.
         skip=lambda values: _too_seldom(values) or (values["APART"] and values["T"] == "f32"),
         unused=_never_taken,
+        portable=lambda values: not values["APART"],
         aligned=lambda values: [
             *_aligned(values, _BACKWARD),
             "B",

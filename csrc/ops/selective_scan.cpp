@@ -178,16 +178,19 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
   const Strides gs(dout), dus(du), dds(ddelta), dzs(z ? OptionalTensor(dz) : std::nullopt);
   const bool rows = in_rows(s, {gs, Strides(u), Strides(delta), Strides(z), dus, dds, dzs});
   using Layout = SelectiveScanPlainBwd::Layout;
-  const bool apart = type_of(u) != ScalarType::Float && has_room(runtime::arch_of(u.get_device_index()));
-  const SelectiveScanPlainBwd::Key plain_key{storage_of(u), rows ? Layout::seq : Layout::strided, s.complex,
-                                             s.packed(), apart};
+  const int32_t device = u.get_device_index();
+  SelectiveScanPlainBwd::Key plain_key{storage_of(u), rows ? Layout::seq : Layout::strided, s.complex,
+                                       s.packed(), true};
+  plain_key.APART =
+      plain && type_of(u) != ScalarType::Float && has_room(runtime::arch_of(device)) &&
+      SelectiveScanPlainBwd::is_for(plain_key, SelectiveScanPlainBwd::pick(plain_key, {}), device);
   const SelectiveScanBwd::Key key{storage_of(u), s.complex};
   const int64_t block_channels =
       plain ? SelectiveScanPlainBwd::pick(plain_key, {}).CHANNELS : SelectiveScanBwd::pick(key, {}).CHANNELS;
   const int64_t blocks_per_group = ceil_div(s.channels / s.groups, block_channels);
   const int64_t blocks = s.groups * blocks_per_group;
   const int64_t most_chunks = chunks_in_a_launch(s, u, blocks, with.gate.has_value());
-  const Launches time = plain && !s.empty() ? backward_launches(s, most_chunks, blocks, u.get_device_index())
+  const Launches time = plain && !s.empty() ? backward_launches(s, most_chunks, blocks, device)
                                             : Launches{most_chunks, most_chunks};
   const int64_t spans = time.spans(), state_parts = s.state * s.parts();
   const bool sparse = s.packed() && !plain;
@@ -294,13 +297,13 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
           torch::stable::copy_(waiting, carry_of(launch + 1));
         }
         if (parts_here > 1) launch_adjoint(args, s, u, rows);
-        SelectiveScanPlainBwd::launch(plain_key, SelectiveScanPlainBwd::pick(plain_key, {}),
-                                      u.get_device_index(), programs, args);
+        SelectiveScanPlainBwd::launch(plain_key, SelectiveScanPlainBwd::pick(plain_key, {}), device, programs,
+                                      args);
       } else {
         SelectiveScanBwd::Args args{};
         put(args, begin, end, parts_here);
         put_general(args, s, with, with.starts);
-        SelectiveScanBwd::launch(key, SelectiveScanBwd::pick(key, {}), u.get_device_index(), programs, args);
+        SelectiveScanBwd::launch(key, SelectiveScanBwd::pick(key, {}), device, programs, args);
       }
       for (RowSums* of : {&dA, &dD, &dbias, &constant_dB, &constant_dC}) of->finish(part);
       flags |= kHasState;

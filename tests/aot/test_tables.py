@@ -106,6 +106,15 @@ def test_unused_combinations_have_no_image_there_but_their_ptx():
     assert found == {("f32", everywhere), ("bf16", everywhere), ("f16", ("sm90", "ptx80"))}
 
 
+def test_combinations_that_are_not_portable_have_no_ptx_and_ask_for_their_image():
+    kernel = fake_kernels.scan(portable=lambda values: values["T"] != "f16")
+    found = {(v.key["T"], tuple(t.name for t in tree.targets_of(v, [80, 90]))) for v in kernel.variants}
+    everywhere = ("sm80", "sm90", "ptx80")
+    assert found == {("f32", everywhere), ("bf16", everywhere), ("f16", ("sm80", "sm90"))}
+    assert kernel.asks_first
+    assert not fake_kernels.scan().asks_first
+
+
 def test_an_unknown_architecture_is_refused():
     with pytest.raises(tree.TableError, match=r"out of 80;86;89;90;100;120, got '75'"):
         tree.chosen_archs("75")

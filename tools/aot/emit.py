@@ -104,7 +104,7 @@ def _declaration(kernel: Kernel) -> str:
         key=_struct("Key", [f"{_axis_type(kernel, axis)} {axis};" for axis in kernel.axes]),
         shape=_struct("Shape", [*(f"int64_t {name} = 0;" for name in kernel.shape), *_asked_of(kernel)]),
         tuned="".join(_tuned_declaration(name) for name in kernel.tuned),
-        only=_ONLY_DECLARATION if kernel.arch else "",
+        only=_ONLY_DECLARATION if kernel.asks_first else "",
         config=_struct("Config", [f"{kind} {name};" for name, kind in _config_members(kernel).items()]),
     )
 
@@ -117,7 +117,7 @@ def _tuned_declaration(name: str) -> str:
     return f"  // Measured: csrc/kernels/tuned.\n  static int64_t {name}(int32_t device);\n\n"
 
 
-# Kernels for one architecture alone: another device takes another way.
+# Kernels of which some devices have no image: they take another way.
 _ONLY_DECLARATION = (
     "  // Whether there is an image for a device.\n"
     "  static bool is_for(const Key& key, const Config& config, int32_t device);\n\n"
@@ -229,7 +229,7 @@ def _definition(kernel: Kernel, stem: str, first: int, numbers: Values) -> str:
         shape="shape" if "shape." in uses else "/*shape*/",
         pick=_indented(pick, 2),
         tuned=_tuned_definitions(kernel, numbers),
-        only=_only_definition(kernel) if kernel.arch else "",
+        only=_only_definition(kernel) if kernel.asks_first else "",
         addresses=_wrapped([f"&arguments.{n}" for n in kernel.runtime_parameters] + ["&kNoScratch"] * 2, 6),
     )
 

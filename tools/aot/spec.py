@@ -83,6 +83,10 @@ def _used_everywhere(_: Mapping[str, Any], _arch: int) -> bool:
     return False
 
 
+def _kept_as_ptx(_: Mapping[str, Any]) -> bool:
+    return True
+
+
 def _nothing_aligned(_: Mapping[str, Any]) -> list[str]:
     return []
 
@@ -106,6 +110,8 @@ class Kernel:
         arch: the only architecture that has the instructions it uses; None for all.
         unused: takes axis values by name and an architecture, true where no device that takes its images asks
             for that combination.
+        portable: takes axis values by name, false for a combination that is not kept as PTX: a device without
+            an image of its own takes another.
     """
 
     function: Any
@@ -118,6 +124,7 @@ class Kernel:
     tuned: Sequence[str] = ()
     arch: int | None = None
     unused: Callable[[Mapping[str, Any], int], bool] = _used_everywhere
+    portable: Callable[[Mapping[str, Any]], bool] = _kept_as_ptx
 
     @cached_property
     def op(self) -> str:
@@ -134,6 +141,11 @@ class Kernel:
     @property
     def runtime_parameters(self) -> list[str]:
         return [p.name for p in self.parameters if not p.constexpr]
+
+    @property
+    def asks_first(self) -> bool:
+        """Whether a device that the library is for may have no image of it."""
+        return self.arch is not None or self.portable is not _kept_as_ptx
 
     def axis_kind(self, axis: str) -> str:
         """Kind of an axis: `dtype`, `bool`, `int` or `str`."""

@@ -88,7 +88,7 @@ def targets_of(variant: Variant, archs: list[int]) -> list[Target]:
         target
         for target in targets(archs)
         if (kernel.arch is None or target == Target(kernel.arch))
-        and (target.ptx or not kernel.unused(variant.key, target.arch))
+        and (kernel.portable(variant.key) if target.ptx else not kernel.unused(variant.key, target.arch))
     ]
 
 
