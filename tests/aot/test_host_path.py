@@ -147,3 +147,16 @@ for call in (
         "state update: 1",
         "norm: 1",
     ]
+
+
+def test_sixteen_bits_take_the_shared_memory_that_the_device_has(fakes: Path, device_zero: Path) -> None:
+    program = """
+import re
+for dtype in (torch.bfloat16, torch.float32):
+    begun = len(fake.fake_journal())
+    rows, A, B = torch.ones(1, 64, 128, dtype=dtype), -torch.ones(64, 16), torch.ones(1, 16, 128)
+    mamba_aot.selective_scan_fn(rows.requires_grad_(), rows, A, B, B).sum().backward()
+    print(max(map(int, re.findall(rb" shared (\\d+)", fake.fake_journal()[begun:]))))
+"""
+    narrow, wide = map(int, run(fakes, device_zero, program))
+    assert narrow > 100 * 1024 > wide
