@@ -53,10 +53,7 @@ def input_gradients(
     outs,
     place,
     slots,
-    x,
-    raw_dt,
-    D_value,
-    bias,
+    inputs,
     used,
     live,
     complete,
@@ -70,6 +67,7 @@ def input_gradients(
     TILE: gl.constexpr = LAYOUTS[0]
     IN_RUNS: gl.constexpr = LAYOUTS[1]
     dt_slots, dy_slots, dkick_slots, ddt_slots = slots
+    x, raw_dt, D_value, bias = inputs
     dy = joined(whole(dy_slots).load(IN_RUNS), TILE)
     dkick = joined(load_tiles(dkick_slots, LAYOUTS), TILE)
     by_delta = x

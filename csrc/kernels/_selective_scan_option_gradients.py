@@ -60,6 +60,14 @@ def expanded(x):
 
 
 @gluon.jit
+def load_gated_inputs(slots, run, X: gl.constexpr):
+    """load_inputs() of complex states, and the gate."""
+    dt_slots, dtx_slots, B_slots, gate_slots = slots
+    dt, x, b = load_inputs(dt_slots, dtx_slots, B_slots, run, X, True)
+    return dt, x, b, load_weights(gate_slots, run, X, False)[0]
+
+
+@gluon.jit
 def first_states_with_options(
     slots, gate_slots, starts, rates, held, h, TILES: gl.constexpr, X: gl.constexpr
 ):
@@ -67,14 +75,14 @@ def first_states_with_options(
     returned. `held` are the rates' inverses and held_input()'s `unheld`.
     """
     dt_slots, dtx_slots, _, B_slots, _ = slots
+    inputs = (dt_slots, dtx_slots, B_slots, gate_slots)
     inverse, unheld = held
     RUNS: gl.constexpr = dt_slots.shape[0] // TILES
     for i in range(0, TILES - 1):
         t = anew(i)
         store_parts(starts.index(gl.maximum(t - 1, 0)), h, True)
         for k in gl.static_range(RUNS):
-            dt, x, b = load_inputs(dt_slots, dtx_slots, B_slots, t * RUNS + k, X, True)
-            gate = load_weights(gate_slots, t * RUNS + k, X, False)[0]
+            dt, x, b, gate = load_gated_inputs(inputs, t * RUNS + k, X)
             e, difference = decay_and_difference(dt, rates)
             kick = held_kick(difference, inverse, unheld, b, x)
             states = complex_states_onward(scale(e, gate, True), kick, expanded(h))
@@ -110,11 +118,11 @@ def states_with_options(
     Shares of half of y go into `shares`, terms of dC into `term_slots`.
     """
     dt_slots, dtx_slots, dy_slots, B_slots, C_slots, gate_slots = slots
+    inputs = (dt_slots, dtx_slots, B_slots, gate_slots)
     inverse, unheld = held
     kept = ()
     for k in gl.static_range(RUNS):
-        dt, x, b = load_inputs(dt_slots, dtx_slots, B_slots, tile * RUNS + k, X, True)
-        gate = load_weights(gate_slots, tile * RUNS + k, X, False)[0]
+        dt, x, b, gate = load_gated_inputs(inputs, tile * RUNS + k, X)
         if k + 1 < RUNS:
             e, difference = decay_and_difference(dt, rates)
         else:
@@ -159,6 +167,7 @@ def adjoints_with_options(
     Shares of the gradients of delta and of phi's input go into `shares`, terms of dB into `term_slots`.
     """
     dt_slots, dtx_slots, dy_slots, B_slots, C_slots, gate_slots = slots
+    inputs = (dt_slots, dtx_slots, B_slots, gate_slots)
     ddt_shares, dkick_shares, gate_terms_slots = shares
     inverse, unheld = held
     gate_terms = ()
@@ -167,8 +176,7 @@ def adjoints_with_options(
     for k in gl.static_range(RUNS - 1, -1, -1):
         of_gate = last[0][0]
         for _ in range(0, once(tile)):
-            dt, x, b = load_inputs(dt_slots, dtx_slots, B_slots, tile * RUNS + k, X, True)
-            gate = load_weights(gate_slots, tile * RUNS + k, X, False)[0]
+            dt, x, b, gate = load_gated_inputs(inputs, tile * RUNS + k, X)
             c = load_weights(C_slots, tile * RUNS + k, X, True)
             dy = 2.0 * load_run(dy_slots, tile * RUNS + k, X)
             if k + 1 < RUNS:

@@ -458,43 +458,17 @@ def selective_scan_plain_bwd_kernel(
         x = widened_pairs(raw_x, flags)
         slots = (dt_slots, dy_slots, dkick_slots, ddt_slots)
         if not PACKED or plain:
+            of_chunk = (x, raw_dt, D_value, bias)
             dy, ddt = input_gradients(
-                outs,
-                place,
-                slots,
-                x,
-                raw_dt,
-                D_value,
-                bias,
-                used,
-                True,
-                True,
-                flags,
-                LAYOUT,
-                LAYOUTS,
-                False,
-                COMPLEX,
+                outs, place, slots, of_chunk, used, True, True, flags, LAYOUT, LAYOUTS, False, COMPLEX
             )
         else:
             steps = begin + time
             live = of_sequence(load_entries(runs, batch, steps, L, by_index), steps, first, stop)[0]
             x = gl.where(live, x, 0.0)
+            of_chunk = (x, raw_dt, D_value, bias)
             dy, ddt = input_gradients(
-                outs,
-                place,
-                slots,
-                x,
-                raw_dt,
-                D_value,
-                bias,
-                used,
-                live,
-                complete,
-                flags,
-                LAYOUT,
-                LAYOUTS,
-                True,
-                COMPLEX,
+                outs, place, slots, of_chunk, used, live, complete, flags, LAYOUT, LAYOUTS, True, COMPLEX
             )
         # Not before what this chunk still reads, or that would wait for memory, too.
         there = chunk > own_begin
