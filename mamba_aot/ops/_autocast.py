@@ -6,8 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Choose = Callable[[str, tuple[Any, ...]], torch.dtype]
+
 # Lives as long as the process: a rule goes when its Library does.
 _LIBRARY = torch.library.Library("mamba_aot", "FRAGMENT")
+# Of each op which arguments are cast, and what says to which dtype.
+_rules: dict[Any, tuple[Sequence[int], Choose]] = {}
 
 
 def cast_under_autocast(op: Any, names: Sequence[str], like: str | None = None) -> None:
@@ -36,17 +40,31 @@ def promote_under_autocast(op: Any, names: Sequence[str]) -> None:
     _register(op, chosen, choose)
 
 
-def _register(op: Any, chosen: Sequence[int], choose: Callable[[str, tuple[Any, ...]], torch.dtype]) -> None:
+def cast_arguments(op: Any, args: tuple[Any, ...]) -> Sequence[Any]:
+    """The arguments of a call of `op` as autocast has them, if it is on where the first of them is."""
+    device = args[0].device.type
+    if op not in _rules or not torch.is_autocast_enabled(device):
+        return args
+    return _cast_all(op, device, args)
+
+
+def _register(op: Any, chosen: Sequence[int], choose: Choose) -> None:
+    _rules[op] = chosen, choose
     for device in ("cpu", "cuda"):
 
         def kernel(*args: Any, device: str = device) -> Any:
-            dtype = choose(device, args)
-            cast = [_cast(arg, dtype) if index in chosen else arg for index, arg in enumerate(args)]
+            cast = _cast_all(op, device, args)
             # As torch.autocast(enabled=False) would, in less of the host's time.
             with torch._C._DisableAutocast():
                 return op(*cast)
 
         _LIBRARY.impl(op._opname, kernel, f"Autocast{device.upper()}")
+
+
+def _cast_all(op: Any, device: str, args: tuple[Any, ...]) -> Sequence[Any]:
+    chosen, choose = _rules[op]
+    dtype = choose(device, args)
+    return [_cast(arg, dtype) if index in chosen else arg for index, arg in enumerate(args)]
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

@@ -28,6 +28,9 @@ def map_slices(op: Any, saves: Saves | None = None) -> Rule:
                     "mapped over as well; give it a dimension of its own and name that in in_dims"
                 )
 
+        if info.batch_size == 0:
+            return _of_no_slices(op, in_dims, args)
+
         def take(index: int) -> list[Any]:
             pairs = zip(args, in_dims, strict=True)
             return _settled(op, saves, (arg if dim is None else arg.select(dim, index) for arg, dim in pairs))
@@ -55,6 +58,8 @@ def fold_into_batch(op: Any, batched: dict[str, int], saves: Saves | None = None
         return isinstance(arg, Tensor) and arg.dim() - (dim is not None) >= batched.get(name, math.inf)
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        if info.batch_size == 0:
+            return _of_no_slices(op, in_dims, args)
         places = [has_batch(*place) for place in zip(names, args, in_dims, strict=True)]
         for arg, dim, place in zip(args, in_dims, places, strict=True):
             is_weight = dim is not None and not place
@@ -73,6 +78,18 @@ def fold_into_batch(op: Any, batched: dict[str, int], saves: Saves | None = None
         return outs, tuple(0 if out.dim() > 1 else None for out in results)
 
     return rule
+
+
+def _of_no_slices(op: Any, in_dims: tuple[int | None, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Results for no slice at all: shapes are those of a call with a slice of zeros."""
+    slices = [
+        arg if dim is None else arg.new_zeros(arg.shape[:dim] + arg.shape[dim + 1 :])
+        for arg, dim in zip(args, in_dims, strict=True)
+    ]
+    results = op(*slices)
+    if isinstance(results, Tensor):
+        return results.new_empty((0, *results.shape)), 0
+    return tuple(out.new_empty((0, *out.shape)) for out in results), (0,) * len(results)
 
 
 def _settled(op: Any, saves: Saves | None, args: Iterable[Any]) -> list[Any]:

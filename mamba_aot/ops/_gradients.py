@@ -9,6 +9,8 @@ from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 
+from mamba_aot.ops._autocast import cast_arguments
+
 Backward = Callable[..., tuple[Tensor | None, ...]]
 _functions: dict[Any, type[torch.autograd.Function]] = {}
 
@@ -43,7 +45,10 @@ def run(op: Any, tensors: tuple[Tensor | None, ...], *options: Any, needed: bool
         if levels[1:] or TransformType.Jvp in levels or _have_tangents(tensors):
             raise RuntimeError(_refusal(_functions[op].__name__))
         if levels:
-            return _functions[op].apply(*tensors, *options)
+            # Inside of the function autocast's casts would have no gradient.
+            arguments = cast_arguments(op, (*tensors, *options))
+            with torch._C._DisableAutocast():
+                return _functions[op].apply(*arguments)
     if needed is None:
         needed = needs_gradient(tensors)
     if needed or is_transformed() or torch.is_inference_mode_enabled():
@@ -94,8 +99,12 @@ def once(function: str) -> Callable[[Backward], Backward]:
                 results = backward(ctx, *gradients)
             if not torch.is_grad_enabled():
                 return results
+            # Whoever differentiates by what the results follow from, and by nothing else, has to pass here.
+            followed = [t for t in (*gradients, *ctx.saved_tensors) if t is not None and t.requires_grad]
             return tuple(
-                _Once.apply(result.detach().requires_grad_(), function) if result is not None else None
+                _Once.apply(result.detach().requires_grad_(), function, *followed)
+                if result is not None
+                else None
                 for result in results
             )
 
@@ -106,7 +115,7 @@ def once(function: str) -> Callable[[Backward], Backward]:
 
 class _Once(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, function: str) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, function: str, *_followed: Tensor) -> Tensor:
         ctx.function = function
         return gradient.view_as(gradient)
 

@@ -1,5 +1,6 @@
 """Causal depthwise convolution of width 1 to 64: over whole sequences, and one call's new steps at a time."""
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -167,7 +168,8 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
             f"{fn}: cu_seqlens must be on {x.device} like x, got {cu_seqlens.device}. "
             "Move it with .to(x.device)."
         )
-    if not isinstance(state_len, int) or isinstance(state_len, bool) or state_len < 0:
+    is_integer = isinstance(state_len, Integral | torch.SymInt) and not isinstance(state_len, bool)
+    if not is_integer or state_len < 0:
         raise ValueError(f"{fn}: state_len must be an integer of at least 0, got {state_len!r}")
     return _ends_of_sequences(x.T.unsqueeze(0), cu_seqlens, state_len, None)
 
@@ -187,11 +189,21 @@ def _require_fit(out: Tensor, x: Tensor, weight: Tensor, cu_seqlens: Tensor | No
     for what, got, wanted in (("of", out.dtype, x.dtype), ("on", out.device, x.device)):
         if got != wanted:
             raise ValueError(f"{name} must be {what} {wanted} like x, got {got}. Pass one that is.")
-    if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)):
+    if _shares_elements(out):
         raise ValueError(
             f"{name} is written, so its elements must not share memory; got strides {list(out.stride())}. "
             "Pass a tensor of its own."
         )
+
+
+def _shares_elements(tensor: Tensor) -> bool:
+    """Whether two elements may lie in the same place: a step along one dimension has to pass all others'."""
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
 
 
 def _sequences(
@@ -268,11 +280,11 @@ def _steps_until(
     else:
         steps = x.new_zeros(ends.shape[0], x.shape[1], count)
     if before is None:
-        return torch.where(early, 0, steps).contiguous()
+        return steps.masked_fill(early, 0).contiguous()
     index = (at - starts[:, None] + count).clamp(0, max(count - 1, 0))
     steps_before = before[torch.arange(ends.shape[0], device=x.device)[:, None], :, index].transpose(1, 2)
     if follows is not None:
-        steps_before = torch.where(follows[:, None, None], steps_before, 0)
+        steps_before = steps_before.masked_fill(~follows[:, None, None], 0)
     return torch.where(early, steps_before, steps).contiguous()
 
 

@@ -63,7 +63,8 @@ def linear_recurrence(
     # An exported program runs forward only, and a number of chunks would bound the lengths it accepts.
     # (Dynamo of torch 2.11 takes is_exporting() for true whenever it traces.)
     exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
-    save_states = _is_half(b) and needs_gradient(inputs) and not exporting
+    # Of two dtypes autocast takes the one that holds both, which is float32.
+    save_states = _is_half(b) and a.dtype == b.dtype and needs_gradient(inputs) and not exporting
     op = torch.ops.mamba_aot.linear_recurrence_fwd.default
     h, last_state, _ = run(op, inputs, is_complex, reverse, save_states)
     if is_complex:
@@ -132,11 +133,15 @@ def _backward(ctx, dh: Tensor | None, dlast_state: Tensor | None, _dchunk_states
         return (None,) * len(ctx.needs_input_grad)
     # Read once: under activation checkpointing every reading recomputes the forward.
     saved = ctx.saved_tensors
+    values = saved[1] if saved[2] is None else saved[2]
     if dh is None:
-        dh = torch.zeros_like(saved[1] if saved[2] is None else saved[2])
+        dh = torch.zeros_like(values)
     elif ctx.complex and dh.stride(-1) != 1:
         # The gradient of a sum over pairs is expanded along them.
         dh = dh.contiguous()
+    if dh.dim() > 4 and dh.stride() != values.stride():
+        # More leading dimensions than kernels have must lie as those of the inputs do, which collapse.
+        dh = _ordered_like(values, ctx.complex).copy_(dh)
     if dlast_state is not None:
         dlast_state = dlast_state.contiguous()
     grads = torch.ops.mamba_aot.linear_recurrence_bwd(dh, dlast_state, *saved, ctx.complex, ctx.reverse)

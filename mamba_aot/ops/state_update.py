@@ -76,8 +76,9 @@ def selective_state_update(
         intermediate_states: Receives the state after every step of each row, [batch, steps] and then the
             shape of a slot, dtype of `state`; `steps` is 1 if `x` has none. Rows of padding stay as they are.
         accepted_steps: Number of steps that the new state of each row takes, int32 [batch], between 0 and
-            `steps`; all when absent. The output is that of all steps: drafted tokens that were rejected leave
-            no trace in the state. (Not vLLM's `num_accepted_tokens`, which picks the state to start from.)
+            `steps` (what lies beyond counts as the nearer of them); all when absent. The output is that of
+            all steps: drafted tokens that were rejected leave no trace in the state. (Not vLLM's
+            `num_accepted_tokens`, which picks the state to start from.)
         disable_state_update: Whether `state` stays as it was.
         validate: Whether slots beyond those of `state` are an error on CUDA too, as they always are on a CPU.
             That waits for the device. Without it such rows are padding.

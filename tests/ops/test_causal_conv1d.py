@@ -352,6 +352,10 @@ SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
         {"final_states_out": torch.zeros(2, 8, 3).half()},
         "final_states_out must be of torch.float32 like x, got torch.float16",
     ),
+    "final_states_out in itself": (
+        {"final_states_out": torch.zeros(40).as_strided((2, 8, 3), (8, 1, 1))},
+        "final_states_out is written, so its elements must not share memory; got strides [8, 1, 1]",
+    ),
     "final_states_out is no tensor": ({"final_states_out": 1}, "final_states_out must be a torch.Tensor or"),
     "activation": ({"activation": "relu"}, 'activation must be None, "silu" or "swish", got \'relu\''),
 }

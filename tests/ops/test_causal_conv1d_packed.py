@@ -217,6 +217,22 @@ def test_varlen_states_are_the_last_steps(
         assert got.is_contiguous()
 
 
+def test_varlen_states_are_of_any_dtype_and_of_any_integer_of_steps() -> None:
+    x, ends = torch.randn(7, 6) > 0, torch.tensor([0, 2, 7], dtype=torch.int32)
+    got = causal_conv1d_varlen_states(x, ends, x.numpy().sum(dtype="int64") * 0 + 3)
+    assert got.dtype == torch.bool
+    assert torch.equal(got, causal_conv1d_varlen_states_ref(x.long(), ends, 3).bool())
+
+    class Ends(torch.nn.Module):
+        def forward(self, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+            return causal_conv1d_varlen_states(x, ends, x.shape[1])
+
+    length = torch.export.Dim("width", min=2)
+    program = torch.export.export(Ends(), (torch.randn(7, 6), ends), dynamic_shapes=({1: length}, None))
+    x = torch.randn(7, 4)
+    assert torch.equal(program.module()(x, ends), causal_conv1d_varlen_states_ref(x, ends, 4))
+
+
 def test_varlen_states_continue_in_the_update(device: str) -> None:
     inputs = make_conv_inputs(cu_seqlens=[5, 1, 9], device=device)
     states = causal_conv1d_varlen_states(inputs["x"][0].T, inputs["cu_seqlens"], 3)

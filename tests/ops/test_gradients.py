@@ -147,6 +147,64 @@ def test_a_second_gradient_is_refused(case: tuple) -> None:
         torch.func.grad(lambda i: torch.func.grad(loss_of(call, function))(i)[mapped[0]].sum())(inputs)
 
 
+def test_a_second_gradient_is_refused_where_it_is_all_that_is_asked_for(case: tuple) -> None:
+    """`inputs` of autograd are reached by the way that leads to them alone."""
+    call, function, _, inputs, mapped = case
+    for name in mapped:
+        leaves = {key: value.clone().requires_grad_() for key, value in inputs.items()}
+        loss = call(function, leaves).pow(2).sum()
+        (gradient,) = torch.autograd.grad(loss, leaves[name], create_graph=True)
+        with pytest.raises(RuntimeError, match=REFUSAL):
+            torch.autograd.grad(loss + gradient.pow(2).sum(), leaves[name], retain_graph=True)
+        with pytest.raises(RuntimeError, match=REFUSAL):
+            torch.autograd.grad(gradient.pow(2).sum(), leaves[name])
+
+    def loss_by_first(x: Tensor) -> Tensor:
+        return call(function, inputs | {mapped[0]: x}).pow(2).sum()
+
+    x = inputs[mapped[0]]
+    with pytest.raises(RuntimeError, match=REFUSAL):
+        torch.autograd.functional.hvp(loss_by_first, x, torch.ones_like(x))
+
+
+def test_a_gradient_with_a_graph_is_the_gradient(case: tuple) -> None:
+    call, function, _, inputs, _ = case
+    leaves = {name: value.clone().requires_grad_() for name, value in inputs.items()}
+    loss = loss_of(call, function)(leaves)
+    plain = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True)
+    followed = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
+    assert all(torch.equal(one, other) for one, other in zip(plain, followed, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_grad_under_autocast(case: tuple, dtype: torch.dtype) -> None:
+    """The same as autograd's, in the dtypes of the inputs."""
+    call, function, _, inputs, _ = case
+    inputs = {name: value.float() for name, value in inputs.items()}
+    with torch.autocast("cpu", dtype=dtype):
+        got = torch.func.grad(loss_of(call, function))(inputs)
+        leaves = {name: value.clone().requires_grad_() for name, value in inputs.items()}
+        loss = loss_of(call, function)(leaves)
+    wanted = torch.autograd.grad(loss, list(leaves.values()))
+    for name, gradient in zip(leaves, wanted, strict=True):
+        assert got[name].dtype == torch.float32
+        torch.testing.assert_close(got[name], gradient, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_no_slices_at_all(case: tuple) -> None:
+    call, function, _, inputs, mapped = case
+    for names in (mapped[:1], list(inputs)):
+        rows = {
+            name: value.new_zeros(0, *value.shape) if name in names else value
+            for name, value in inputs.items()
+        }
+        dims = {name: 0 if name in names else None for name in inputs}
+        out = torch.vmap(lambda inputs: call(function, inputs), (dims,))(rows)
+        one = call(function, inputs)
+        results = zip(out, one, strict=True) if isinstance(out, tuple) else [(out, one)]
+        assert all(got.shape == (0, *wanted.shape) for got, wanted in results)
+
+
 # Of torch itself, when forward mode is used for the first time.
 @pytest.mark.filterwarnings("ignore:.torch.jit")
 def test_forward_mode_is_refused(case: tuple) -> None:

@@ -319,6 +319,18 @@ def test_says_what_is_wrong(changes: dict[str, Any], sentence: str) -> None:
     assert sentence in str(error.value)
 
 
+@pytest.mark.parametrize("kind", DTYPES.values(), ids=DTYPES)
+def test_a_gradient_may_lie_in_any_way(kind: dict[str, Any], device: str) -> None:
+    """Leading dimensions of the inputs collapse, those of the gradient that comes in do not."""
+    inputs = make_inputs(2, 3, 2, 5, 2, 8, **kind, device=device)
+    weight = torch.randn(5, 2, 2, 3, 2, 8, device=device).to(inputs["b"].dtype)
+
+    def turned(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda **inputs: function(**inputs).permute(3, 0, 2, 1, 4, 5).contiguous() * weight
+
+    assert_matches_reference(turned(linear_recurrence), turned(linear_recurrence_ref), inputs)
+
+
 def test_says_when_leading_dimensions_do_not_collapse(device: str) -> None:
     inputs = make_inputs(4, 4, 4, 4, 70, device=device)
     a = place(inputs["a"].new_zeros(8, 8, 8, 8, 70), "seq")[::2, ::2, ::2, ::2]

@@ -1,5 +1,6 @@
 """The ops under torch.vmap and torch.autocast: as a loop over slices, and with the dtypes that they say."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -222,6 +223,28 @@ def test_autocast_gives_a_recurrence_one_dtype() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = mamba_aot.linear_recurrence(**inputs | {"a": a})
     assert torch.equal(got, mamba_aot.linear_recurrence(**inputs | {"a": a.float()}))
+
+
+@pytest.mark.parametrize(
+    "dtypes", [*itertools.permutations((torch.float32, torch.float16, torch.bfloat16), 2)]
+)
+def test_autocast_gives_a_recurrence_one_dtype_with_a_backward_to_come(
+    dtypes: tuple[torch.dtype, torch.dtype],
+) -> None:
+    a, b = (torch.rand(2, 4, 70).to(dtype).requires_grad_() for dtype in dtypes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        h = mamba_aot.linear_recurrence(a, b)
+    assert isinstance(h, Tensor)
+    wanted = mamba_aot.linear_recurrence(a.float(), b.float())
+    assert isinstance(wanted, Tensor)
+    assert h.dtype == torch.float32
+    assert torch.equal(h, wanted)
+    got = torch.autograd.grad(h.pow(2).sum(), (a, b))
+    for gradient, other, dtype in zip(
+        got, torch.autograd.grad(wanted.pow(2).sum(), (a, b)), dtypes, strict=True
+    ):
+        assert gradient.dtype == dtype
+        assert torch.equal(gradient, other)
 
 
 def test_autocast_leaves_float64_alone() -> None:
