@@ -67,8 +67,9 @@ def run(
             if not token.finished:
                 yield value
 
+    tokens = model.stream(ids, max_new_tokens, stop_tokens=stops, **options)
     try:
-        for piece in text.decode(drawn(model.stream(ids, max_new_tokens, stop_tokens=stops, **options))):
+        for piece in text.decode(drawn(tokens)):
             out.write(piece)
             out.flush()
     finally:

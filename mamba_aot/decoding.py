@@ -210,18 +210,22 @@ def _stream(
         state = model.allocate_state(len(rows), max_length=longest + max_new_tokens)
     decoder = Decoder(model, state, rows, how, stops, logprobs)
     decoder.generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
-    # Kept by name for as long as a graph may read them.
-    with model.fixed_decays() as _decays:
+    graph = None
+    # Kept by name for as long as a graph may read them. The model has them only while it works: between two
+    # tokens the caller may do anything with it.
+    with model.fixed_decays() as decays:
         logits = prefill(model, rows, state, chunk)
-        advance = decoder.advance
-        for index in range(max_new_tokens):
-            if index == 0:
-                decoder.start(logits)
-                if cuda_graph and max_new_tokens > 1:
-                    advance = capture(decoder)
-            else:
-                advance()
-            drawn = None if decoder.logprobs is None else decoder.logprobs.clone()
-            yield GeneratedToken(index, decoder.ids.clone(), drawn, decoder.finished.clone())
-            if stops and bool(decoder.finished.all()):
-                return
+        if max_new_tokens > 0:
+            decoder.start(logits)
+        if cuda_graph and max_new_tokens > 1:
+            graph = capture(decoder)
+    for index in range(max_new_tokens):
+        if index > 0 and graph is not None:
+            graph()
+        elif index > 0:
+            with model.fixed_decays(decays):
+                decoder.advance()
+        drawn = None if decoder.logprobs is None else decoder.logprobs.clone()
+        yield GeneratedToken(index, decoder.ids.clone(), drawn, decoder.finished.clone())
+        if stops and bool(decoder.finished.all()):
+            return

@@ -12,6 +12,9 @@ from mamba_aot.model import MambaLM, State
 from mamba_aot.sampling import sample
 from mamba_aot.states import copy_state, named_tensors
 
+# Dtypes of a scan's state that are asked for, not those of its own accord.
+_NARROW = (torch.float16, torch.bfloat16)
+
 __all__ = ["GeneratedToken", "copy_state", "generate", "load_state", "sample", "save_state", "stream"]
 
 
@@ -73,8 +76,10 @@ def load_state(model: MambaLM, path: str | os.PathLike[str], *, max_length: int 
         if max_length < used:
             raise ValueError(f"load_state: max_length must be at least {used}, got {max_length}")
         slots = max_length
-    batch = next(iter(tensors.values())).shape[0]
-    state = model.allocate_state(batch, max_length=slots)
+    # A model of feed-forward layers alone has no state.
+    batch = next(iter(tensors.values())).shape[0] if tensors else 0
+    narrow = {t.dtype for name, t in tensors.items() if name.endswith(".ssm") and t.dtype in _NARROW}
+    state = model.allocate_state(batch, max_length=slots, ssm_dtype=narrow.pop() if narrow else None)
     for name, tensor in named_tensors(state):
         saved = tensors[name]
         target = torch.view_as_real(tensor) if tensor.is_complex() else tensor

@@ -183,13 +183,14 @@ class MambaLM(nn.Module):
         return tuple(layer.allocate_state(batch, device, dtype, max_length, ssm_dtype) for layer in layers)
 
     @contextmanager
-    def fixed_decays(self) -> Iterator[list[Tensor]]:
+    def fixed_decays(self, decays: list[Tensor] | None = None) -> Iterator[list[Tensor]]:
         """Within it, without gradients, every layer's A is computed from its weights once, not at each call.
 
-        The weights must not change meanwhile. Gives the tensors, which a CUDA graph of a step has to keep.
+        The weights must not change meanwhile. Gives the tensors, which a CUDA graph of a step has to keep;
+        `decays` are those of an earlier time, to go on with.
         """
         mixers = [layer.mixer for layer in self._layers() if isinstance(layer.mixer, Mamba | Mamba1)]
-        fixed = [mixer.A.detach() for mixer in mixers]
+        fixed = [mixer.A.detach() for mixer in mixers] if decays is None else decays
         for mixer, A in zip(mixers, fixed, strict=True):
             mixer.fixed_A = A
         try:

@@ -10,6 +10,8 @@ from mamba_aot.ops.mamba1_step import argmax_rows
 
 # What argmax_rows reads on a GPU.
 _READ = (torch.float16, torch.bfloat16, torch.float32)
+# Temperatures below the first could take logits beyond float32; those below the second would be 0 in it.
+_SMALL, _LEAST = 1e-6, 1e-30
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,11 @@ def draw(
         logits = torch.where(seen, weaker, logits)
     if how.temperature == 0:
         return _argmax(logits)
-    logits = logits.float() / how.temperature
+    logits = logits.float()
+    if how.temperature < _SMALL:
+        # Only differences count.
+        logits = logits - logits.amax(-1, keepdim=True)
+    logits = logits / max(how.temperature, _LEAST)
     if how.top_k is None and how.top_p is None and how.min_p is None:
         return _race(logits.softmax(-1), generator)
     if how.top_k is None:

@@ -28,8 +28,8 @@ class Bytes:
     """One token per byte of UTF-8."""
 
     def encode(self, text: str) -> Tensor:
-        """Token ids, int64 [L]."""
-        return torch.tensor(list(text.encode()), dtype=torch.int64)
+        """Token ids, int64 [L]. What was no UTF-8 where the text comes from is these bytes again."""
+        return torch.tensor(list(text.encode(errors="surrogateescape")), dtype=torch.int64)
 
     def decode(self, ids: Iterable[int]) -> Iterator[str]:
         """The text of a stream of bytes; what is no UTF-8 becomes replacement characters."""
@@ -93,7 +93,15 @@ def text_of(name: str, directory: Path, vocab_size: int, tokenizer: str | None) 
             f'generate: {name} needs the package tokenizers: pip install "mamba-aot[hf]"'
         ) from None
     is_file = Path(tokenizer).is_file()
-    loaded = Tokenizer.from_file(tokenizer) if is_file else Tokenizer.from_pretrained(tokenizer)
+    if not is_file and (Path(tokenizer).exists() or tokenizer.endswith(".json")):
+        raise ValueError(f"generate: --tokenizer must be a file or a name on the hub, {tokenizer} is no file")
+    try:
+        loaded = Tokenizer.from_file(tokenizer) if is_file else Tokenizer.from_pretrained(tokenizer)
+    # The package raises nothing narrower.
+    except Exception as error:
+        raise ValueError(
+            f"generate: {tokenizer} must be a tokenizer of the package tokenizers: {error}"
+        ) from error
     if loaded.get_vocab_size() > vocab_size:
         raise ValueError(
             f"generate: the tokenizer must have at most the {vocab_size} tokens of {name}, "

@@ -22,7 +22,7 @@ def run(
     """
     target = require_device(device, "train")
     run_config = _read(config, out, resume)
-    trainer = Trainer(run_config, read_data(data), target, out, report, resume=resume)
+    trainer = Trainer(run_config, read_data(data, out), target, out, report, resume=resume)
     report(
         f"{trainer.model.num_parameters():,} parameters on {device}, {trainer.tokens.numel():,} bytes to "
         f"train on, steps {trainer.step + 1} to {run_config.training.steps}"

@@ -59,6 +59,10 @@ class RunConfig:
         for name in ("evaluate_every", "evaluation_tokens", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train: {name} must be at least 1, got {getattr(self, name)}")
+        if self.evaluation_tokens < 2:
+            raise ValueError(
+                "train: evaluation_tokens must be at least 2, a token and what follows it, got 1"
+            )
         for name, allowed in (("precision", tuple(_AUTOCAST)), ("recompute", RECOMPUTE)):
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -83,13 +87,19 @@ def read_config(values: dict[str, Any], source: str) -> RunConfig:
     )
 
 
-def read_data(path: Path) -> Tensor:
+def read_data(path: Path, out: Path | None = None) -> Tensor:
     """The bytes of a file, or of all files in a directory in the order of their names, uint8 [T].
+
+    What lies in `out`, the directory of a run, is not text.
 
     Raises:
         ValueError: There is nothing to read.
     """
-    files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        written = None if out is None else out.resolve()
+        found = sorted(file for file in path.rglob("*") if file.is_file())
+        files = [file for file in found if written is None or written not in file.resolve().parents]
     try:
         data = b"".join(file.read_bytes() for file in files)
     except OSError as error:

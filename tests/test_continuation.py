@@ -110,6 +110,20 @@ def test_a_tokenizer_may_be_given(tmp_path: Path) -> None:
     tokenizer().save(str(tmp_path / "other.json"))
     given = run("--model", str(tmp_path), "--prompt", "to", "--tokenizer", str(tmp_path / "other.json"))
     assert given.exit_code == 0, given.stderr
+    for name, content, sentence in (
+        ("broken.json", "{", "must be a tokenizer of the package tokenizers"),
+        ("missing.json", None, "missing.json is no file"),
+        ("folder", None, "folder is no file"),
+    ):
+        path = tmp_path / name
+        if content is not None:
+            path.write_text(content)
+        elif not path.suffix:
+            path.mkdir()
+        refused = run("--model", str(tmp_path), "--prompt", "to", "--tokenizer", str(path))
+        assert refused.exit_code == 2
+        assert sentence in refused.stderr
+        assert refused.stdout == ""
 
 
 def test_bytes_come_out_as_whole_characters() -> None:
@@ -118,6 +132,8 @@ def test_bytes_come_out_as_whole_characters() -> None:
     assert ids.dtype == torch.int64
     assert list(Bytes().decode(ids.tolist())) == ["a", "é", "—"]
     assert list(Bytes().decode([97, 0xC3])) == ["a", "�"]
+    # What the system hands over of bytes that are no UTF-8.
+    assert Bytes().encode(os.fsdecode(b"\xff\xfea")).tolist() == [0xFF, 0xFE, 97]
 
 
 def test_tokens_come_out_as_text() -> None:
@@ -153,6 +169,7 @@ def test_bad_input_is_a_sentence(saved: Path, arguments: list[str], code: int, s
     done = run("--model", str(saved), *arguments)
     assert done.exit_code == code
     assert sentence in done.stderr
+    assert done.stdout == ""
 
 
 @pytest.mark.parametrize(

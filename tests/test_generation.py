@@ -1,5 +1,6 @@
 """Generation: seeded, equal to what the whole sequence would say, and cut as asked."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -247,6 +248,50 @@ def test_a_state_on_disk_is_a_prompt_that_was_read(layers: str, tmp_path: Path) 
         got = generate(model, suffix, 8, temperature=0, state=again)
         assert torch.equal(got, whole[5:])
     assert [path.name for path in tmp_path.iterdir()] == ["prefix.safetensors"]
+
+
+def test_a_state_on_disk_keeps_its_dtypes(tmp_path: Path) -> None:
+    model = make("ma")
+    state = model.allocate_state(2, max_length=5, ssm_dtype=torch.bfloat16)
+    model(torch.stack([PROMPT, PROMPT + 1]), state)
+    save_state(model, state, tmp_path / "prefix")
+    again = load_state(model, tmp_path / "prefix")
+    for (name, saved), (_, loaded) in zip(named_tensors(state), named_tensors(again), strict=True):
+        assert saved.dtype == loaded.dtype, name
+        assert torch.equal(saved, loaded), name
+
+
+def test_a_state_of_no_tensors_is_kept_as_well(tmp_path: Path) -> None:
+    model = make("f")
+    save_state(model, model.allocate_state(1), tmp_path / "prefix")
+    assert load_state(model, tmp_path / "prefix") == model.allocate_state(1)
+
+
+@pytest.mark.parametrize("layers", ["M", "m"])
+def test_between_two_tokens_the_model_is_as_it_was(layers: str) -> None:
+    """Its weights may change, and it may be copied, while someone holds a stream that is not over."""
+    model, other = make(layers), make(layers)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    tokens = stream(model, PROMPT, 4, temperature=0)
+    next(tokens)
+    model.load_state_dict(other.state_dict())
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        wanted = other(PROMPT[None])
+        assert torch.equal(model(PROMPT[None]), wanted)
+        next(tokens)
+        assert torch.equal(model(PROMPT[None]), wanted)
+        tokens.close()
+        assert torch.equal(copied(PROMPT[None]), wanted)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}], ids=str)
+def test_the_least_temperatures_are_greedy(options: dict) -> None:
+    logits = torch.randn(16, 32) * 100
+    for temperature in (1e-4, 1e-7, 1e-40, 5e-324):
+        assert torch.equal(sample(logits, temperature, **options), logits.argmax(-1))
 
 
 def test_a_copied_state_is_a_state_of_its_own() -> None:

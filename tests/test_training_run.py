@@ -147,6 +147,16 @@ def test_data_is_a_file_or_a_directory(tmp_path: Path) -> None:
         read_data(tmp_path / "empty")
 
 
+def test_what_the_run_writes_is_no_data(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("world")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "a.txt").write_text("written")
+    assert bytes(read_data(tmp_path, tmp_path / "run").tolist()) == b"world"
+    assert bytes(read_data(tmp_path / "run", tmp_path / "other").tolist()) == b"written"
+    with pytest.raises(ValueError, match="is empty"):
+        read_data(tmp_path, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
@@ -158,6 +168,7 @@ def test_data_is_a_file_or_a_directory(tmp_path: Path) -> None:
         ({"recompute": "all"}, "recompute must be one of none, selective, full"),
         ({"held_out": 0}, "held_out must be between 0 and 1"),
         ({"keep": 0}, "keep must be at least 1"),
+        ({"evaluation_tokens": 1}, "evaluation_tokens must be at least 2"),
         ({"training": {"batch": 0}}, "batch must be an integer of at least 1"),
         ({"model": {"vocab_size": 100}}, "vocab_size must be at least 256"),
         ({"evaluate_every": "1"}, "evaluate_every must be int, got '1'"),

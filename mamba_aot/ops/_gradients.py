@@ -95,12 +95,15 @@ def once(function: str) -> Callable[[Backward], Backward]:
     def decorate(backward: Backward) -> Backward:
         @functools.wraps(backward)
         def checked(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-            with torch.no_grad():
-                results = backward(ctx, *gradients)
             if not torch.is_grad_enabled():
-                return results
+                with torch.no_grad():
+                    return backward(ctx, *gradients)
+            reading = _Reading(ctx)
+            with torch.no_grad():
+                results = backward(reading, *gradients)
             # Whoever differentiates by what the results follow from, and by nothing else, has to pass here.
-            followed = [t for t in (*gradients, *ctx.saved_tensors) if t is not None and t.requires_grad]
+            inputs = (*gradients, *reading.read)
+            followed = [t for t in inputs if t is not None and t.requires_grad]
             return tuple(
                 _Once.apply(result.detach().requires_grad_(), function, *followed)
                 if result is not None
@@ -111,6 +114,24 @@ def once(function: str) -> Callable[[Backward], Backward]:
         return checked
 
     return decorate
+
+
+class _Reading:
+    """The context of a backward, and what it `read` of the tensors saved: that must be done once, for a
+    checkpoint makes them again for it.
+    """
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ctx
+        self.read: tuple[Tensor | None, ...] = ()
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor | None, ...]:
+        self.read = self._ctx.saved_tensors
+        return self.read
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
 
 
 class _Once(torch.autograd.Function):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 import mamba_aot
 from mamba_aot import reference
@@ -174,6 +175,21 @@ def test_a_gradient_with_a_graph_is_the_gradient(case: tuple) -> None:
     plain = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True)
     followed = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
     assert all(torch.equal(one, other) for one, other in zip(plain, followed, strict=True))
+
+
+def test_a_gradient_with_a_graph_through_a_checkpoint_is_the_gradient(case: tuple) -> None:
+    """What was saved is made again for the one who reads it first, and for nobody after."""
+    call, function, _, inputs, mapped = case
+    gradients = []
+    for kept in (True, False):
+        x = inputs[mapped[0]].clone().requires_grad_()
+
+        def part(x: Tensor) -> Tensor:
+            return call(function, inputs | {mapped[0]: x * 1.5})
+
+        out = part(x) if kept else checkpoint(part, x, use_reentrant=False)
+        gradients += torch.autograd.grad(out.pow(2).sum(), x, create_graph=not kept)
+    assert torch.equal(*gradients)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
