@@ -89,12 +89,17 @@ def from_pretrained(
             f"from_pretrained: {directory} must hold {CONFIG_FILE} and {WEIGHTS_FILE}, "
             f"{CONFIG_FILE} is missing; save_pretrained(model, directory) writes both"
         )
-    config, layout = _read_config(directory / CONFIG_FILE)
+    path = directory / CONFIG_FILE
+    try:
+        config, layout = _read_config(path)
+        # Built without memory, because every parameter is replaced by one from the file.
+        with torch.device("meta"):
+            model = MambaLM(config)
+    except (TypeError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"from_pretrained: a value in {path} is of the wrong type, or 0 where none may be: {error}"
+        ) from None
     weights = {own_name(key, layout): tensor for key, tensor in read_weights(directory, device).items()}
-
-    # Built without memory, because every parameter is replaced by one from the file.
-    with torch.device("meta"):
-        model = MambaLM(config)
     if config.tie_embeddings and "embedding.weight" in weights:
         _tie(weights)
     _require_equal_shapes({key: t.shape for key, t in model.state_dict().items()}, weights)

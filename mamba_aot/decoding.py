@@ -11,6 +11,7 @@ from torch import Tensor
 from mamba_aot.decoder import Decoder, LanguageModel
 from mamba_aot.decoding_graph import capture
 from mamba_aot.sampling import Sampling
+from mamba_aot.states import tensors_of
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,9 @@ def stream(
         logprobs: Whether tokens come with their log-probabilities.
 
     Raises:
-        TypeError: The prompt is no tensor, or `stop_tokens` no sequence of integers.
-        ValueError: An argument, or a token of the prompt, is out of range; raised by this call, not by the
-            first step.
+        TypeError: The prompt is no tensor, `stop_tokens` no sequence of integers, or the seed no integer.
+        ValueError: An argument, or a token of the prompt, is out of range, or `state` is of another number of
+            sequences; raised by this call, not by the first step.
     """
     rows = prompt_rows(prompt)
     stops = _stops(stop_tokens)
@@ -90,6 +91,8 @@ def stream(
     on_gpu = model.device.type == "cuda"
     if cuda_graph and not on_gpu:
         raise ValueError(f"stream: cuda_graph needs a model on a GPU, this one is on {model.device}")
+    _require_seed(seed)
+    _require_batch(state, len(rows))
     how = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     if cuda_graph is None:
         cuda_graph = on_gpu and max_new_tokens > 16
@@ -183,6 +186,26 @@ def _require_tokens(name: str, model: LanguageModel, tokens: Tensor) -> None:
             f"stream: {name} must hold tokens from 0 to {model.vocab_size - 1}, those of the model, "
             f"got {int(least if least < 0 else most)}"
         )
+
+
+def _require_seed(seed: int | None) -> None:
+    if seed is None:
+        return
+    try:
+        value = operator.index(seed)
+    except TypeError:
+        raise TypeError(f"stream: seed must be an integer or None, got {seed!r}") from None
+    if not -(2**63) <= value < 2**64:
+        raise ValueError(f"stream: seed must be an integer of 64 bits, got {value}")
+
+
+def _require_batch(state: Any, batch: int) -> None:
+    for tensor in () if state is None else tensors_of(state):
+        if tensor.shape[0] != batch:
+            raise ValueError(
+                f"stream: state must be of as many sequences as there are prompts, {batch}, "
+                f"got {tensor.shape[0]}; allocate_state({batch}) makes one"
+            )
 
 
 def _stops(stop_tokens: Sequence[int]) -> tuple[int, ...]:

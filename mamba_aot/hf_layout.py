@@ -98,15 +98,9 @@ def read_config(values: dict[str, Any], source: object) -> tuple[MambaLMConfig, 
 
     Raises:
         ValueError: Another model, a key that is not known, or a value that no model here has; each is named.
+        TypeError, ZeroDivisionError: A value of a type, or 0, that nothing can be computed from.
     """
     kind = values.get("model_type")
-    try:
-        return _read(kind, values, source)
-    except TypeError as error:
-        raise ValueError(f"from_pretrained: a value in {source} is of the wrong type: {error}") from None
-
-
-def _read(kind: object, values: dict[str, Any], source: object) -> tuple[MambaLMConfig, Layout]:
     if kind == "mamba_aot":
         return _read_own(values, source), "mamba_aot"
     if kind in ("mamba", "falcon_mamba"):

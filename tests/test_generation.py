@@ -112,6 +112,8 @@ def test_sampling_is_cut_as_asked() -> None:
         ({"min_p": 1.5}, r"min_p must be in \[0, 1\], got 1.5"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be finite and above 0"),
         ({"prefill_chunk": 0}, "prefill_chunk must be at least 1"),
+        ({"seed": 2**64}, "seed must be an integer of 64 bits, got 18446744073709551616"),
+        ({"state": make().allocate_state(2)}, "as many sequences as there are prompts, 1, got 2"),
         ({"cuda_graph": True}, "cuda_graph needs a model on a GPU, this one is on cpu"),
         ({"stop_tokens": [3, 32]}, "stop_tokens must hold tokens from 0 to 31, those of the model, got 32"),
         ({"prompt": PROMPT - 300}, r"prompt must hold tokens from 0 to \d+, those of the model, got -"),
@@ -133,6 +135,7 @@ def test_bad_input_is_a_sentence(options: dict, sentence: str) -> None:
         ({"prompt": "abc"}, "prompt must be a tensor of tokens or a list of such tensors, got 'abc'"),
         ({"prompt": None}, "prompt must be a tensor of tokens or a list of such tensors, got None"),
         ({"stop_tokens": 5}, "stop_tokens must be a sequence of integers, got 5"),
+        ({"seed": 1.5}, "seed must be an integer or None, got 1.5"),
         ({"stop_tokens": ["a"]}, "stop_tokens must be a sequence of integers, got"),
     ],
 )

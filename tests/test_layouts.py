@@ -125,6 +125,7 @@ def test_what_a_layout_cannot_hold_is_refused(tmp_path: Path, options, layout, s
         ({"ssm_cfg": {"layer": "Mamba2"}}, r"ssm_cfg\.layer in .* must be 'Mamba1', got 'Mamba2'"),
         ({"attn_layer_idx": [1]}, r"attn_layer_idx in .* must be \[\], got \[1\]"),
         ({"d_intermediate": 64}, "d_intermediate in .* must be 0, got 64"),
+        ({"pad_vocab_size_multiple": 0}, "is of the wrong type, or 0 where none may be: "),
     ],
 )
 def test_other_models_of_mamba_ssm_are_refused_by_name(published: Path, changes, sentence: str) -> None:
@@ -141,6 +142,9 @@ def test_other_models_of_mamba_ssm_are_refused_by_name(published: Path, changes,
         ({"hidden_act": "gelu"}, "hidden_act in .* must be 'silu' or 'swish', got 'gelu'"),
         ({"intermediate_size": 40}, "intermediate_size in .* must be a multiple of hidden_size = 16, got 40"),
         ({"tie_word_embeddings": False}, "lm_head.weight is missing"),
+        ({"hidden_size": 0}, "is of the wrong type, or 0 where none may be: "),
+        ({"time_step_scale": None}, "is of the wrong type, or 0 where none may be: "),
+        ({"time_step_floor": "x"}, "is of the wrong type, or 0 where none may be: "),
     ],
 )
 def test_other_models_of_transformers_are_refused_by_name(tmp_path: Path, changes, sentence: str) -> None:
