@@ -3,6 +3,7 @@
 Sizes: B batch, L length, H query heads, K key and value heads, P channels of a head, S slots of the cache.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,10 @@ class AttentionConfig:
         if self.n_kv_heads is not None and self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"AttentionConfig: n_kv_heads must divide n_heads = {self.n_heads}, got {self.n_kv_heads}"
+            )
+        if not 0 < self.rotary_base < math.inf:
+            raise ValueError(
+                f"AttentionConfig: rotary_base must be finite and above 0, got {self.rotary_base!r}"
             )
         if self.rotary_dim is not None and (self.rotary_dim < 0 or self.rotary_dim % 2):
             raise ValueError(

@@ -1,6 +1,7 @@
 """What a `MambaLM` is made of."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -81,6 +82,9 @@ class MambaLMConfig:
                 f"MambaLMConfig: layers must repeat until there are n_layer = {self.n_layer}, "
                 f"got {len(self.layers)} letters in {self.layers!r}"
             )
+        for name, value in (("norm_eps", self.norm_eps), ("mamba1.mixer_rms_eps", self.mamba1.mixer_rms_eps)):
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"MambaLMConfig: {name} must be finite and at least 0, got {value!r}")
         if self.norm not in ("rms", "layer"):
             raise ValueError(f'MambaLMConfig: norm must be "rms" or "layer", got {self.norm!r}')
 

@@ -241,6 +241,13 @@ def test_a_full_cache_is_a_sentence() -> None:
         (lambda: make("mx"), "layers must be letters of \"M\" .* got 'mx'"),
         (lambda: make("mma"), "layers must repeat until there are n_layer = 4, got 3 letters in 'mma'"),
         (lambda: MambaLMConfig(norm="batch"), 'norm must be "rms" or "layer"'),  # pyright: ignore
+        (lambda: MambaLMConfig(norm_eps=-1), "norm_eps must be finite and at least 0, got -1"),
+        (lambda: MambaLMConfig(norm_eps=float("nan")), "norm_eps must be finite and at least 0, got nan"),
+        (
+            lambda: MambaLMConfig(mamba1=Mamba1Config(mixer_rms_eps=-1.0)),
+            r"mamba1\.mixer_rms_eps must be finite",
+        ),
+        (lambda: AttentionConfig(rotary_base=0), "rotary_base must be finite and above 0, got 0"),
         (lambda: make("a").allocate_state(1), "give allocate_state a max_length"),
         (lambda: make("M").allocate_state(1, ssm_dtype=torch.bfloat16), "ssm_dtype is for published blocks"),
         (lambda: AttentionConfig(n_heads=4, n_kv_heads=3), "n_kv_heads must divide n_heads = 4, got 3"),

@@ -139,7 +139,7 @@ def _backward(ctx, dh: Tensor | None, dlast_state: Tensor | None, _dchunk_states
     elif ctx.complex and dh.stride(-1) != 1:
         # The gradient of a sum over pairs is expanded along them.
         dh = dh.contiguous()
-    if dh.dim() > 4 and dh.stride() != values.stride():
+    if dh.dim() - ctx.complex > 4 and dh.stride() != values.stride():
         # More leading dimensions than kernels have must lie as those of the inputs do, which collapse.
         dh = _ordered_like(values, ctx.complex).copy_(dh)
     if dlast_state is not None:

@@ -1,5 +1,7 @@
 """RMSNorm and LayerNorm of rows: after a fused residual addition, or with a gate through SiLU."""
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 
@@ -190,10 +192,16 @@ def _add_and_norm(
     centered: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
     _require_like(function, x, "residual", residual)
+    _require_eps(function, eps)
     tensors = (_as_rows(x), weight, bias, _as_rows(residual), None)
     op = torch.ops.mamba_aot.rms_norm_fwd.default
     out, total, _, _ = run(op, tensors, eps, 0, centered, None, prenorm, residual_in_fp32)
     return (_shaped_as(x, out), _shaped_as(x, total)) if prenorm else _shaped_as(x, out)
+
+
+def _require_eps(function: str, eps: float) -> None:
+    if not isinstance(eps, Real | torch.SymFloat) or not eps >= 0:
+        raise ValueError(f"{function}: eps must be a number of at least 0, got {eps!r}")
 
 
 def _gated_norm(
@@ -208,6 +216,7 @@ def _gated_norm(
     centered: bool,
 ) -> Tensor:
     _require_like(function, x, "z", z)
+    _require_eps(function, eps)
     if group_size is not None and group_size < 1:
         raise ValueError(f"{function}: group_size must be at least 1 or None, got {group_size!r}")
     tensors = (_as_rows(x), weight, bias, None, _as_rows(z))

@@ -331,6 +331,9 @@ def test_compiles_as_one_graph(function: Callable[..., Any], options: dict[str, 
 
 # Base call: x [2, 63, 24], residual or z like it; each row changes some arguments.
 SENTENCES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "eps below 0": ("rms_norm_fn", {"eps": -1e-6}, "eps must be a number of at least 0, got -1e-06"),
+    "eps that is none": ("rmsnorm_fn", {"eps": float("nan")}, "eps must be a number of at least 0, got nan"),
+    "eps that is no number": ("layer_norm_fn", {"eps": "1"}, "eps must be a number of at least 0, got '1'"),
     "no dimensions": ("rms_norm_fn", {"x": torch.tensor(1.0)}, "x must be [..., channels], got a tensor"),
     "x dtype": (
         "rms_norm_fn",
