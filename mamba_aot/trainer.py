@@ -56,13 +56,11 @@ class RunConfig:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("evaluate_every", "evaluation_tokens", "checkpoint_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train: {name} must be at least 1, got {getattr(self, name)}")
-        if self.evaluation_tokens < 2:
-            raise ValueError(
-                "train: evaluation_tokens must be at least 2, a token and what follows it, got 1"
-            )
+        # Two tokens are one and what follows it.
+        least = {"evaluate_every": 1, "evaluation_tokens": 2, "checkpoint_every": 1, "keep": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"train: {name} must be at least {bound}, got {getattr(self, name)}")
         for name, allowed in (("precision", tuple(_AUTOCAST)), ("recompute", RECOMPUTE)):
             if getattr(self, name) not in allowed:
                 raise ValueError(

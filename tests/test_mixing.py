@@ -79,6 +79,9 @@ def test_global_hooks_see_every_module() -> None:
 def test_a_second_gradient_is_refused() -> None:
     block, x = Mamba1(WIDTH), torch.randn(2, 5, WIDTH, requires_grad=True)
     (first,) = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
+    for leaf in (x, block.in_proj.weight, block.conv1d.weight):
+        with pytest.raises(RuntimeError, match="gradient of Mamba1 is taken once"):
+            torch.autograd.grad(first.sum(), leaf, retain_graph=True)
     with pytest.raises(RuntimeError, match="gradient of Mamba1 is taken once"):
         first.sum().backward()
 

@@ -8,6 +8,8 @@ from torch import Tensor
 from mamba_aot.ops._boundary import raises_typed_errors, state_dtype
 from mamba_aot.ops._gradients import register_gradient, run
 
+_NUMBERS = (float, Real, torch.SymFloat)
+
 
 @raises_typed_errors
 def rms_norm_fn(
@@ -200,7 +202,7 @@ def _add_and_norm(
 
 
 def _require_eps(function: str, eps: float) -> None:
-    if not isinstance(eps, Real | torch.SymFloat) or not eps >= 0:
+    if not isinstance(eps, _NUMBERS) or not eps >= 0:
         raise ValueError(f"{function}: eps must be a number of at least 0, got {eps!r}")
 
 
