@@ -2,7 +2,7 @@
 docs/architecture.md): the variants of its kernels.
 
 States without options have the plain kernels, complex ones with a gate or zero-order hold too; all others
-take the general ones.
+take the general ones. Forward, the commonest have a kernel for warps of two kinds where a GPU can run it.
 """
 
 from _selective_scan_adjoint import selective_scan_adjoint_kernel
@@ -10,8 +10,10 @@ from _selective_scan_backward import selective_scan_bwd_kernel
 from _selective_scan_forward import selective_scan_fwd_kernel
 from _selective_scan_outside import selective_scan_outside_kernel
 from _selective_scan_pack import selective_scan_pack_kernel
+from _selective_scan_pair import selective_scan_pair_kernel
 from _selective_scan_plain import selective_scan_plain_fwd_kernel
 from _selective_scan_plain_backward import selective_scan_plain_bwd_kernel
+from _selective_scan_specialized import selective_scan_specialized_fwd_kernel
 from _selective_scan_sums import selective_scan_sums_kernel
 from _selective_scan_totals import selective_scan_totals_kernel
 
@@ -24,12 +26,14 @@ _PLAIN_SIZES = {name: _SIZES[name] for name in ("D", "L", "N", "groups", "padded
 
 
 def _aligned(values: dict, tensors: list[str]) -> list[str]:
-    """What the driver promises to be a multiple of 16 when all rows are contiguous: 16-byte loads follow from
-    it.
+    """What the driver promises to be a multiple of 16 when rows are contiguous, or the channels of a step:
+    16-byte loads follow from it.
     """
-    if values["LAYOUT"] != "seq":
-        return []
-    return [*tensors, "L", *(f"{t}_{axis}" for t in tensors for axis in ("batch", "channel"))]
+    if values["LAYOUT"] == "seq":
+        return [*tensors, "L", *(f"{t}_{axis}" for t in tensors for axis in ("batch", "channel"))]
+    if values["LAYOUT"] == "last":
+        return [*tensors, *(f"{t}_{axis}" for t in tensors for axis in ("batch", "time"))]
+    return []
 
 
 def _too_seldom(values: dict) -> bool:
@@ -60,6 +64,8 @@ _FEW = dict(LANES=8, SHARERS=2, STEPS=64, CHANNELS=8, PREFETCH=True, **_PLAIN)
 _MANY = dict(LANES=4, SHARERS=2, STEPS=32, CHANNELS=16, PREFETCH=False, **_PLAIN)
 _ENDS = dict(LANES=4, SHARERS=1, STEPS=32, CHANNELS=16, PREFETCH=True, **_PLAIN)
 _COMPLEX = dict(STATES=16, RUN=4, LANES=8, SHARERS=2, STEPS=32, PREFETCH=False, maxnreg=128)
+# Of the specialised forward: of few channels, and of many.
+_SPECIALIZED = dict(STATES=16, REGISTERS=112, num_warps=4, maxnreg=128)
 # Of the plain backward and of the adjoints that its spans pass on.
 _GRADIENTS = dict(LANES=4, STEPS=8, CHANNELS=32, num_warps=4)
 _CHAINS = dict(LANES=4, CHANNELS=32, num_warps=4, maxnreg=224)
@@ -121,6 +127,37 @@ KERNELS = [
             Config("few", when="B * D < FEW", **_FEW),
             Config("many", **_MANY),
         ],
+    ),
+    Kernel(
+        selective_scan_specialized_fwd_kernel,
+        args={
+            **_tensors(_FORWARD),
+            **dict(A="*f32", BC="*i32"),
+            **_buffers("D_skip", "delta_bias", "initial_state", "last_state", "chunk_states"),
+            **_PLAIN_SIZES,
+            "flags": "i32",
+        },
+        axes=dict(T=["half"], LAYOUT=["seq", "last"]),
+        aligned=lambda values: [*_aligned(values, _FORWARD), "BC", "padded_length"],
+        shape=["B", "D"],
+        tuned=["FEW", "LEAST"],
+        arch=90,
+        configs=[
+            Config("few", when="B * D < FEW", LANES=8, STEPS=64, CHANNELS=16, **_SPECIALIZED),
+            Config("many", LANES=4, STEPS=32, CHANNELS=32, **_SPECIALIZED),
+        ],
+    ),
+    Kernel(
+        selective_scan_pair_kernel,
+        args={
+            **dict(B="*half", C="*half", out="*i32"),
+            **dict.fromkeys(("L", "N", "groups", "rows", "blocks"), "i32"),
+            "padded_length": "i64",
+            **{f"{name}_{dim}": "i64" for name in ("B", "C") for dim in ("batch", "group", "state", "time")},
+        },
+        aligned=lambda _: ["out", "padded_length"],
+        arch=90,
+        configs=[Config("only", ROWS=16, STEPS=64, num_warps=4)],
     ),
     Kernel(
         selective_scan_pack_kernel,

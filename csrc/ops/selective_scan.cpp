@@ -9,6 +9,7 @@
 #include "ops/selective_scan_operands.h"
 #include "ops/selective_scan_passes.h"
 #include "ops/selective_scan_spans.h"
+#include "ops/selective_scan_specialized.h"
 #include "ops/selective_scan_states.h"
 #include "ops/selective_scan_sums.h"
 #include "ops/sequence_runs.h"
@@ -20,9 +21,6 @@ using generated::SelectiveScanBwd;
 using generated::SelectiveScanFwd;
 using generated::SelectiveScanPlainBwd;
 using generated::SelectiveScanPlainFwd;
-
-// The plain forward kernel takes 16 states at a time; so few are faster one by one, as the general one does.
-constexpr int64_t kFewStates = 4;
 
 Tensor state_on(const Tensor& u, const SelectiveScanSizes& s) {
   return s.complex ? empty_on(u, {s.rows, s.channels, s.state, 2}, ScalarType::Float)
@@ -67,8 +65,24 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
     return {out, last_state, chunk_states};
   }
 
-  const Operands with(s, in, runs, cu_seqlens, delta_softplus, zoh);
   const Strides os(out);
+  const auto plan = specialized::plan_of(s, in, os, flags_of(s, in, delta_softplus, zoh));
+  const Operands with(s, in, runs, cu_seqlens, delta_softplus, zoh, plan.has_value());
+  const int32_t flags = with.flags | (state ? kHasState : 0) | (save_states ? kSaveChunks : 0);
+  if (plan) {
+    specialized::Kernel::Args args{};
+    put_sequences(args, s, in, with);
+    args.BC = with.weights.B();
+    args.out = pointer(out);
+    args.initial_state = pointer(state);
+    args.last_state = pointer(last_state);
+    args.chunk_states = pointer(chunk_states);
+    os.put(args.out_batch, args.out_channel, args.out_time);
+    args.flags = flags;
+    const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, plan->config->CHANNELS);
+    specialized::Kernel::launch(plan->key, *plan->config, u.get_device_index(), s.batch * blocks, args);
+    return {out, last_state, chunk_states};
+  }
   const bool rows = in_rows(s, {Strides(u), Strides(delta), Strides(z), os});
   const bool general = with.general || s.state <= kFewStates;
   using Layout = SelectiveScanPlainFwd::Layout;
@@ -89,7 +103,7 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
     args.carry = pointer(carry);
     args.chunk_states = pointer(chunk_states);
     os.put(args.out_batch, args.out_channel, args.out_time);
-    args.flags = with.flags | (state ? kHasState : 0) | (save_states ? kSaveChunks : 0);
+    args.flags = flags;
     const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, config.CHANNELS);
     Kernel::launch(key, config, device, work * blocks, args);
   };

@@ -9,6 +9,9 @@
 
 namespace mamba_aot::cuda {
 
+// The plain forward kernels take 16 states at a time; so few are faster one by one, as the general one does.
+inline constexpr int64_t kFewStates = 4;
+
 // Bits of the kernels' `flags`, the same as in csrc/kernels/_scan_operands.py and _scan_packing.py.
 enum Flag : int32_t {
   kSoftplus = 1,
@@ -58,13 +61,13 @@ struct Operands {
   bool general;
 
   Operands(const SelectiveScanSizes& s, const SelectiveScanInputs& in, const OptionalTensor& runs,
-           const OptionalTensor& cu_seqlens, bool delta_softplus, bool zoh)
+           const OptionalTensor& cu_seqlens, bool delta_softplus, bool zoh, bool pairs = false)
       : A(to_state_dtype(in.A, ScalarType::Float)),
         padded_length(round_up(s.length, kRowMultiple)),
         starts(runs ? OptionalTensor(torch::stable::select(*runs, 0, 0)) : std::nullopt),
         ends(runs ? OptionalTensor(torch::stable::select(*runs, 0, 1)) : std::nullopt),
         sequences(cu_seqlens ? OptionalTensor(torch::stable::contiguous(*cu_seqlens)) : std::nullopt),
-        weights(in.B, in.C, s, padded_length),
+        weights(in.B, in.C, s, padded_length, pairs),
         D(to_state_dtype(in.D, ScalarType::Float)),
         bias(to_state_dtype(in.delta_bias, ScalarType::Float)),
         flags(flags_of(s, in, delta_softplus, zoh)),
@@ -79,17 +82,14 @@ struct Operands {
   void* sequences_or(const OptionalTensor& side) const { return pointer(sequences ? sequences : side); }
 };
 
-// The arguments all kernels have in common.
+// The arguments all kernels have in common but for B and C.
 template <class Args>
-void put_common(Args& args, const SelectiveScanSizes& s, const SelectiveScanInputs& in,
-                const Operands& with) {
+void put_sequences(Args& args, const SelectiveScanSizes& s, const SelectiveScanInputs& in,
+                   const Operands& with) {
   args.u = pointer(in.u);
   args.delta = pointer(in.delta);
   args.z = pointer(in.z);
   args.A = pointer(with.A);
-  args.B = with.weights.B();
-  args.C = with.weights.C();
-  args.gate = pointer(with.gate);
   args.D_skip = pointer(with.D);
   args.delta_bias = pointer(with.bias);
   args.D = static_cast<int32_t>(s.channels);
@@ -102,6 +102,16 @@ void put_common(Args& args, const SelectiveScanSizes& s, const SelectiveScanInpu
   Strides(in.z).put(args.z_batch, args.z_channel, args.z_time);
 }
 
+// And with them.
+template <class Args>
+void put_common(Args& args, const SelectiveScanSizes& s, const SelectiveScanInputs& in,
+                const Operands& with) {
+  put_sequences(args, s, in, with);
+  args.B = with.weights.B();
+  args.C = with.weights.C();
+  args.gate = pointer(with.gate);
+}
+
 // Those that only kernels with all options have.
 template <class Args>
 void put_general(Args& args, const SelectiveScanSizes& s, const Operands& with, const OptionalTensor& runs) {
@@ -109,7 +119,7 @@ void put_general(Args& args, const SelectiveScanSizes& s, const Operands& with, 
   args.head_channels = static_cast<int32_t>(s.channels / s.heads);
 }
 
-// Whether the plain kernels can take them as contiguous rows.
+// Whether kernels can take them as contiguous rows.
 inline bool in_rows(const SelectiveScanSizes& s, std::initializer_list<Strides> tensors) {
   bool rows = s.length % 16 == 0;
   for (const Strides& t : tensors) rows = rows && t.rows();

@@ -1,4 +1,5 @@
-// B and C of selective_scan as its CUDA kernels read them: fp32 rows along time, padded to whole tiles.
+// B and C of selective_scan as its CUDA kernels read them: rows along time of fp32, or of words that hold
+// both, padded to whole tiles.
 #pragma once
 
 #include <array>
@@ -34,7 +35,12 @@ inline Tensor pack_rows(const Tensor& x, bool complex, int64_t padded_length, do
 // B and C, and the memory that they lie in.
 class PackedWeights {
  public:
-  PackedWeights(const Tensor& B, const Tensor& C, const SelectiveScanSizes& s, int64_t padded_length) {
+  PackedWeights(const Tensor& B, const Tensor& C, const SelectiveScanSizes& s, int64_t padded_length,
+                bool pairs) {
+    if (pairs) {
+      pair(B, C, s, padded_length);
+      return;
+    }
     const bool vary = !s.constant_B && !s.constant_C;
     if (vary && type_of(B) != ScalarType::Double && type_of(C) != ScalarType::Double) {
       pack_both(B, C, s, padded_length);
@@ -46,6 +52,7 @@ class PackedWeights {
     }
   }
 
+  // Or both, in pairs.
   void* B() const { return B_; }
   void* C() const { return C_; }
 
@@ -63,27 +70,51 @@ class PackedWeights {
     args.B = pointer(B);
     args.C = pointer(C);
     args.out = memory;
-    args.L = static_cast<int32_t>(s.length);
-    args.N = static_cast<int32_t>(s.state);
-    args.groups = static_cast<int32_t>(s.groups);
     args.parts = static_cast<int32_t>(s.parts());
     args.rows = static_cast<int32_t>(rows);
     args.flags = code_of(B) | code_of(C) << 2;
+    args.B_part = s.complex ? B.stride(4) : 0;
+    args.C_part = s.complex ? C.stride(4) : 0;
+    put_rows(args, B, C, s, padded_length);
+    const auto& config = Kernel::pick({}, {});
+    const int64_t blocks = padded_length / config.STEPS;
+    args.blocks = static_cast<int32_t>(blocks);
+    Kernel::launch({}, config, B.get_device_index(), 2 * ceil_div(rows, config.ROWS) * blocks, args);
+  }
+
+  // Both bfloat16.
+  void pair(const Tensor& B, const Tensor& C, const SelectiveScanSizes& s, int64_t padded_length) {
+    using Pair = generated::SelectiveScanPair;
+    const int64_t rows = s.batch * s.groups * s.state;
+    first_ = empty_on(B, {rows, padded_length}, ScalarType::Int);
+    B_ = first_->data_ptr();
+    Pair::Args args{};
+    args.B = pointer(B);
+    args.C = pointer(C);
+    args.out = B_;
+    args.rows = static_cast<int32_t>(rows);
+    put_rows(args, B, C, s, padded_length);
+    const auto& config = Pair::pick({}, {});
+    const int64_t blocks = padded_length / config.STEPS;
+    args.blocks = static_cast<int32_t>(blocks);
+    Pair::launch({}, config, B.get_device_index(), ceil_div(rows, config.ROWS) * blocks, args);
+  }
+
+  template <class Args>
+  static void put_rows(Args& args, const Tensor& B, const Tensor& C, const SelectiveScanSizes& s,
+                       int64_t padded_length) {
+    args.L = static_cast<int32_t>(s.length);
+    args.N = static_cast<int32_t>(s.state);
+    args.groups = static_cast<int32_t>(s.groups);
     args.padded_length = padded_length;
     args.B_batch = B.stride(0);
     args.B_group = B.stride(1);
     args.B_state = B.stride(2);
     args.B_time = B.stride(3);
-    args.B_part = s.complex ? B.stride(4) : 0;
     args.C_batch = C.stride(0);
     args.C_group = C.stride(1);
     args.C_state = C.stride(2);
     args.C_time = C.stride(3);
-    args.C_part = s.complex ? C.stride(4) : 0;
-    const auto& config = Kernel::pick({}, {});
-    const int64_t blocks = padded_length / config.STEPS;
-    args.blocks = static_cast<int32_t>(blocks);
-    Kernel::launch({}, config, B.get_device_index(), 2 * ceil_div(rows, config.ROWS) * blocks, args);
   }
 
   // Constants ([channels, state(, 2)]) keep their shape.
