@@ -2,8 +2,8 @@
 
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python benchmarks/gpu_sanitizer.py
 
-Small shapes that take each of its kernels: whole tiles and parts of them, spans, several blocks of states,
-complex states, packed sequences, constants, gates; without torch's cache of memory, so that each tensor has
+The smallest shapes that take each of its kernels: whole tiles and parts of them, spans, several blocks of
+states, complex states, packed sequences, constants, gates; without torch's cache of memory, so that each tensor has
 its bounds.
 """
 
@@ -33,6 +33,10 @@ for layout in ("seq", "channel"):
     CALLS.append({**COMPLEX, "layout": layout, "length": 63, "dim": 3, "state": 3, "initial_state": True})
     packed = {"layout": layout, "cu_seqlens": [70, 1, 63, 0, 40], "dim": 12, "initial_state": True}
     CALLS.append({**COMPLEX, **packed})
+    # Of few channels, and of many, by warps of two kinds.
+    brain = {"dtype": torch.bfloat16, "weight_dtype": torch.bfloat16, "layout": layout, "batch": 1}
+    CALLS.append({**brain, "length": 272, "dim": 1424, "state": 9})
+    CALLS.append({**brain, "length": 288, "dim": 2128, "initial_state": True})
     half = {"dtype": torch.float16, "weight_dtype": torch.float16, "layout": layout}
     CALLS.append({**half, "length": 129, "dim": 24})
 

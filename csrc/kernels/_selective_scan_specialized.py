@@ -1,5 +1,5 @@
-"""Selective scan, forward, of many steps, in warps of two kinds: of sixteen-bit sequences, bfloat16 B and C
-and at most STATES real states, without packing, gate or ZOH.
+"""Selective scan, forward, of many steps, in warps of two kinds: of sixteen-bit sequences and
+at most STATES real states, without packing, gate or ZOH.
 
 Half of a program's warps do nothing but the recurrence (_selective_scan_specialized_states.py). The others do
 what is done once an element, before and after it (_selective_scan_specialized_elements.py). They meet once a
@@ -25,7 +25,8 @@ def selective_scan_specialized_fwd_kernel(
     z,
     out,
     A,
-    BC,
+    B,
+    C,
     D_skip,
     delta_bias,
     initial_state,
@@ -54,21 +55,22 @@ def selective_scan_specialized_fwd_kernel(
     STATES: gl.constexpr,
     STEPS: gl.constexpr,
     CHANNELS: gl.constexpr,
+    PAIRED: gl.constexpr,
     REGISTERS: gl.constexpr,
 ):
-    """`BC` [batch, groups, N, padded_length] has B in the upper half of 32 bits and C in the lower: what the
-    recurrence reads of shared memory would bound it. REGISTERS are for its threads.
+    """B and C are [batch, groups, N, padded_length]. PAIRED there is only B: in 32 bits bfloat16 B above C, half
+    as much for the recurrence to read, for two instructions more. REGISTERS are for its threads.
     """
     ALONG_TIME: gl.constexpr = LAYOUT == "seq"
     RUN: gl.constexpr = 8 if ALONG_TIME else 4
     RUNS: gl.constexpr = STEPS // RUN
-    PIECES: gl.constexpr = STATES // LANES * (STEPS // PIECE)
+    WEIGHT_PIECES: gl.constexpr = (1 if PAIRED else 2) * (STATES // LANES) * (STEPS // PIECE)
     SCALARS: gl.constexpr = scalars_layout(RUN, CHANNELS, RUNS)
     SHARES: gl.constexpr = shares_layout(LANES, RUN, CHANNELS, RUNS)
-    PAIRS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0, 2])
+    WEIGHTS: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0, 2])
     dt_slots = gl.allocate_shared_memory(gl.float32, [2, RUN, CHANNELS, RUNS], SCALARS)
     dtx_slots = gl.allocate_shared_memory(gl.float32, [2, RUN, CHANNELS, RUNS], SCALARS)
-    pair_slots = gl.allocate_shared_memory(gl.int32, [2, LANES, PIECE, PIECES], PAIRS)
+    weight_slots = gl.allocate_shared_memory(gl.float32, [2, LANES, PIECE, WEIGHT_PIECES], WEIGHTS)
     y_slots = gl.allocate_shared_memory(gl.float32, [2, LANES, RUN, CHANNELS, RUNS], SHARES)
     full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     done = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
@@ -80,7 +82,7 @@ def selective_scan_specialized_fwd_kernel(
     block = gl.program_id(0) % (groups * blocks_per_group)
     batch = (gl.program_id(0) // (groups * blocks_per_group)).to(gl.int64)
     place = (batch, block // blocks_per_group, block % blocks_per_group * CHANNELS)
-    shared = (dt_slots, dtx_slots, pair_slots, y_slots, full, done)
+    shared = (dt_slots, dtx_slots, weight_slots, y_slots, full, done)
     sizes = (D, L, N, groups, padded_length)
     sequences = (u, delta, z, out)
     strides = (
@@ -88,9 +90,9 @@ def selective_scan_specialized_fwd_kernel(
         (u_channel, delta_channel, z_channel, out_channel),
         (u_time, delta_time, z_time, out_time),
     )
-    of_elements = (BC, D_skip, delta_bias)
+    of_elements = (B, C, D_skip, delta_bias)
     of_states = (A, initial_state, last_state, chunk_states)
-    tile: gl.constexpr = (LANES, STATES, RUN, STEPS, CHANNELS)
+    tile: gl.constexpr = (LANES, STATES, RUN, STEPS, CHANNELS, PAIRED)
     gl.warp_specialize(
         [
             (make_elements, (shared, sequences, strides, of_elements, place, sizes, flags, ALONG_TIME, tile)),

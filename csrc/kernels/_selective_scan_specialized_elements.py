@@ -43,9 +43,9 @@ def make_elements(
     tile: gl.constexpr,
 ):
     """A tile ahead of the recurrence and two tiles behind it, through all tiles."""
-    dt_slots, dtx_slots, pair_slots, y_slots, full, done = shared
+    dt_slots, dtx_slots, weight_slots, y_slots, full, done = shared
     u, delta, z, out = sequences
-    BC, D_skip, delta_bias = pointers
+    B, C, D_skip, delta_bias = pointers
     batch, group, first_in_group = place
     D, L, N, groups, padded_length = sizes
     LANES: gl.constexpr = tile[0]
@@ -53,6 +53,7 @@ def make_elements(
     RUN: gl.constexpr = tile[2]
     STEPS: gl.constexpr = tile[3]
     CHANNELS: gl.constexpr = tile[4]
+    PARTS: gl.constexpr = 1 if tile[5] else 2
     RUNS: gl.constexpr = STEPS // RUN
     ROWS: gl.constexpr = STATES // LANES
     PIECES: gl.constexpr = STEPS // PIECE
@@ -93,49 +94,52 @@ def make_elements(
     z_at, z_word, z_tile = _places(z, strides, 2, first, in_tile, ALONG_TIME, STEPS)
     out_at, out_word, out_tile = _places(out, strides, 3, first, in_tile, ALONG_TIME, STEPS)
 
-    # Of B and C: [lanes, steps of a piece, pieces of a thread's states], 16 bytes each.
-    PAIRS: gl.constexpr = gl.BlockedLayout([1, PIECE, 1], [LANES, 1, 32 // LANES], [1, 1, WARPS], [1, 0, 2])
-    of_piece = gl.arange(0, ROWS * PIECES, gl.SliceLayout(0, gl.SliceLayout(1, PAIRS)))[None, None, :]
-    of_step = gl.arange(0, PIECE, gl.SliceLayout(0, gl.SliceLayout(2, PAIRS)))[None, :, None]
-    of_lane = gl.arange(0, LANES, gl.SliceLayout(1, gl.SliceLayout(2, PAIRS)))[:, None, None]
-    state = of_piece // PIECES * LANES + of_lane
-    pair_at = BC + ((batch * groups + group) * N + state).to(gl.int64) * padded_length
-    pair_at += of_piece % PIECES * PIECE + of_step
+    # Of B and C: [lanes, steps of a piece, pieces of a thread's states], 16 bytes each. Behind all of B comes
+    # all of C, unless they are pairs.
+    WEIGHTS: gl.constexpr = gl.BlockedLayout([1, PIECE, 1], [LANES, 1, 32 // LANES], [1, 1, WARPS], [1, 0, 2])
+    of_piece = gl.arange(0, PARTS * ROWS * PIECES, gl.SliceLayout(0, gl.SliceLayout(1, WEIGHTS)))[
+        None, None, :
+    ]
+    of_step = gl.arange(0, PIECE, gl.SliceLayout(0, gl.SliceLayout(2, WEIGHTS)))[None, :, None]
+    of_lane = gl.arange(0, LANES, gl.SliceLayout(1, gl.SliceLayout(2, WEIGHTS)))[:, None, None]
+    state = of_piece // PIECES % ROWS * LANES + of_lane
+    weight_at = ((batch * groups + group) * N + state).to(gl.int64) * padded_length
+    weight_at += gl.where(of_piece < ROWS * PIECES, B, C) + (of_piece % PIECES * PIECE + of_step)
 
     has_D = (flags & HAS_D) != 0
     has_z = (flags & HAS_Z) != 0
     next_x = gl.load(u_at + u_word, there & (word_time < L), 0)
     next_dt = gl.load(delta_at + delta_word, there & (word_time < L), 0)
-    next_pair = gl.load(pair_at, state < N, 0)
+    next_weights = gl.load(weight_at, state < N, 0.0)
     # Of the tile whose output is made next: none yet.
     past_x = gl.zeros_like(next_x)
     past_z = gl.zeros_like(next_x)
     tiles = gl.cdiv(L, STEPS)
     # Two more rounds, for the outputs of the last two tiles.
-    for tile in range(tiles + 2):
-        left = L - tile * STEPS
+    for here in range(tiles + 2):
+        left = L - here * STEPS
         x = widened_words(next_x, flags, ALONG_TIME, ELEMENTS)
         dt = widened_words(next_dt, flags, ALONG_TIME, ELEMENTS) + bias
-        pair = next_pair
+        weights = next_weights
         done_x = past_x
         done_z = past_z
         # All loads at once, for who waits for one waits for all that were asked for before: those of the tile
         # that is next, and of the one whose states are made in this round.
-        passing = there & (word_time < left + STEPS) & (tile > 0)
+        passing = there & (word_time < left + STEPS) & (here > 0)
         past_x = gl.load(u_at - u_tile + u_word, passing & has_D, 0)
         past_z = gl.load(z_at - z_tile + z_word, passing & has_z, 0)
         u_at += u_tile
         delta_at += delta_tile
         z_at += z_tile
-        pair_at += STEPS
+        weight_at += STEPS
         upcoming = there & (word_time < left - STEPS)
         next_x = gl.load(u_at + u_word, upcoming, 0)
         next_dt = gl.load(delta_at + delta_word, upcoming, 0)
-        next_pair = gl.load(pair_at, (state < N) & (left > STEPS), 0)
+        next_weights = gl.load(weight_at, (state < N) & (left > STEPS), 0.0)
 
-        stage = tile % 2
+        stage = here % 2
         # The first two find their slots free.
-        mbarrier.wait(done.index(stage), ((tile // 2) & 1) ^ 1)
+        mbarrier.wait(done.index(stage), ((here // 2) & 1) ^ 1)
         y = gl.sum(y_slots.index(stage).load(SHARES), 0)
         if (flags & SOFTPLUS) != 0:
             dt = softplus(dt, True)
@@ -143,13 +147,13 @@ def make_elements(
         dt = gl.where((time < left) & valid[None, :, None], dt, 0.0)
         dt_slots.index(stage).store(dt)
         dtx_slots.index(stage).store(dt * x)
-        pair_slots.index(stage).store(pair)
+        weight_slots.index(stage).store(weights)
         mbarrier.arrive(full.index(stage), count=1)
 
         y = gl.fma(widened_words(done_x, flags, ALONG_TIME, ELEMENTS), gl.broadcast(D_value, y)[0], y)
         if has_z:
             gate = widened_words(done_z, flags, ALONG_TIME, ELEMENTS)
             y *= gate * sigmoid_fast(gate)
-        made = there & (word_time < left + 2 * STEPS) & (tile > 1)
+        made = there & (word_time < left + 2 * STEPS) & (here > 1)
         gl.store(out_at - 2 * out_tile + out_word, narrowed_words(y, flags, ALONG_TIME, WORDS), made)
         out_at += out_tile

@@ -31,18 +31,30 @@ def _piece_of(slots, p: gl.constexpr, AXIS: gl.constexpr, RUN: gl.constexpr):
 
 
 @gluon.jit
-def load_piece(
-    shared, stage, p: gl.constexpr, ROWS: gl.constexpr, PIECES: gl.constexpr, RUN: gl.constexpr, X
-):
-    """delta and delta u of a piece, and B and C for each of a thread's states."""
-    dt_slots, dtx_slots, pair_slots, _, _, _ = shared
+def load_piece(shared, stage, p: gl.constexpr, tile: gl.constexpr, X: gl.constexpr):
+    """delta and delta u of a piece; B and C, or pairs of them, for each of a thread's states."""
+    dt_slots, dtx_slots, weight_slots, _, _, _ = shared
+    ROWS: gl.constexpr = tile[1] // tile[0]
+    RUN: gl.constexpr = tile[2]
+    PIECES: gl.constexpr = tile[3] // PIECE
+    PAIRED: gl.constexpr = tile[5]
     dt = _piece_of(dt_slots.index(stage), p, 0, RUN).load(gl.SliceLayout(0, X))
     dtx = _piece_of(dtx_slots.index(stage), p, 0, RUN).load(gl.SliceLayout(0, X))
-    pairs = ()
-    for j in gl.static_range(ROWS):
-        pair = pair_slots.index(stage).slice(j * PIECES + p, 1, 2).load(gl.SliceLayout(2, X))
-        pairs += (gl.expand_dims(pair, 2),)
-    return gl.expand_dims(dt, 0), gl.expand_dims(dtx, 0), pairs
+    weights = ()
+    for row in gl.static_range(ROWS if PAIRED else 2 * ROWS):
+        weight = weight_slots.index(stage).slice(row * PIECES + p, 1, 2).load(gl.SliceLayout(2, X))
+        weights += (gl.expand_dims(weight, 2),)
+    return gl.expand_dims(dt, 0), gl.expand_dims(dtx, 0), weights
+
+
+@gluon.jit
+def _both_of(weights, j: gl.constexpr, tile: gl.constexpr):
+    """B and C for the j-th of a thread's states."""
+    if tile[5]:
+        pair = weights[j].to(gl.int32, bitcast=True)
+        return high_bfloat(pair), low_bfloat(pair)
+    else:
+        return weights[j], weights[tile[1] // tile[0] + j]
 
 
 @gluon.jit
@@ -98,33 +110,33 @@ def walk_states(
 
     tiles = gl.cdiv(L, STEPS)
     mbarrier.wait(full.index(0), 0)
-    ahead = load_piece(shared, 0, 0, ROWS, PIECES, RUN, X)
-    for tile in range(tiles):
-        start = tile * STEPS
+    ahead = load_piece(shared, 0, 0, tile, X)
+    for here in range(tiles):
+        start = here * STEPS
         if ((flags & SAVE_CHUNKS) != 0) & (start % CHUNK == 0):
             saved = saved_at + start // CHUNK * state_size
             for j in gl.static_range(ROWS):
                 known = valid & (lane + j * LANES < N)
                 gl.store(saved + j * LANES * D.to(gl.int64), _at_end(states[j], X), known)
-        stage = tile % 2
+        stage = here % 2
         share = nothing
         for p in gl.static_range(PIECES):
-            dt, dtx, pairs = ahead
+            dt, dtx, weights = ahead
             if p + 1 < PIECES:
-                ahead = load_piece(shared, stage, p + 1, ROWS, PIECES, RUN, X)
+                ahead = load_piece(shared, stage, p + 1, tile, X)
             else:
                 # The next tile's first piece, after the last tile its own again.
-                next_tile = gl.minimum(tile + 1, tiles - 1)
-                mbarrier.wait(full.index(next_tile % 2), (next_tile // 2) & 1)
-                ahead = load_piece(shared, next_tile % 2, 0, ROWS, PIECES, RUN, X)
+                upcoming = gl.minimum(here + 1, tiles - 1)
+                mbarrier.wait(full.index(upcoming % 2), (upcoming // 2) & 1)
+                ahead = load_piece(shared, upcoming % 2, 0, tile, X)
             # Behind these loads, which can't sink below it: they need a piece's time to come.
             if p > 0:
                 _piece_of(y_slots.index(stage), p - 1, 1, RUN).store(share)
             through = ()
             for j in gl.static_range(ROWS):
-                h = walked(exp2_fast(dt * rates[j]), high_bfloat(pairs[j]) * dtx, states[j])
+                b, c = _both_of(weights, j, tile)
+                h = walked(exp2_fast(dt * rates[j]), b * dtx, states[j])
                 through += (h,)
-                c = low_bfloat(pairs[j])
                 share = gl.fma(c, h, share) if j > 0 else c * h
             states = through
         _piece_of(y_slots.index(stage), PIECES - 1, 1, RUN).store(share)

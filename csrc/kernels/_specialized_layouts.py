@@ -58,12 +58,12 @@ def states_layout(LANES, CHANNELS):
 
 @gluon.constexpr_function
 def shares_layout(LANES, RUN, CHANNELS, RUNS):
-    """Of a tile in shared memory. Read or written at once: pieces of four lanes and two channels, of eight
-    channels, of a channel's runs.
+    """Of a tile in shared memory. Read or written at once: pieces of four lanes and two channels, of every
+    second of 16 channels, of a channel's runs or those of two.
     """
     lanes = [[1 << b, 0, 0, 0] for b in range(bits(LANES))]
     channels = [[0, 0, 1 << b, 0] for b in range(bits(CHANNELS))]
-    bases = [[0, 1, 0, 0], [0, 2, 0, 0], *lanes[:2], *channels[:3], *lanes[2:], *channels[3:]]
+    bases = [[0, 1, 0, 0], [0, 2, 0, 0], *lanes[:2], *channels[:4], *lanes[2:], *channels[4:]]
     bases += [[0, 1 << b, 0, 0] for b in range(2, bits(RUN))]
     bases += [[0, 0, 0, 1 << b] for b in range(bits(RUNS))]
     pads = [[32, 4], [LANES * RUN * CHANNELS, 4]]
@@ -72,10 +72,9 @@ def shares_layout(LANES, RUN, CHANNELS, RUNS):
 
 @gluon.constexpr_function
 def scalars_layout(RUN, CHANNELS, RUNS):
-    """The same without lanes, [steps of a run, channels, runs]: of eight channels, of channels' runs."""
-    bases = [[1, 0, 0], [2, 0, 0]]
-    bases += [[0, 1 << b, 0] for b in range(bits(CHANNELS))]
+    """The same without lanes, [steps of a run, channels, runs]: of four channels, and the others above."""
+    channels = [[0, 1 << b, 0] for b in range(bits(CHANNELS))]
+    bases = [[1, 0, 0], [2, 0, 0], *channels[1:4], channels[0], *channels[4:]]
     bases += [[1 << b, 0, 0] for b in range(2, bits(RUN))]
     bases += [[0, 0, 1 << b] for b in range(bits(RUNS))]
-    pads = [[RUN * CHANNELS, 32 // min(8, RUNS)]]
-    return gl.PaddedSharedLayout(pads, bases, [], [RUN, CHANNELS, RUNS])
+    return gl.PaddedSharedLayout([[32, 16], [RUN * CHANNELS, 4]], bases, [], [RUN, CHANNELS, RUNS])

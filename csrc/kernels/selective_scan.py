@@ -64,8 +64,10 @@ _FEW = dict(LANES=8, SHARERS=2, STEPS=64, CHANNELS=8, PREFETCH=True, **_PLAIN)
 _MANY = dict(LANES=4, SHARERS=2, STEPS=32, CHANNELS=16, PREFETCH=False, **_PLAIN)
 _ENDS = dict(LANES=4, SHARERS=1, STEPS=32, CHANNELS=16, PREFETCH=True, **_PLAIN)
 _COMPLEX = dict(STATES=16, RUN=4, LANES=8, SHARERS=2, STEPS=32, PREFETCH=False, maxnreg=128)
-# Of the specialised forward: of few channels, and of many.
-_SPECIALIZED = dict(STATES=16, REGISTERS=112, num_warps=4, maxnreg=128)
+# Of the specialised forward: programs of which a multiprocessor has one, or two.
+_SPECIALIZED = dict(STATES=16, REGISTERS=120, num_warps=4)
+_ONE_EACH = dict(LANES=8, STEPS=64, CHANNELS=16, maxnreg=168, **_SPECIALIZED)
+_TWO_EACH = dict(LANES=4, STEPS=32, CHANNELS=32, maxnreg=128, **_SPECIALIZED)
 # Of the plain backward and of the adjoints that its spans pass on.
 _GRADIENTS = dict(LANES=4, STEPS=8, CHANNELS=32, num_warps=4)
 _CHAINS = dict(LANES=4, CHANNELS=32, num_warps=4, maxnreg=224)
@@ -132,19 +134,18 @@ KERNELS = [
         selective_scan_specialized_fwd_kernel,
         args={
             **_tensors(_FORWARD),
-            **dict(A="*f32", BC="*i32"),
-            **_buffers("D_skip", "delta_bias", "initial_state", "last_state", "chunk_states"),
+            **_buffers("A", "B", "C", "D_skip", "delta_bias", "initial_state", "last_state", "chunk_states"),
             **_PLAIN_SIZES,
             "flags": "i32",
         },
         axes=dict(T=["half"], LAYOUT=["seq", "last"]),
-        aligned=lambda values: [*_aligned(values, _FORWARD), "BC", "padded_length"],
+        aligned=lambda values: [*_aligned(values, _FORWARD), "B", "C", "padded_length"],
         shape=["B", "D"],
         tuned=["FEW", "LEAST"],
         arch=90,
         configs=[
-            Config("few", when="B * D < FEW", LANES=8, STEPS=64, CHANNELS=16, **_SPECIALIZED),
-            Config("many", LANES=4, STEPS=32, CHANNELS=32, **_SPECIALIZED),
+            Config("few", when="B * D < FEW", PAIRED=True, **_ONE_EACH),
+            Config("many", PAIRED=False, **_TWO_EACH),
         ],
     ),
     Kernel(

@@ -67,12 +67,13 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
 
   const Strides os(out);
   const auto plan = specialized::plan_of(s, in, os, flags_of(s, in, delta_softplus, zoh));
-  const Operands with(s, in, runs, cu_seqlens, delta_softplus, zoh, plan.has_value());
+  const Operands with(s, in, runs, cu_seqlens, delta_softplus, zoh, plan && plan->config->PAIRED);
   const int32_t flags = with.flags | (state ? kHasState : 0) | (save_states ? kSaveChunks : 0);
   if (plan) {
     specialized::Kernel::Args args{};
     put_sequences(args, s, in, with);
-    args.BC = with.weights.B();
+    args.B = with.weights.B();
+    args.C = with.weights.C();
     args.out = pointer(out);
     args.initial_state = pointer(state);
     args.last_state = pointer(last_state);

@@ -29,8 +29,7 @@ struct Plan {
 // Nothing if another kernel has to do it, or is faster: of few channels and many steps one that splits time.
 inline std::optional<Plan> plan_of(const SelectiveScanSizes& s, const SelectiveScanInputs& in,
                                    const Strides& out, int32_t flags) {
-  const bool pairs = type_of(in.B) == ScalarType::BFloat16 && type_of(in.C) == ScalarType::BFloat16;
-  if (s.complex || s.packed() || !pairs || type_of(in.u) == ScalarType::Float || is_general(s, in, flags)) {
+  if (s.complex || s.packed() || type_of(in.u) == ScalarType::Float || is_general(s, in, flags)) {
     return std::nullopt;
   }
   if (s.state <= kFewStates || s.state > kMostStates || s.length < kLeastSteps) return std::nullopt;
@@ -51,7 +50,8 @@ inline std::optional<Plan> plan_of(const SelectiveScanSizes& s, const SelectiveS
     return std::nullopt;
   }
   const auto& config = Kernel::pick(key, {rows, s.channels, device});
-  if (!Kernel::is_for(key, config, device)) return std::nullopt;
+  const bool pairs = type_of(in.B) == ScalarType::BFloat16 && type_of(in.C) == ScalarType::BFloat16;
+  if ((config.PAIRED && !pairs) || !Kernel::is_for(key, config, device)) return std::nullopt;
   return Plan{key, &config};
 }
 

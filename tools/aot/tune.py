@@ -33,9 +33,13 @@ def _channels(dtype: str) -> list[Work]:
     return [make_work("selective_scan", f"B{batch} D{dim} L2048", dtype) for batch, dim in sizes]
 
 
-def _long(dtype: str) -> list[Work]:
+def _long(dtype: str, *layouts: str) -> list[Work]:
     sizes = [(512, 2048), (768, 2048), (1024, 4096), (1536, 4096), (1536, 8192), (2048, 8192)]
-    return [make_work("selective_scan", f"B1 D{dim} L{length}", dtype) for dim, length in sizes]
+    return [
+        make_work("selective_scan", f"B1 D{dim} L{length}", dtype, layout)
+        for dim, length in sizes
+        for layout in layouts
+    ]
 
 
 def _middling() -> list[Work]:
@@ -82,11 +86,13 @@ _FEW = (0, 1024, 3072, 6144, 8192, 12288, 1 << 20)
 _FILLING = tuple(1 << power for power in range(14, 20))
 PROBES = {
     "selective_scan_fwd.FEW": Probe(_FEW, _complex()),
-    # Of bfloat16 the specialised kernel does these.
-    "selective_scan_plain_fwd.FEW": Probe(_FEW, _channels("float16")),
-    "selective_scan_plain_fwd.SPLIT": Probe((0, 800, 1200, 1600, 2400), _long("float16")),
-    "selective_scan_specialized_fwd.FEW": Probe((0, 2049, 3073, 4097, 6145, 8193), _middling()),
-    "selective_scan_specialized_fwd.LEAST": Probe((0, 700, 1000, 1400, 1800, 1 << 20), _long("bfloat16")),
+    # Of sixteen-bit numbers the specialised kernel does these.
+    "selective_scan_plain_fwd.FEW": Probe(_FEW, _channels("float32")),
+    "selective_scan_plain_fwd.SPLIT": Probe((0, 800, 1200, 1600, 2400), _long("float32", "seq")),
+    "selective_scan_specialized_fwd.FEW": Probe((0, 2113, 3073, 4225, 6145, 8193), _middling()),
+    "selective_scan_specialized_fwd.LEAST": Probe(
+        (0, 700, 1000, 1400, 1800, 1 << 20), _long("bfloat16", "seq", "channel")
+    ),
     "linear_recurrence_fwd.FEW": Probe((0, 2048, 6144, 10240, 16384, 24576, 1 << 20), _rows()),
     "linear_recurrence_bwd.FEW": Probe((0, 2048, 6144, 10240, 16384, 24576, 1 << 20), _rows(), backward=True),
     "causal_conv1d_fwd.THREADS": Probe(_FILLING, _convolutions()),
