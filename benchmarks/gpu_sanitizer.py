@@ -3,8 +3,8 @@
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python benchmarks/gpu_sanitizer.py
 
 The smallest shapes that take each of its kernels: whole tiles and parts of them, spans, several blocks of
-states, complex states, packed sequences, constants, gates; without torch's cache of memory, so that each tensor has
-its bounds.
+states, complex states, packed sequences, constants, gates; without torch's cache of memory, so that each
+tensor has its bounds.
 """
 
 from typing import Any
