@@ -58,8 +58,9 @@ def selective_scan_specialized_fwd_kernel(
     PAIRED: gl.constexpr,
     REGISTERS: gl.constexpr,
 ):
-    """B and C are [batch, groups, N, padded_length]. PAIRED there is only B: bfloat16 B above C in 32 bits, half
-    of what the recurrence reads for two instructions more. REGISTERS are for its threads.
+    """B and C are [batch, groups, N, padded_length]; PAIRED there is only B, bfloat16 B above C in 32 bits.
+
+    Then the recurrence reads half as much, for two instructions more. REGISTERS are for its threads.
     """
     ALONG_TIME: gl.constexpr = LAYOUT == "seq"
     RUN: gl.constexpr = 8 if ALONG_TIME else 4
