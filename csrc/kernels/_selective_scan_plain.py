@@ -30,6 +30,7 @@ from _scan_operands import (
 )
 from _scan_packing import BY_INDEX, own_steps
 from _selective_scan_option_states import fetch_gate, gates_of_tile, states_with_options
+from _selective_scan_plain_layouts import scalars_in_pieces, shares_in_pieces, shares_layout
 from _selective_scan_plain_tile import fetch_rows, following, onward, states_of_tile
 from _selective_scan_sequences import (
     FORGOTTEN,
@@ -114,12 +115,11 @@ def selective_scan_plain_fwd_kernel(
         [1, 2, 0, 3],
     )
     STATES_OF_X: gl.constexpr = gl.SliceLayout(1, X)
+    # Complex states with options find a run's slots at run time, which runs apart don't allow; eight lanes are
+    # slower with them.
+    ALONG: gl.constexpr = LAYOUT == "seq" and LANES == 4 and not COMPLEX
     # The same axes, all runs: each element once, all of its lanes in one thread.
-    ACROSS: gl.constexpr = min(CHANNELS, 8 if LAYOUT == "seq" else 32)
-    WIDE: gl.constexpr = WARPS if WARPS < CHANNELS // ACROSS else CHANNELS // ACROSS
-    SHARES: gl.constexpr = gl.BlockedLayout(
-        [LANES, RUN, 1, 1], [1, 1, ACROSS, 32 // ACROSS], [1, 1, WIDE, WARPS // WIDE], [1, 0, 2, 3]
-    )
+    SHARES: gl.constexpr = shares_layout(LANES, RUN, CHANNELS, RUNS, WARPS, LAYOUT, ALONG)
     TILE: gl.constexpr = gl.SliceLayout(0, SHARES)
     # [lanes, steps of a run, rows of runs]: copies of B and C, 16 bytes each; neighbours write neighbouring
     # banks, and read the whole of 32 bytes.
@@ -133,15 +133,18 @@ def selective_scan_plain_fwd_kernel(
         z_time = 1
         out_time = 1
 
-    # Sixteen bytes at a time, eight threads at once: runs of 32 bytes would meet in the same banks.
-    SCALARS: gl.constexpr = gl.SwizzledSharedLayout(4, 4, QUADS, [0, 1, 2])
+    if ALONG:
+        SCALARS: gl.constexpr = scalars_in_pieces(RUN, CHANNELS, RUNS)
+        IN_SHARES: gl.constexpr = shares_in_pieces(LANES, RUN, CHANNELS, RUNS)
+    else:
+        # Sixteen bytes at a time, eight threads at once: runs of 32 bytes would meet in the same banks.
+        SCALARS: gl.constexpr = gl.SwizzledSharedLayout(4, 4, QUADS, [0, 1, 2])
+        IN_SHARES: gl.constexpr = gl.SwizzledSharedLayout(4, 4, QUADS, [1, 2, 0, 3])
     dt_slots = gl.allocate_shared_memory(gl.float32, [RUN, CHANNELS, RUNS], SCALARS)
     dtx_slots = gl.allocate_shared_memory(gl.float32, [RUN, CHANNELS, RUNS], SCALARS)
     y_slots = dt_slots
     if not ENDS:
-        y_slots = gl.allocate_shared_memory(
-            gl.float32, [LANES, RUN, CHANNELS, RUNS], gl.SwizzledSharedLayout(4, 4, QUADS, [1, 2, 0, 3])
-        )
+        y_slots = gl.allocate_shared_memory(gl.float32, [LANES, RUN, CHANNELS, RUNS], IN_SHARES)
     ROW: gl.constexpr = gl.SwizzledSharedLayout(4, 4, QUADS, [1, 0, 2])
     SLOTS: gl.constexpr = [2, LANES, RUN, PARTS * ROWS * RUNS]
     B_slots = gl.allocate_shared_memory(gl.float32, SLOTS, ROW)
