@@ -115,8 +115,8 @@ def selective_scan_plain_fwd_kernel(
         [1, 2, 0, 3],
     )
     STATES_OF_X: gl.constexpr = gl.SliceLayout(1, X)
-    # Complex states with options find a run's slots at run time, which runs apart don't allow; eight lanes are
-    # slower with them.
+    # Complex states with options find a run's slots at run time, which runs apart don't allow. Of eight lanes
+    # it is slower.
     ALONG: gl.constexpr = LAYOUT == "seq" and LANES == 4 and not COMPLEX
     # The same axes, all runs: each element once, all of its lanes in one thread.
     SHARES: gl.constexpr = shares_layout(LANES, RUN, CHANNELS, RUNS, WARPS, LAYOUT, ALONG)
