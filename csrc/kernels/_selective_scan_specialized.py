@@ -1,10 +1,11 @@
-"""Selective scan, forward, of many steps, in warps of two kinds: of sixteen-bit sequences and
-at most STATES real states, without packing, gate or ZOH.
+"""Selective scan, forward, of many steps, in warps of two kinds: of sixteen-bit sequences and at most STATES
+real states, without packing, gate or ZOH.
 
 Half of a program's warps do nothing but the recurrence (_selective_scan_specialized_states.py). The others do
 what is done once an element, before and after it (_selective_scan_specialized_elements.py). They meet once a
-tile, at barriers in shared memory: these say when a tile's numbers are `full` in their slots, those when they
-are `done` with them. Of each slot there are two, which take turns, so neither waits for what the other does.
+tile, at barriers in shared memory: the others arrive when its numbers are in their slots (`full`), the
+recurrence's when these are free again and its shares of y are there (`done`). Of each slot there are two, by
+turns, so that neither kind waits for what the other does.
 
 A program owns CHANNELS channels of one batch entry. LANES threads share a channel, each with every LANES-th
 of its states.

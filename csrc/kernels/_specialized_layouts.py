@@ -5,6 +5,7 @@ what a thread has of a channel outside of the recurrence. The recurrence takes a
 16 bytes, and shared memory is laid out by these: eight that are written or read at once never share a bank.
 """
 
+from _selective_scan_plain_layouts import bits
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -12,11 +13,6 @@ from triton.experimental.gluon import language as gl
 PIECE = gl.constexpr(4)
 # Warps of each of the two kinds.
 WARPS = gl.constexpr(4)
-
-
-@gluon.constexpr_function
-def bits(n):
-    return n.bit_length() - 1
 
 
 @gluon.constexpr_function

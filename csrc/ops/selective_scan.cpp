@@ -68,18 +68,20 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
   const Strides os(out);
   const auto plan = specialized::plan_of(s, in, os, flags_of(s, in, delta_softplus, zoh));
   const Operands with(s, in, runs, cu_seqlens, delta_softplus, zoh, plan && plan->config->PAIRED);
-  const int32_t flags = with.flags | (state ? kHasState : 0) | (save_states ? kSaveChunks : 0);
-  if (plan) {
-    specialized::Kernel::Args args{};
-    put_sequences(args, s, in, with);
-    args.B = with.weights.B();
-    args.C = with.weights.C();
+  const auto put_results = [&](auto& args) {
     args.out = pointer(out);
     args.initial_state = pointer(state);
     args.last_state = pointer(last_state);
     args.chunk_states = pointer(chunk_states);
     os.put(args.out_batch, args.out_channel, args.out_time);
-    args.flags = flags;
+    args.flags = with.flags | (state ? kHasState : 0) | (save_states ? kSaveChunks : 0);
+  };
+  if (plan) {
+    specialized::Kernel::Args args{};
+    put_sequences(args, s, in, with);
+    args.B = with.weights.B();
+    args.C = with.weights.C();
+    put_results(args);
     const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, plan->config->CHANNELS);
     specialized::Kernel::launch(plan->key, *plan->config, u.get_device_index(), s.batch * blocks, args);
     return {out, last_state, chunk_states};
@@ -98,13 +100,8 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
     const auto& config =
         Kernel::pick(key, {spans.count * rows_to_choose_by(s), s.channels, s.length, device});
     put_common(args, s, in, with);
-    args.out = pointer(out);
-    args.initial_state = pointer(state);
-    args.last_state = pointer(last_state);
+    put_results(args);
     args.carry = pointer(carry);
-    args.chunk_states = pointer(chunk_states);
-    os.put(args.out_batch, args.out_channel, args.out_time);
-    args.flags = flags;
     const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, config.CHANNELS);
     Kernel::launch(key, config, device, work * blocks, args);
   };

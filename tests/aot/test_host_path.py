@@ -160,3 +160,31 @@ for dtype in (torch.bfloat16, torch.float32):
 """
     narrow, wide = map(int, run(fakes, device_zero, program))
     assert narrow > 100 * 1024 > wide
+
+
+def test_which_scans_take_warps_of_two_kinds(fakes: Path, device_zero: Path) -> None:
+    """Programs of 256 threads: of 16 channels where they are few, for bfloat16 B and C, else of 32."""
+    program = """
+import re
+def programs(D, L=256, N=16, dtype=torch.bfloat16, of_B=torch.bfloat16, groups=1, channel_last=False):
+    begun = len(fake.fake_journal())
+    rows = torch.ones(1, D, L, dtype=dtype)
+    if channel_last:
+        rows = rows.transpose(1, 2).contiguous().transpose(1, 2)
+    B = torch.ones(1, groups, N, L, dtype=of_B)
+    mamba_aot.selective_scan_fn(rows, rows, -torch.ones(D, N), B, B)
+    journal = fake.fake_journal()[begun:]
+    return " ".join(m.decode() for m in re.findall(rb"launch (\\d+),1,1 block 256,", journal)) or "none"
+half, single = torch.float16, torch.float32
+for options in (
+    dict(D=2048), dict(D=2048, channel_last=True), dict(D=2048, dtype=half), dict(D=2040, groups=2),
+    dict(D=4096), dict(D=4096, of_B=single), dict(D=4096, of_B=half, channel_last=True), dict(D=4112, N=5),
+    dict(D=2048, of_B=half), dict(D=1024), dict(D=2048, L=240), dict(D=2048, L=257), dict(D=2048, N=4),
+    dict(D=2048, N=17), dict(D=2048, dtype=single), dict(D=2040, channel_last=True),
+    dict(D=2064, groups=688, channel_last=True),
+):
+    print(programs(**options))
+"""
+    found = run(fakes, device_zero, program)
+    assert found[:8] == ["128", "128", "128", "128", "128", "128", "128", "129"]
+    assert found[8:] == ["none"] * 9
