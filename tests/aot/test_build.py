@@ -134,14 +134,13 @@ def test_mistakes_in_a_table_stop_the_build_once(own_checkout: Path, capfd: pyte
     ],
 )
 def test_what_the_launcher_could_not_start_is_refused(fact: dict[str, int], message: str):
-    compiled = SimpleNamespace(metadata=SimpleNamespace(**{"num_ctas": 1} | fact), asm={"ptx": ""})
     with pytest.raises(CompileError, match=f"scale-only: {message}"):
-        check_launchable([], "scale-only", compiled)
+        check_launchable([], "scale-only", SimpleNamespace(**{"num_ctas": 1} | fact), "")
 
 
 def test_a_kernel_with_more_parameters_than_arguments_is_refused():
     ptx = ".entry scale_kernel(.param .u64 x, .param .u32 n, .param .u64 scratch, .param .u64 profile) {}"
-    compiled = SimpleNamespace(metadata=SimpleNamespace(num_ctas=1), asm={"ptx": ptx})
-    check_launchable(["x", "n"], "scale-only", compiled)
+    meta = SimpleNamespace(num_ctas=1)
+    check_launchable(["x", "n"], "scale-only", meta, ptx)
     with pytest.raises(CompileError, match="scale-only: must take 3 parameters, got 4"):
-        check_launchable(["x"], "scale-only", compiled)
+        check_launchable(["x"], "scale-only", meta, ptx)
