@@ -64,7 +64,7 @@ _FEW = dict(LANES=8, SHARERS=2, STEPS=64, CHANNELS=8, PREFETCH=True, **_PLAIN)
 _MANY = dict(LANES=4, SHARERS=2, STEPS=32, CHANNELS=16, PREFETCH=False, **_PLAIN)
 _ENDS = dict(LANES=4, SHARERS=1, STEPS=32, CHANNELS=16, PREFETCH=True, **_PLAIN)
 _COMPLEX = dict(STATES=16, RUN=4, LANES=8, SHARERS=2, STEPS=32, PREFETCH=False, maxnreg=128)
-# Of the specialised forward: programs of which a multiprocessor has one, or two.
+# Of the specialised forward: programs of which a multiprocessor has one, or two; num_warps of each kind.
 _SPECIALIZED = dict(STATES=16, REGISTERS=120, num_warps=4)
 _ONE_EACH = dict(LANES=8, STEPS=64, CHANNELS=16, maxnreg=168, **_SPECIALIZED)
 _TWO_EACH = dict(LANES=4, STEPS=32, CHANNELS=32, maxnreg=128, **_SPECIALIZED)
