@@ -58,11 +58,11 @@ def _both_of(weights, j: gl.constexpr, tile: gl.constexpr):
 
 
 @gluon.jit
-def _at_end(h, X: gl.constexpr):
-    """The last step of a piece; adding -0.0 is the identity, so no instruction is spent on the others."""
+def of_step(x, step: gl.constexpr, X: gl.constexpr):
+    """One step of a piece; adding -0.0 is the identity, so no instruction is spent on the others."""
     STEP: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, X)))
-    last = gl.arange(0, PIECE, STEP)[None, :, None, None] == PIECE - 1
-    return gl.sum(gl.where(last, h, -0.0), 1)
+    own = gl.arange(0, PIECE, STEP)[None, :, None, None] == step
+    return gl.sum(gl.where(own, x, -0.0), 1)
 
 
 @gluon.jit
@@ -117,7 +117,7 @@ def walk_states(
             saved = saved_at + start // CHUNK * state_size
             for j in gl.static_range(ROWS):
                 known = valid & (lane + j * LANES < N)
-                gl.store(saved + j * LANES * D.to(gl.int64), _at_end(states[j], X), known)
+                gl.store(saved + j * LANES * D.to(gl.int64), of_step(states[j], PIECE - 1, X), known)
         stage = here % 2
         share = nothing
         for p in gl.static_range(PIECES):
@@ -144,4 +144,4 @@ def walk_states(
 
     for j in gl.static_range(ROWS):
         known = valid & (lane + j * LANES < N)
-        gl.store(last_state + state_at + j * LANES, _at_end(states[j], X), known)
+        gl.store(last_state + state_at + j * LANES, of_step(states[j], PIECE - 1, X), known)

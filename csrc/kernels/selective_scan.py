@@ -2,7 +2,7 @@
 docs/architecture.md): the variants of its kernels.
 
 States without options have the plain kernels, complex ones with a gate or zero-order hold too; all others
-take the general ones. Forward, the commonest have a kernel for warps of two kinds where a GPU can run it.
+take the general ones. The commonest have kernels for warps of two kinds where a GPU can run them.
 """
 
 from _selective_scan_adjoint import selective_scan_adjoint_kernel
@@ -14,6 +14,7 @@ from _selective_scan_pair import selective_scan_pair_kernel
 from _selective_scan_plain import selective_scan_plain_fwd_kernel
 from _selective_scan_plain_backward import selective_scan_plain_bwd_kernel
 from _selective_scan_specialized import selective_scan_specialized_fwd_kernel
+from _selective_scan_specialized_backward import selective_scan_specialized_bwd_kernel
 from _selective_scan_sums import selective_scan_sums_kernel
 from _selective_scan_totals import selective_scan_totals_kernel
 
@@ -68,8 +69,9 @@ _COMPLEX = dict(STATES=16, RUN=4, LANES=8, SHARERS=2, STEPS=32, PREFETCH=False, 
 _SPECIALIZED = dict(STATES=16, REGISTERS=120, num_warps=4)
 _ONE_EACH = dict(LANES=8, STEPS=64, CHANNELS=16, maxnreg=168, **_SPECIALIZED)
 _TWO_EACH = dict(LANES=4, STEPS=32, CHANNELS=32, maxnreg=128, **_SPECIALIZED)
-# Of the plain backward and of the adjoints that its spans pass on.
+# Of the plain backward, of that in warps of two kinds, and of the adjoints that their spans pass on.
 _GRADIENTS = dict(LANES=4, STEPS=8, CHANNELS=32, num_warps=4)
+_BESIDE = dict(num_warps=4, maxnreg=128)
 _CHAINS = dict(LANES=4, CHANNELS=32, num_warps=4, maxnreg=224)
 _FORWARD = ["u", "delta", "z", "out"]
 _BACKWARD = ["dout", "u", "delta", "z", "du", "ddelta", "dz"]
@@ -242,6 +244,28 @@ KERNELS = [
         configs=[
             Config("complex", when="COMPLEX", STATES=8, **_GRADIENTS),
             Config("real", STATES=16, **_GRADIENTS),
+        ],
+    ),
+    Kernel(
+        selective_scan_specialized_bwd_kernel,
+        args={
+            **_tensors(_BACKWARD),
+            **_buffers("A", "B", "C", "D_skip", "delta_bias", "chunk_states"),
+            **_buffers("dA", "dB", "dC", "dD", "ddelta_bias", "carry", "incoming", "span_ends", "span_times"),
+            **_PLAIN_SIZES,
+            **_CHUNKS,
+            "partial_length": "i64",
+            "flags": "i32",
+        },
+        axes=dict(T=["half"], LAYOUT=["seq", "last"]),
+        aligned=lambda values: [
+            *_aligned(values, _BACKWARD),
+            *("B", "C", "dB", "dC", "padded_length", "partial_length"),
+        ],
+        arch=90,
+        configs=[
+            Config("rows", when="LAYOUT == 'seq'", REGISTERS=144, **_BESIDE),
+            Config("columns", REGISTERS=136, **_BESIDE),
         ],
     ),
     Kernel(

@@ -77,13 +77,13 @@ SelectiveScanOutputs selective_scan_fwd(Tensor u, Tensor delta, Tensor A, Tensor
     args.flags = with.flags | (state ? kHasState : 0) | (save_states ? kSaveChunks : 0);
   };
   if (plan) {
-    specialized::Kernel::Args args{};
+    specialized::Forward::Args args{};
     put_sequences(args, s, in, with);
     args.B = with.weights.B();
     args.C = with.weights.C();
     put_results(args);
     const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, plan->config->CHANNELS);
-    specialized::Kernel::launch(plan->key, *plan->config, u.get_device_index(), s.batch * blocks, args);
+    specialized::Forward::launch(plan->key, *plan->config, u.get_device_index(), s.batch * blocks, args);
     return {out, last_state, chunk_states};
   }
   const bool rows = in_rows(s, {Strides(u), Strides(delta), Strides(z), os});
@@ -188,7 +188,9 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
   Tensor dinitial_state = state_on(u, s);
   const Operands with(s, in, runs, cu_seqlens, delta_softplus, zoh);
   const Strides gs(dout), dus(du), dds(ddelta), dzs(z ? OptionalTensor(dz) : std::nullopt);
-  const bool rows = in_rows(s, {gs, Strides(u), Strides(delta), Strides(z), dus, dds, dzs});
+  const std::initializer_list<Strides> sequences = {gs,  Strides(u), Strides(delta), Strides(z), dus,
+                                                    dds, dzs};
+  const bool rows = in_rows(s, sequences);
   using Layout = SelectiveScanPlainBwd::Layout;
   const int32_t device = u.get_device_index();
   SelectiveScanPlainBwd::Key plain_key{storage_of(u), rows ? Layout::seq : Layout::strided, s.complex,
@@ -196,6 +198,7 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
   plain_key.APART =
       plain && type_of(u) != ScalarType::Float && has_room(runtime::arch_of(device)) &&
       SelectiveScanPlainBwd::is_for(plain_key, SelectiveScanPlainBwd::pick(plain_key, {}), device);
+  const auto specialized_key = plain ? specialized::backward_key_of(s, in, sequences) : std::nullopt;
   const SelectiveScanBwd::Key key{storage_of(u), s.complex};
   const int64_t block_channels =
       plain ? SelectiveScanPlainBwd::pick(plain_key, {}).CHANNELS : SelectiveScanBwd::pick(key, {}).CHANNELS;
@@ -267,7 +270,9 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
     int64_t launch = 0, part = 0;
     // What both kernels take of a launch of chunks [begin, end).
     const auto put = [&](auto& args, int64_t begin, int64_t end, int64_t parts_here) {
-      put_common(args, s, in, with);
+      put_sequences(args, s, in, with);
+      args.B = with.weights.B();
+      args.C = with.weights.C();
       args.dout = pointer(dout);
       args.chunk_states = pointer(chunk_states);
       args.du = pointer(du);
@@ -279,7 +284,6 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
       dds.put(args.ddelta_batch, args.ddelta_channel, args.ddelta_time);
       dzs.put(args.dz_batch, args.dz_channel, args.dz_time);
       args.dA = dA.start(part, parts_here);
-      args.dgate = pointer(dgate_planes);
       args.dD = dD.start(part, parts_here);
       args.ddelta_bias = dbias.start(part, parts_here);
       args.dB = s.constant_B ? constant_dB.start(part, parts_here) : planes;
@@ -296,6 +300,8 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
       if (plain) {
         SelectiveScanPlainBwd::Args args{};
         put(args, begin, end, parts_here);
+        args.gate = pointer(with.gate);
+        args.dgate = pointer(dgate_planes);
         args.flags |= split ? kSpans : 0;
         args.spans = static_cast<int32_t>(parts_here);
         args.span_ends = pointer(span_ends);
@@ -309,11 +315,25 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
           torch::stable::copy_(waiting, carry_of(launch + 1));
         }
         if (parts_here > 1) launch_adjoint(args, s, u, rows);
-        SelectiveScanPlainBwd::launch(plain_key, SelectiveScanPlainBwd::pick(plain_key, {}), device, programs,
-                                      args);
+        if (specialized_key) {
+          using Kernel = specialized::Backward;
+          Kernel::Args own{};
+          put(own, begin, end, parts_here);
+          own.flags = args.flags;
+          own.spans = args.spans;
+          own.span_ends = args.span_ends;
+          own.span_times = args.span_times;
+          own.incoming = args.incoming;
+          Kernel::launch(*specialized_key, Kernel::pick(*specialized_key, {}), device, programs, own);
+        } else {
+          SelectiveScanPlainBwd::launch(plain_key, SelectiveScanPlainBwd::pick(plain_key, {}), device,
+                                        programs, args);
+        }
       } else {
         SelectiveScanBwd::Args args{};
         put(args, begin, end, parts_here);
+        args.gate = pointer(with.gate);
+        args.dgate = pointer(dgate_planes);
         put_general(args, s, with, with.starts);
         SelectiveScanBwd::launch(key, SelectiveScanBwd::pick(key, {}), device, programs, args);
       }

@@ -188,3 +188,31 @@ for options in (
     found = run(fakes, device_zero, program)
     assert found[:8] == ["128", "128", "128", "128", "128", "128", "128", "129"]
     assert found[8:] == ["none"] * 9
+
+
+def test_which_backwards_take_warps_of_two_kinds(fakes: Path, device_zero: Path) -> None:
+    """Programs of 256 threads and 32 channels, in as many spans as the plain kernel has."""
+    program = """
+import re
+def programs(D=64, L=64, N=16, dtype=torch.bfloat16, groups=1, channel_last=False, batch=1):
+    rows = torch.ones(batch, D, L, dtype=dtype)
+    if channel_last:
+        rows = rows.transpose(1, 2).contiguous().transpose(1, 2)
+    u = rows.detach().requires_grad_()
+    B = torch.ones(batch, groups, N, L)
+    out = mamba_aot.selective_scan_fn(u, rows, -torch.ones(D, N), B, B)
+    begun = len(fake.fake_journal())
+    out.backward(torch.ones_like(out))
+    journal = fake.fake_journal()[begun:]
+    return " ".join(m.decode() for m in re.findall(rb"launch (\\d+),1,1 block 256,", journal)) or "none"
+half, single = torch.float16, torch.float32
+for options in (
+    dict(), dict(channel_last=True), dict(dtype=half), dict(D=80, groups=2), dict(N=5, batch=3),
+    dict(D=80, L=65, channel_last=True), dict(D=4224, batch=2, L=128),
+    dict(L=48), dict(L=65), dict(N=4), dict(N=17), dict(dtype=single), dict(D=60, channel_last=True),
+    dict(D=48, groups=4, channel_last=True),
+):
+    print(programs(**options))
+"""
+    found = run(fakes, device_zero, program)
+    assert found == ["2", "2", "2", "4", "6", "6", "264", *["none"] * 7]

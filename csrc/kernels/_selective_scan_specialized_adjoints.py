@@ -1,0 +1,212 @@
+"""The way back of the specialised backward: the states that a chunk's tiles begin with; then, tile by tile
+from the last on, its states, its adjoints, and each thread's part of sums over states and over channels.
+"""
+
+from _arithmetic import LOG2E, anew, exp2_fast
+from _scan_operands import CHUNK, HAS_STATE, SPANS
+from _selective_scan_adjoint import entering_adjoint
+from _selective_scan_specialized_slots import (
+    load_inputs,
+    load_start,
+    scalars_of,
+    slot_of,
+    store_shares,
+    store_start,
+    store_terms,
+    weights_of,
+)
+from _selective_scan_specialized_states import of_step, walked
+from _specialized_backward_layouts import CHANNELS, LANES, ROWS, STEPS, TILES, states_layout
+from _specialized_layouts import PIECE
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+
+
+@gluon.jit
+def _states4(a0, a1, a2, a3, k0, k1, k2, k3, _g0, _g1, _g2, g3):
+    """Of h_i = d_i + k_i, d_i = a_i h_{i-1}: all d, then all h. The state before them is the last of g."""
+    d0 = a0 * g3
+    h0 = d0 + k0
+    d1 = a1 * h0
+    h1 = d1 + k1
+    d2 = a2 * h1
+    h2 = d2 + k2
+    d3 = a3 * h2
+    return d0, d1, d2, d3, h0, h1, h2, d3 + k3
+
+
+@gluon.jit
+def _adjoints4(a0, a1, a2, a3, c0, c1, c2, c3, m0, _m1, _m2, _m3):
+    """g_i = c_i + a_{i+1} g_{i+1}, where m0 comes from behind; then what goes on to the step before."""
+    g3 = c3 + m0
+    g2 = c2 + a3 * g3
+    g1 = c1 + a2 * g2
+    g0 = c0 + a1 * g1
+    m = a0 * g0
+    return g0, g1, g2, g3, m, m, m, m
+
+
+@gluon.jit
+def places_of_row(row: gl.constexpr, sums_row, group, first_in_group, D, N, groups, X: gl.constexpr):
+    """Where a row of each lane's states lies, [lanes, channels, 1], in buffers that have a state [states,
+    channels] for each span and batch row; which there are. Made anew, for registers are few.
+    """
+    OF_STATES: gl.constexpr = gl.SliceLayout(2, gl.SliceLayout(1, X))
+    in_block = gl.arange(0, CHANNELS, gl.SliceLayout(0, OF_STATES))[None, :, None]
+    place = anew(gl.arange(0, LANES, gl.SliceLayout(1, OF_STATES))[:, None, None] * CHANNELS + in_block)
+    state = place // CHANNELS + row * LANES
+    in_group = first_in_group + place % CHANNELS
+    at = (sums_row.to(gl.int64) * N + state) * D + (group * (D // groups) + in_group)
+    return at, (in_group < D // groups) & (state < N)
+
+
+@gluon.jit
+def rate_and_adjoint(row: gl.constexpr, pointers, place, sizes, span, flags, X: gl.constexpr):
+    """Of a row of each lane's states, [lanes, channels, 1]: A, and the adjoint that comes from behind."""
+    A, _, carry, incoming, span_ends, span_times = pointers
+    sums_row, batches, group, first_in_group = place
+    D, L, N, groups, _ = sizes
+    _, own_end, spans = span
+    OF_STATES: gl.constexpr = gl.SliceLayout(2, gl.SliceLayout(1, X))
+    in_group = first_in_group + gl.arange(0, CHANNELS, gl.SliceLayout(0, OF_STATES))[None, :, None]
+    state = gl.arange(0, LANES, gl.SliceLayout(1, OF_STATES))[:, None, None] + row * LANES
+    channel = group * (D // groups) + in_group
+    known = (in_group < D // groups) & (state < N)
+    state_size = N * D.to(gl.int64)
+    at = channel.to(gl.int64) + state.to(gl.int64) * D
+    rate = gl.load(A + channel.to(gl.int64) * N + state, known, 0.0)
+    returning = (own_end < gl.cdiv(L, CHUNK)) | ((flags & HAS_STATE) != 0)
+    adjoint = gl.load(carry + sums_row * state_size + at, known & returning, 0.0)
+    if (flags & SPANS) != 0:
+        # There are no gates: what is given for them is not read.
+        (adjoint,) = entering_adjoint(
+            incoming,
+            span_ends,
+            span_times,
+            span_times,
+            (rate,),
+            at,
+            channel,
+            known,
+            sums_row,
+            batches,
+            spans - 1,
+            D,
+            state_size,
+            flags,
+            False,
+        )
+    return rate, adjoint
+
+
+@gluon.jit
+def walk_back(shared, pointers, place, sizes, span, flags):
+    """Through all chunks of a span, from the last on. Once a tile's states are known it hands over terms of
+    dC and shares of y, once its adjoints are, terms of dB and shares of the gradients of delta and of delta
+    u.
+    """
+    scalars, weights, starts, terms, shares, barriers = shared
+    _, _, dy_slots = scalars
+    _, C_slots = weights
+    B_terms, C_terms = terms
+    y_shares, ddt_shares, dkick_shares = shares
+    first_ready, second_ready, C_full, C_empty, B_full, B_empty = barriers
+    _, dA, carry, _, _, _ = pointers
+    sums_row, _, group, first_in_group = place
+    D, _, N, groups, _ = sizes
+    own_begin, own_end, _ = span
+    PIECES: gl.constexpr = STEPS // PIECE
+    X: gl.constexpr = states_layout()
+    nothing = gl.full([LANES, PIECE, CHANNELS, 1], 0.0, gl.float32, X)
+    # Rates times log2(e); adjoints that come from behind, as if a piece began with them.
+    rates = ()
+    adjoints = ()
+    rate_sums = ()
+    for row in gl.static_range(ROWS):
+        rate, behind = rate_and_adjoint(row, pointers, place, sizes, span, flags, X)
+        rates += (gl.expand_dims(rate * LOG2E, 1),)
+        adjoints += (gl.broadcast(gl.expand_dims(behind, 1), nothing)[0],)
+        rate_sums += (gl.zeros_like(rate),)
+
+    for passed in range(own_end - own_begin):
+        parity = passed & 1
+        mbarrier.wait(first_ready, parity)
+        # The states that tiles begin with. What a piece takes is asked for while the one before is walked.
+        states = load_start(starts.index(parity), nothing, X)
+        ahead = load_inputs(shared, slot_of(0, parity), 0, X)
+        for tile in range(2 * TILES - 1):
+            for p in gl.static_range(PIECES):
+                dt, dtx, B = ahead
+                if p == 0:
+                    ahead = load_inputs(shared, slot_of(tile, parity), 1, X)
+                else:
+                    if tile == TILES - 1:
+                        mbarrier.wait(second_ready, parity)
+                    ahead = load_inputs(shared, slot_of(tile + 1, parity), 0, X)
+                onward = ()
+                for row in gl.static_range(ROWS):
+                    a = exp2_fast(dt * rates[row])
+                    onward += (walked(a, B[row] * dtx, states[row]),)
+                states = onward
+            store_start(starts.index(tile + 2), states, X)
+
+        for back in range(2 * TILES):
+            tile = 2 * TILES - 1 - back
+            slot = slot_of(tile, parity)
+            phase = back & 1
+            mbarrier.wait(C_empty, phase ^ 1)
+            kept = ()
+            for p in gl.static_range(PIECES):
+                if p == 0:
+                    dt, dtx, B = ahead
+                else:
+                    dt, dtx, B = load_inputs(shared, slot, p, X)
+                dy = scalars_of(dy_slots.index(slot), p, X)
+                y = nothing
+                onward = ()
+                for row in gl.static_range(ROWS):
+                    c = weights_of(C_slots.index(slot), p, row, X)
+                    a = exp2_fast(dt * rates[row])
+                    through, h = gl.map_elementwise(_states4, a, B[row] * dtx, states[row], pack=4)
+                    y = gl.fma(c, h, y) if row > 0 else c * h
+                    store_terms(C_terms, p, row, h * dy)
+                    kept += ((a, through, c * dy),)
+                    onward += (h,)
+                states = onward
+                store_shares(y_shares, p, y)
+            mbarrier.arrive(C_full, count=1)
+
+            mbarrier.wait(B_empty, phase ^ 1)
+            before = gl.maximum(tile - 1, 0)
+            for p in gl.static_range(PIECES - 1, -1, -1):
+                if p == 0:
+                    # The next tile's, for which registers are free from here on.
+                    states = load_start(starts.index(gl.where(before == 0, parity, before + 1)), nothing, X)
+                    ahead = load_inputs(shared, slot_of(before, parity), 0, X)
+                dt, dtx, B = load_inputs(shared, slot, p, X)
+                ddt = nothing
+                dkick = nothing
+                onward = ()
+                sums = ()
+                for row in gl.static_range(ROWS):
+                    decay, through, entering = kept[p * ROWS + row]
+                    adjoint, gone = gl.map_elementwise(_adjoints4, decay, entering, adjoints[row], pack=4)
+                    onward += (gone,)
+                    to_decay = adjoint * through
+                    sums += (rate_sums[row] + gl.sum(to_decay * dt, 1),)
+                    b = gl.broadcast(B[row], adjoint)[0]
+                    power = gl.broadcast(rates[row], adjoint)[0]
+                    ddt = gl.fma(to_decay, power, ddt) if row > 0 else to_decay * power
+                    dkick = gl.fma(adjoint, b, dkick) if row > 0 else adjoint * b
+                    store_terms(B_terms, p, row, adjoint * dtx)
+                adjoints = onward
+                rate_sums = sums
+                store_shares(ddt_shares, p, ddt)
+                store_shares(dkick_shares, p, dkick)
+            mbarrier.arrive(B_full, count=1)
+
+    for row in gl.static_range(ROWS):
+        at, known = places_of_row(row, anew(sums_row.to(gl.int32)), group, first_in_group, D, N, groups, X)
+        gl.store(carry + at, of_step(adjoints[row], 0, X), known)
+        gl.store(dA + at, rate_sums[row], known)
