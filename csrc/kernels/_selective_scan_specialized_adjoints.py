@@ -7,13 +7,12 @@ from _scan_operands import CHUNK, HAS_STATE, SPANS
 from _selective_scan_adjoint import entering_adjoint
 from _selective_scan_specialized_slots import (
     load_inputs,
+    load_outputs,
     load_start,
-    scalars_of,
     slot_of,
     store_shares,
     store_start,
     store_terms,
-    weights_of,
 )
 from _selective_scan_specialized_states import of_step, walked
 from _specialized_backward_layouts import CHANNELS, LANES, ROWS, STEPS, TILES, states_layout
@@ -101,15 +100,13 @@ def rate_and_adjoint(row: gl.constexpr, pointers, place, sizes, span, flags, X: 
 
 
 @gluon.jit
-def walk_back(shared, pointers, place, sizes, span, flags):
+def walk_back(shared, pointers, place, sizes, span, flags, KEPT: gl.constexpr):
     """Through all chunks of a span, from the last on. Once a tile's states are known it hands over terms of
     dC and shares of y, once its adjoints are, terms of dB and shares of the gradients of delta and of delta
     u.
     """
-    scalars, weights, starts, terms, shares, barriers = shared
-    _, _, dy_slots = scalars
-    _, C_slots = weights
-    B_terms, C_terms = terms
+    _, _, starts, slots_of_terms, shares, barriers = shared
+    B_terms, C_terms = slots_of_terms
     y_shares, ddt_shares, dkick_shares = shares
     first_ready, second_ready, C_full, C_empty, B_full, B_empty = barriers
     _, dA, carry, _, _, _ = pointers
@@ -155,40 +152,39 @@ def walk_back(shared, pointers, place, sizes, span, flags):
             tile = 2 * TILES - 1 - back
             slot = slot_of(tile, parity)
             phase = back & 1
-            mbarrier.wait(C_empty, phase ^ 1)
+            # Loads come well before the stores that would hold them up.
+            inputs = (ahead, load_inputs(shared, slot, 1, X))
+            outputs = (load_outputs(shared, slot, 0, X), load_outputs(shared, slot, 1, X))
             kept = ()
             for p in gl.static_range(PIECES):
-                if p == 0:
-                    dt, dtx, B = ahead
-                else:
-                    dt, dtx, B = load_inputs(shared, slot, p, X)
-                dy = scalars_of(dy_slots.index(slot), p, X)
+                dt, dtx, B = inputs[p]
+                dy, C = outputs[p]
                 y = nothing
                 onward = ()
+                terms = ()
                 for row in gl.static_range(ROWS):
-                    c = weights_of(C_slots.index(slot), p, row, X)
                     a = exp2_fast(dt * rates[row])
                     through, h = gl.map_elementwise(_states4, a, B[row] * dtx, states[row], pack=4)
-                    y = gl.fma(c, h, y) if row > 0 else c * h
-                    store_terms(C_terms, p, row, h * dy)
-                    kept += ((a, through, c * dy),)
+                    y = gl.fma(C[row], h, y) if row > 0 else C[row] * h
+                    terms += (h * dy,)
+                    kept += ((a, through, C[row] * dy),)
                     onward += (h,)
                 states = onward
+                if p == 0:
+                    mbarrier.wait(C_empty, phase ^ 1)
+                store_terms(C_terms, p, terms)
                 store_shares(y_shares, p, y)
             mbarrier.arrive(C_full, count=1)
 
-            mbarrier.wait(B_empty, phase ^ 1)
             before = gl.maximum(tile - 1, 0)
+            of_piece = inputs[PIECES - 1] if KEPT else load_inputs(shared, slot, PIECES - 1, X)
             for p in gl.static_range(PIECES - 1, -1, -1):
-                if p == 0:
-                    # The next tile's, for which registers are free from here on.
-                    states = load_start(starts.index(gl.where(before == 0, parity, before + 1)), nothing, X)
-                    ahead = load_inputs(shared, slot_of(before, parity), 0, X)
-                dt, dtx, B = load_inputs(shared, slot, p, X)
+                dt, dtx, B = of_piece
                 ddt = nothing
                 dkick = nothing
                 onward = ()
                 sums = ()
+                terms = ()
                 for row in gl.static_range(ROWS):
                     decay, through, entering = kept[p * ROWS + row]
                     adjoint, gone = gl.map_elementwise(_adjoints4, decay, entering, adjoints[row], pack=4)
@@ -199,9 +195,17 @@ def walk_back(shared, pointers, place, sizes, span, flags):
                     power = gl.broadcast(rates[row], adjoint)[0]
                     ddt = gl.fma(to_decay, power, ddt) if row > 0 else to_decay * power
                     dkick = gl.fma(adjoint, b, dkick) if row > 0 else adjoint * b
-                    store_terms(B_terms, p, row, adjoint * dtx)
+                    terms += (adjoint * dtx,)
                 adjoints = onward
                 rate_sums = sums
+                if p > 0:
+                    of_piece = load_inputs(shared, slot, p - 1, X)
+                    mbarrier.wait(B_empty, phase ^ 1)
+                else:
+                    # The next tile's, for which registers are free from here on.
+                    states = load_start(starts.index(gl.where(before == 0, parity, before + 1)), nothing, X)
+                    ahead = load_inputs(shared, slot_of(before, parity), 0, X)
+                store_terms(B_terms, p, terms)
                 store_shares(ddt_shares, p, ddt)
                 store_shares(dkick_shares, p, dkick)
             mbarrier.arrive(B_full, count=1)

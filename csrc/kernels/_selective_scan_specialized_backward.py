@@ -89,10 +89,13 @@ def selective_scan_specialized_bwd_kernel(
     dz_time,
     flags,
     LAYOUT: gl.constexpr,
+    KEPT: gl.constexpr,
     REGISTERS: gl.constexpr,
 ):
     """The gradients of a launch's chunks; its buffers are those of selective_scan_plain_bwd_kernel.
-    REGISTERS are for threads that go back.
+
+    REGISTERS are for threads that go back. With KEPT they hold what the last piece of a tile takes for the way
+    back, too, and do not read it again.
     """
     ALONG_TIME: gl.constexpr = LAYOUT == "seq"
     SLOTS: gl.constexpr = STAGES * TILES
@@ -162,7 +165,7 @@ def selective_scan_specialized_bwd_kernel(
                     ALONG_TIME,
                 ),
             ),
-            (walk_back, (shared, of_adjoints, place, sizes, (own_begin, own_end, spans), flags)),
+            (walk_back, (shared, of_adjoints, place, sizes, (own_begin, own_end, spans), flags, KEPT)),
         ],
         [WARPS],
         [REGISTERS],

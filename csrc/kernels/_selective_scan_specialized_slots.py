@@ -43,6 +43,16 @@ def load_inputs(shared, slot, p: gl.constexpr, X: gl.constexpr):
 
 
 @gluon.jit
+def load_outputs(shared, slot, p: gl.constexpr, X: gl.constexpr):
+    """The gradient of y and the rows of C of a piece."""
+    _, C_slots = shared[1]
+    C = ()
+    for row in gl.static_range(ROWS):
+        C += (weights_of(C_slots.index(slot), p, row, X),)
+    return scalars_of(shared[0][2].index(slot), p, X), C
+
+
+@gluon.jit
 def load_start(slots, nothing, X: gl.constexpr):
     """The states that a tile begins with, as the recurrence takes them: as if a piece ended with them."""
     OF_STATES: gl.constexpr = gl.SliceLayout(2, gl.SliceLayout(1, X))
@@ -62,11 +72,12 @@ def store_start(slots, states, X: gl.constexpr):
 
 
 @gluon.jit
-def store_terms(slots, p: gl.constexpr, row: gl.constexpr, terms):
-    """Terms of a piece, added up over the two channels of a thread."""
-    pairs = gl.sum(gl.reshape(terms, [LANES, PIECE, CHANNELS // 2, 2]), 3)
-    of_piece = slots.slice(p * PIECE, PIECE, 1).slice(row, 1, 3)
-    of_piece.store(gl.reshape(pairs, [LANES, PIECE, CHANNELS // 2, 1]))
+def store_terms(slots, p: gl.constexpr, terms):
+    """Terms of a piece, for each row of states, added up over the two channels of a thread."""
+    for row in gl.static_range(ROWS):
+        pairs = gl.sum(gl.reshape(terms[row], [LANES, PIECE, CHANNELS // 2, 2]), 3)
+        of_piece = slots.slice(p * PIECE, PIECE, 1).slice(row, 1, 3)
+        of_piece.store(gl.reshape(pairs, [LANES, PIECE, CHANNELS // 2, 1]))
 
 
 @gluon.jit

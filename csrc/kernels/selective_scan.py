@@ -264,8 +264,8 @@ KERNELS = [
         ],
         arch=90,
         configs=[
-            Config("rows", when="LAYOUT == 'seq'", REGISTERS=144, **_BESIDE),
-            Config("columns", REGISTERS=136, **_BESIDE),
+            Config("rows", when="LAYOUT == 'seq'", KEPT=True, REGISTERS=152, **_BESIDE),
+            Config("columns", KEPT=False, REGISTERS=136, **_BESIDE),
         ],
     ),
     Kernel(

@@ -160,7 +160,7 @@ def test_the_scan_does_not_spill():
         row["id"] for row in cubins("selective_scan_plain_bwd") if row["spill_bytes"] <= most_bytes(row)
     }
     # In warps of two kinds some keep a few numbers of a whole span in memory.
-    allowed |= {row["id"] for row in cubins("selective_scan_specialized_bwd") if row["spill_bytes"] <= 16}
+    allowed |= {row["id"] for row in cubins("selective_scan_specialized_bwd") if row["spill_bytes"] <= 24}
     assert not spilling.keys() - allowed
 
 
