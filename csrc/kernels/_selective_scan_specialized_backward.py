@@ -94,8 +94,8 @@ def selective_scan_specialized_bwd_kernel(
 ):
     """The gradients of a launch's chunks; its buffers are those of selective_scan_plain_bwd_kernel.
 
-    REGISTERS are for threads that go back. With KEPT they hold what the last piece of a tile takes for the way
-    back, too, and do not read it again.
+    REGISTERS are for threads that go back. With KEPT they hold what the last piece of a tile takes until they
+    come back to it, and do not read it again.
     """
     ALONG_TIME: gl.constexpr = LAYOUT == "seq"
     SLOTS: gl.constexpr = STAGES * TILES
