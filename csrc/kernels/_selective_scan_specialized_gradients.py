@@ -115,7 +115,7 @@ def make_gradients(
     batch = sums_row % batches
     group_channels = D // groups
     if not ALONG_TIME:
-        # Said so, for 16 bytes of memory at a time.
+        # As the host sees to; said so, for 8 bytes of memory at a time.
         group_channels = group_channels // 8 * 8
     first_channel = group * group_channels + first_in_group
 

@@ -164,6 +164,14 @@ def test_the_scan_does_not_spill():
     assert not spilling.keys() - allowed
 
 
+def test_two_programs_of_warps_of_two_kinds_fit_a_multiprocessor():
+    """Of 228 KiB a program takes one itself, of 65536 registers each thread as many as it begins with."""
+    programs = [row for row in cubins("selective_scan_specialized_bwd") if row["arch"] == 90]
+    for row in programs:
+        assert 2 * (row["shared_bytes"] + 1024) <= 228 * 1024, row["id"]
+        assert 2 * 32 * row["num_warps"] * row["registers"] <= 65536, row["id"]
+
+
 def test_the_linear_recurrence_does_not_spill():
     # For sm_120 the assembler stops at 96 registers and keeps two numbers of one kernel in memory.
     spilling = {row["id"]: row["spill_bytes"] for row in cubins("linear_recurrence") if row["spill_bytes"]}
