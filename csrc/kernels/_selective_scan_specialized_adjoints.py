@@ -102,8 +102,7 @@ def rate_and_adjoint(row: gl.constexpr, pointers, place, sizes, span, flags, X: 
 @gluon.jit
 def walk_back(shared, pointers, place, sizes, span, flags, KEPT: gl.constexpr):
     """Through all chunks of a span, from the last on. Once a tile's states are known it hands over terms of
-    dC and shares of y, once its adjoints are, terms of dB and shares of the gradients of delta and of delta
-    u.
+    dC and shares of y; once its adjoints are, terms of dB and shares of the gradients of delta and delta u.
     """
     _, _, starts, slots_of_terms, shares, barriers = shared
     B_terms, C_terms = slots_of_terms
