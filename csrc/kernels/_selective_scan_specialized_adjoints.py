@@ -5,6 +5,7 @@ from the last on, its states, its adjoints, and each thread's part of sums over 
 from _arithmetic import LOG2E, anew, exp2_fast
 from _scan_operands import CHUNK, HAS_STATE, SPANS
 from _selective_scan_adjoint import entering_adjoint
+from _selective_scan_runs import run_backward, run_forward
 from _selective_scan_specialized_slots import (
     load_inputs,
     load_outputs,
@@ -24,26 +25,8 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 @gluon.jit
 def _states4(a0, a1, a2, a3, k0, k1, k2, k3, _g0, _g1, _g2, g3):
-    """Of h_i = d_i + k_i, d_i = a_i h_{i-1}: all d, then all h. The state before them is the last of g."""
-    d0 = a0 * g3
-    h0 = d0 + k0
-    d1 = a1 * h0
-    h1 = d1 + k1
-    d2 = a2 * h1
-    h2 = d2 + k2
-    d3 = a3 * h2
-    return d0, d1, d2, d3, h0, h1, h2, d3 + k3
-
-
-@gluon.jit
-def _adjoints4(a0, a1, a2, a3, c0, c1, c2, c3, m0, _m1, _m2, _m3):
-    """g_i = c_i + a_{i+1} g_{i+1}, where m0 comes from behind; then what goes on to the step before."""
-    g3 = c3 + m0
-    g2 = c2 + a3 * g3
-    g1 = c1 + a2 * g2
-    g0 = c0 + a1 * g1
-    m = a0 * g0
-    return g0, g1, g2, g3, m, m, m, m
+    """run_forward() from the last state of the piece before."""
+    return run_forward(a0, a1, a2, a3, k0, k1, k2, k3, g3, g3, g3, g3)
 
 
 @gluon.jit
@@ -186,7 +169,7 @@ def walk_back(shared, pointers, place, sizes, span, flags, KEPT: gl.constexpr):
                 terms = ()
                 for row in gl.static_range(ROWS):
                     decay, through, entering = kept[p * ROWS + row]
-                    adjoint, gone = gl.map_elementwise(_adjoints4, decay, entering, adjoints[row], pack=4)
+                    adjoint, gone = gl.map_elementwise(run_backward, decay, entering, adjoints[row], pack=4)
                     onward += (gone,)
                     to_decay = adjoint * through
                     sums += (rate_sums[row] + gl.sum(to_decay * dt, 1),)

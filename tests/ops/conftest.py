@@ -30,3 +30,9 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def needs_sm_90() -> None:
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("only GPUs of compute capability 9.0 have this kernel")

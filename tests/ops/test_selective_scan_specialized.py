@@ -9,21 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
+from two_kinds import BRAIN, NOTHING, in_longer_rows, kernels_of, segment_of
 
 from mamba_aot import selective_scan_fn
 from mamba_aot.reference import selective_scan_ref
 from mamba_aot.testing import assert_matches_reference, make_scan_inputs, results_of
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("needs_sm_90")]
 
 scan: Callable[..., Any] = functools.partial(selective_scan_fn, return_last_state=True)
 scan_ref: Callable[..., Any] = functools.partial(selective_scan_ref, return_last_state=True)
 
-BRAIN: dict[str, Any] = {"dtype": torch.bfloat16, "weight_dtype": torch.bfloat16}
 HALF: dict[str, Any] = {"dtype": torch.float16, "weight_dtype": torch.float16}
 MIXED: dict[str, Any] = {"dtype": torch.float16, "weight_dtype": torch.bfloat16}
-NOTHING = {"D": False, "z": False, "delta_bias": False, "delta_softplus": False}
 
 # Of few channels, and of many; with blocks of channels and tiles of steps that are not whole.
 ROWS: dict[str, dict[str, Any]] = {
@@ -49,28 +47,14 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-def kernels_of(inputs: dict[str, Any]) -> str:
-    """Names of all kernels that a call launches."""
-    scan(**inputs)
-    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
-        scan(**inputs)
-        torch.cuda.synchronize()
-    return " ".join(event.key for event in profiler.key_averages())
-
-
-@pytest.fixture(autouse=True)
-def needs_sm_90() -> None:
-    if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("only GPUs of compute capability 9.0 have this kernel")
-
-
 @pytest.mark.parametrize("dtype", [BRAIN, HALF, MIXED], ids=["bfloat16", "float16", "bfloat16 weights"])
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 def test_matches_float64(row: dict[str, Any], dtype: dict[str, Any]) -> None:
     inputs = make_scan_inputs(**row, **dtype, device="cuda")
     # Of few channels it needs pairs of bfloat16.
     pairs = inputs["B"].dtype == torch.bfloat16
-    assert ("specialized" in kernels_of(inputs)) == (pairs or row["batch"] * row["dim"] > 4000)
+    found = "specialized_fwd" in kernels_of(lambda: scan(**inputs))
+    assert found == (pairs or row["batch"] * row["dim"] > 4000)
     assert_matches_reference(scan, scan_ref, inputs)
 
 
@@ -93,7 +77,7 @@ def test_matches_float64(row: dict[str, Any], dtype: dict[str, Any]) -> None:
 )
 def test_others_take_another_kernel(row: dict[str, Any]) -> None:
     inputs = make_scan_inputs(**{"batch": 2, "dim": 1024, "length": 272, **BRAIN, **row}, device="cuda")
-    assert "specialized" not in kernels_of(inputs)
+    assert "specialized_fwd" not in kernels_of(lambda: scan(**inputs))
 
 
 @pytest.mark.parametrize("layout", ["seq", "channel"])
@@ -103,11 +87,7 @@ def test_segments_with_their_state_are_the_whole(layout: str, dim: int) -> None:
     out, last = scan(**whole)
     parts, state = [], None
     for begin, end in [(0, 320), (320, 640)]:
-        segment = {
-            name: value[..., begin:end] if name in ("u", "delta", "z", "B", "C") else value
-            for name, value in whole.items()
-        }
-        part, state = scan(**{**segment, "initial_state": state})
+        part, state = scan(**{**segment_of(whole, begin, end), "initial_state": state})
         parts.append(part)
     # Tiles begin at the same steps: the same arithmetic.
     torch.testing.assert_close(torch.cat(parts, -1), out, rtol=0, atol=0)
@@ -134,12 +114,6 @@ def test_steps_past_the_end_are_not_read() -> None:
     """A view into a longer row whose rest is NaN: the last tile must not see it."""
     inputs = make_scan_inputs(1, 1552, 320, **BRAIN, device="cuda")
     out, last = scan(**inputs)
-    longer = dict(inputs)
-    for name in ("u", "delta", "z", "B", "C"):
-        shape = (*inputs[name].shape[:-1], 384)
-        longer[name] = inputs[name].new_full(shape, float("nan"))
-        longer[name][..., :320] = inputs[name]
-        longer[name] = longer[name][..., :320]
-    again, again_last = scan(**longer)
+    again, again_last = scan(**in_longer_rows(inputs, 384))
     assert torch.equal(out, again)
     assert torch.equal(last, again_last)

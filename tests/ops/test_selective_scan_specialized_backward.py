@@ -5,17 +5,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+from two_kinds import BRAIN, NOTHING, SEQUENCES, in_longer_rows, kernels_of, segment_of
 
 from mamba_aot import selective_scan_fn
 from mamba_aot.reference import selective_scan_ref
 from mamba_aot.testing import assert_matches_reference, make_scan_inputs, results_of
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("needs_sm_90")]
 
-BRAIN: dict[str, Any] = {"dtype": torch.bfloat16, "weight_dtype": torch.bfloat16}
 HALF: dict[str, Any] = {"dtype": torch.float16}
-NOTHING = {"D": False, "z": False, "delta_bias": False, "delta_softplus": False}
 
 # Blocks of channels and chunks of steps that are not whole, several launches, spans, and what may be missing.
 ROWS: dict[str, dict[str, Any]] = {
@@ -70,26 +68,11 @@ def scan_ref(**inputs: Any) -> Any:
     return selective_scan_ref(**inputs, return_last_state=True)
 
 
-def kernels_of(inputs: dict[str, Any]) -> str:
-    """Names of all kernels that a call and its backward launch."""
-    results_of(scan, inputs)
-    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
-        results_of(scan, inputs)
-        torch.cuda.synchronize()
-    return " ".join(event.key for event in profiler.key_averages())
-
-
-@pytest.fixture(autouse=True)
-def needs_sm_90() -> None:
-    if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("only GPUs of compute capability 9.0 have this kernel")
-
-
 @pytest.mark.parametrize("dtype", [BRAIN, HALF], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 def test_matches_float64(row: dict[str, Any], dtype: dict[str, Any]) -> None:
     inputs = make_scan_inputs(**{"batch": 2, **row, **dtype}, device="cuda")
-    assert "specialized_bwd" in kernels_of(inputs)
+    assert "specialized_bwd" in kernels_of(lambda: results_of(scan, inputs))
     assert_matches_reference(scan, scan_ref, inputs)
 
 
@@ -113,7 +96,7 @@ def test_matches_float64(row: dict[str, Any], dtype: dict[str, Any]) -> None:
 )
 def test_others_take_another_kernel(row: dict[str, Any]) -> None:
     inputs = make_scan_inputs(**{"batch": 2, "dim": 64, "length": 272, **BRAIN, **row}, device="cuda")
-    assert "specialized_bwd" not in kernels_of(inputs)
+    assert "specialized_bwd" not in kernels_of(lambda: results_of(scan, inputs))
 
 
 @pytest.mark.parametrize("layout", ["seq", "channel"])
@@ -126,7 +109,7 @@ def test_neighbours_do_not_matter_and_runs_are_equal(layout: str) -> None:
     spoiled = {**inputs, "u": inputs["u"].clone()}
     spoiled["u"][1, 3:] = float("nan")
     found = results_of(scan, spoiled)
-    for name in ("u", "delta", "z", "B", "C"):
+    for name in SEQUENCES:
         for row in (0, 2):
             assert torch.equal(found[f"grad {name}"][row], first[f"grad {name}"][row]), name
 
@@ -139,10 +122,7 @@ def test_segments_with_their_state_are_the_whole(layout: str) -> None:
     def in_segments(**inputs: Any) -> tuple[Tensor, Tensor]:
         parts, state = [], None
         for begin, end in [(0, 320), (320, 640)]:
-            segment = {
-                name: value[..., begin:end] if name in ("u", "delta", "z", "B", "C") else value
-                for name, value in inputs.items()
-            }
+            segment = segment_of(inputs, begin, end)
             out, state = selective_scan_fn(**{**segment, "initial_state": state}, return_last_state=True)
             parts.append(SameLayout.apply(out))
         assert state is not None
@@ -150,19 +130,13 @@ def test_segments_with_their_state_are_the_whole(layout: str) -> None:
 
     expected = results_of(scan, whole)
     found = results_of(in_segments, whole)
-    for name in ("u", "delta", "z", "B", "C"):
+    for name in SEQUENCES:
         assert torch.equal(found[f"grad {name}"], expected[f"grad {name}"]), name
 
 
 def test_steps_past_the_end_are_not_read() -> None:
     """A view into longer rows whose rest is NaN: the last half of a chunk must not see it."""
     inputs = make_scan_inputs(1, 64, 272, **BRAIN, device="cuda")
-    longer = dict(inputs)
-    for name in ("u", "delta", "z", "B", "C"):
-        shape = (*inputs[name].shape[:-1], 384)
-        longer[name] = inputs[name].new_full(shape, float("nan"))
-        longer[name][..., :272] = inputs[name]
-        longer[name] = longer[name][..., :272]
-    first, again = results_of(scan, inputs), results_of(scan, longer)
+    first, again = results_of(scan, inputs), results_of(scan, in_longer_rows(inputs, 384))
     for name, value in first.items():
         assert torch.equal(value, again[name]), name
