@@ -3,6 +3,7 @@
 
 #include "ops/causal_conv1d.h"
 #include "ops/linear_recurrence.h"
+#include "ops/mamba1_sequence.h"
 #include "ops/mamba1_step.h"
 #include "ops/rms_norm.h"
 #include "ops/selective_scan.h"
@@ -62,6 +63,9 @@ constexpr const char* kSchemas[] = {
     "D, "
     "Tensor(b!) ssm_state, Tensor out_proj, float eps, bool wide_sum) -> (Tensor out, Tensor sum)",
 
+    "mamba1_sequence(Tensor xz, Tensor conv_weight, Tensor? conv_bias, Tensor x_proj, Tensor dt_proj, "
+    "Tensor? dt_bias, Tensor A, Tensor D, Tensor(a!)? conv_state, Tensor(b!)? ssm_state) -> Tensor",
+
     "few_rows_linear(Tensor x, Tensor weight) -> Tensor",
 
     "argmax_rows(Tensor x) -> Tensor",
@@ -105,6 +109,7 @@ constexpr Op kOps[] = {
     MAMBA_AOT_OP(causal_conv1d_update),
     MAMBA_AOT_OP(state_update),
     MAMBA_AOT_OP(mamba1_step),
+    MAMBA_AOT_OP(mamba1_sequence),
     MAMBA_AOT_OP(few_rows_linear),
     MAMBA_AOT_OP(argmax_rows),
     MAMBA_AOT_OP(linear_recurrence_fwd),

@@ -9,12 +9,14 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from mamba_aot.layers import CausalConv1d, wide
 from mamba_aot.mixing import mix
 from mamba_aot.modules import MambaState
 from mamba_aot.ops._boundary import state_dtype
 from mamba_aot.ops._gradients import is_transformed, needs_gradient
+from mamba_aot.ops.mamba1_sequence import mamba1_sequence
 from mamba_aot.ops.selective_scan import selective_scan_fn
 from mamba_aot.ops.state_update import selective_state_update
 from mamba_aot.padding import Padding
@@ -264,8 +266,8 @@ class Mamba1(nn.Module):
         self, x: Tensor, state: MambaState | None, padding: Padding | None, cu_seqlens: Tensor | None
     ) -> Tensor:
         xz = self.in_proj(x)
-        if state is None and padding is None and cu_seqlens is None and self._mixes(xz):
-            return self.out_proj(self._mixed(xz))
+        if padding is None and cu_seqlens is None and self._mixes(xz, state):
+            return self.out_proj(self._mixed(xz, state))
         x, z = xz.chunk(2, dim=-1)  # [B, L, D]
         x = self.conv1d(x, None if state is None else state.conv, padding=padding, cu_seqlens=cu_seqlens)
         delta, delta_bias, B, C = self._select(x)
@@ -293,14 +295,20 @@ class Mamba1(nn.Module):
             state.ssm.copy_(last_state.detach())
         return self.out_proj(y.transpose(1, 2))
 
-    def _mixes(self, xz: Tensor) -> bool:
-        """Whether a training step may go by `mix`, which reads the weights instead of calling the modules."""
-        if torch.compiler.is_compiling() or is_transformed() or not torch.is_grad_enabled():
+    def _mixes(self, xz: Tensor, state: MambaState | None) -> bool:
+        """Whether a call may go by `_mixed`, which reads the weights instead of calling the modules."""
+        if torch.compiler.is_compiling() or is_transformed() or forward_ad._current_level >= 0:
             return False
         linears = (self.x_proj, self.dt_proj)
         if not all(is_plain(linear, nn.Linear) for linear in linears) or self.x_proj.bias is not None:
             return False
         if not is_plain(self.conv1d, CausalConv1d) or self.mixer_rms_eps is not None:
+            return False
+        if state is not None and (
+            state.conv.dtype != xz.dtype
+            or state.ssm.dtype not in (xz.dtype, state_dtype(xz))
+            or self._needs_gradient(xz)
+        ):
             return False
         cast = torch.is_autocast_enabled(xz.device.type)
         dtype = torch.get_autocast_dtype(xz.device.type) if cast else self.x_proj.weight.dtype
@@ -310,20 +318,24 @@ class Mamba1(nn.Module):
             and xz.numel() > 0
             and xz.dtype == dtype
             and (cast or self.dt_proj.weight.dtype == dtype)
-            and (xz.requires_grad or needs_gradient(self.parameters()))
         )
 
-    def _mixed(self, xz: Tensor) -> Tensor:
-        return mix(
-            xz,
+    def _mixed(self, xz: Tensor, state: MambaState | None) -> Tensor:
+        weights = (
             self.conv1d.weight.squeeze(1),
             self.conv1d.bias,
             self.x_proj.weight.to(xz.dtype),
             self.dt_proj.weight.to(xz.dtype),
             self.dt_proj.bias,
-            self.A,
-            self.D,
         )
+        if self._needs_gradient(xz):
+            return mix(xz, *weights, self.A, self.D)
+        A = self.A if self.fixed_A is None or torch.is_grad_enabled() else self.fixed_A
+        states = () if state is None else (state.conv, state.ssm)
+        return mamba1_sequence(xz, *weights, A, self.D, *states)
+
+    def _needs_gradient(self, xz: Tensor) -> bool:
+        return torch.is_grad_enabled() and (xz.requires_grad or needs_gradient(self.parameters()))
 
     def _select(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Raw delta, what the ops have still to add to it, B and C for [..., D], with N last."""

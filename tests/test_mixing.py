@@ -39,7 +39,7 @@ def test_gradients_are_as_close_as_those_of_the_modules(
     x = torch.randn(3, length, WIDTH).to(device, dtype).requires_grad_()
     dout = torch.randn(x.shape).to(x)
     mixed = results(block, x, dout, cast)
-    monkeypatch.setattr(Mamba1, "_mixes", lambda self, xz: False)
+    monkeypatch.setattr(Mamba1, "_mixes", lambda self, *_: False)
     by_modules = results(block, x, dout, cast)
     wide = x.detach().double().cpu().requires_grad_()
     truth = results(copy.deepcopy(block).cpu().double(), wide, dout.double().cpu())

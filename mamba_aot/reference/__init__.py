@@ -36,6 +36,7 @@ from mamba_aot.reference._conv import (
     causal_conv1d_update_ref,
     causal_conv1d_varlen_states_ref,
 )
+from mamba_aot.reference._mamba1_sequence import mamba1_sequence_ref
 from mamba_aot.reference._mamba1_step import mamba1_step_ref
 from mamba_aot.reference._mamba_inner import mamba_inner_ref
 from mamba_aot.reference._norm import (
@@ -62,6 +63,7 @@ __all__ = [
     "layer_norm_ref",
     "layernorm_ref",
     "linear_recurrence_ref",
+    "mamba1_sequence_ref",
     "mamba1_step_ref",
     "mamba_inner_ref",
     "rms_norm_ref",
