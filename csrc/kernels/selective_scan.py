@@ -294,7 +294,7 @@ KERNELS = [
             **dict.fromkeys(("count", "rows", "parts", "L", "begin", "blocks", "flags"), "i32"),
         },
         aligned=lambda _: ["planes", "plane_size", "partial_length"],
-        configs=[Config("only", STEPS=64, PLANES=32, num_warps=4)],
+        configs=[Config("only", STEPS=32, PLANES=16, num_warps=1)],
     ),
     Kernel(
         selective_scan_totals_kernel,
