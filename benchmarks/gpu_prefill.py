@@ -1,7 +1,7 @@
 """Times prompts of a few lengths by mamba1_sequence and by modules: python benchmarks/gpu_prefill.py.
 
-24 published blocks of d_model 768, random weights, bfloat16; milliseconds until the call returns and until the
-GPU has ended. What the host takes is the difference between machines.
+24 published blocks of d_model 768, random weights, bfloat16; milliseconds until the call returns, and until
+the GPU has ended. What the host takes is the difference between machines.
 """
 
 import argparse
