@@ -9,7 +9,8 @@ library=$root/mamba_aot/libmamba_aot.so
 folder=${COMPAT_DIR:-$root/build/compat}
 python=${PYTHON:-python3}
 tests=(tests/ops/test_selective_scan.py tests/ops/test_state_update.py tests/ops/test_causal_conv1d.py
-  tests/ops/test_linear_recurrence.py tests/ops/test_rms_norm.py tests/aot/test_native.py)
+  tests/ops/test_linear_recurrence.py tests/ops/test_rms_norm.py tests/ops/test_mamba1_sequence.py
+  tests/aot/test_native.py)
 [ $# -gt 0 ] || set -- 2.10.0 2.11.0 2.13.0 2.15.0
 [ -f "$library" ] || { echo "tools/compat.sh: there is no $library; build it: python -m tools.aot build" >&2; exit 1; }
 

@@ -13,6 +13,7 @@ Mamba1SequenceSizes check_mamba1_sequence(const Mamba1SequenceTensors& t) {
   Arg{fn, "conv_weight", t.conv_weight}.has_rank("[channels, taps]", 2);
   const Mamba1SequenceSizes s{t.xz.size(0), t.xz.size(1),      t.A.size(0),
                               t.A.size(1),  t.dt_proj.size(1), t.conv_weight.size(1)};
+  check(s.taps >= 1, fn, ": conv_weight must have at least 1 tap, got ", s.taps);
   const ScalarType type = type_of(t.xz), wide = state_dtype(type);
   Arg{fn, "xz", t.xz}.has_shape("[batch, length, 2 channels]", {s.batch, s.length, 2 * s.inner});
   const auto projection = [&](const char* name, const Tensor& weight, const char* dims, Dims want) {

@@ -184,6 +184,7 @@ def test_opcheck(row: dict[str, Any], device: str) -> None:
         ({"xz": torch.zeros(2, 70, 95, dtype=torch.bfloat16)}, r"mamba1_sequence: xz must be \[batch, len"),
         ({"x_proj": torch.zeros(35, 48)}, "mamba1_sequence: x_proj must be bfloat16"),
         ({"dt_proj": torch.zeros(47, 3, dtype=torch.bfloat16)}, r"dt_proj must be \[channels, rank\]"),
+        ({"conv_weight": torch.zeros(48, 0)}, "conv_weight must have at least 1 tap"),
         (
             {"conv_state": torch.zeros(2, 48, 2, dtype=torch.bfloat16)},
             "conv_state must be .* taps - 1 or more",
@@ -197,7 +198,7 @@ def test_opcheck(row: dict[str, Any], device: str) -> None:
         ({"D": torch.zeros(47)}, r"D must be \[channels\]"),
         ({"conv_bias": torch.zeros(47)}, r"bias must be \[channels\]"),
     ],
-    ids=["xz", "x_proj", "dt_proj", "steps", "conv_state", "ssm_state", "one state", "D", "bias"],
+    ids=["xz", "x_proj", "dt_proj", "taps", "steps", "conv_state", "ssm_state", "one state", "D", "bias"],
 )
 def test_errors(changed: dict[str, Any], sentence: str) -> None:
     inputs = make_inputs() | changed
