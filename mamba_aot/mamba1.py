@@ -9,13 +9,12 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from mamba_aot.layers import CausalConv1d, wide
 from mamba_aot.mixing import mix
 from mamba_aot.modules import MambaState
 from mamba_aot.ops._boundary import state_dtype
-from mamba_aot.ops._gradients import is_transformed, needs_gradient
+from mamba_aot.ops._gradients import is_forward_mode, is_transformed, needs_gradient
 from mamba_aot.ops.mamba1_sequence import mamba1_sequence
 from mamba_aot.ops.selective_scan import selective_scan_fn
 from mamba_aot.ops.state_update import selective_state_update
@@ -297,7 +296,7 @@ class Mamba1(nn.Module):
 
     def _mixes(self, xz: Tensor, state: MambaState | None) -> bool:
         """Whether a call may go by `_mixed`, which reads the weights instead of calling the modules."""
-        if torch.compiler.is_compiling() or is_transformed() or forward_ad._current_level >= 0:
+        if torch.compiler.is_compiling() or is_transformed() or is_forward_mode():
             return False
         linears = (self.x_proj, self.dt_proj)
         if not all(is_plain(linear, nn.Linear) for linear in linears) or self.x_proj.bias is not None:

@@ -41,7 +41,7 @@ def run(op: Any, tensors: tuple[Tensor | None, ...], *options: Any, needed: bool
     if torch.compiler.is_compiling():
         return op(*tensors, *options)
     levels = _levels_of_gradients()
-    if levels or forward_ad._current_level >= 0:
+    if levels or is_forward_mode():
         if levels[1:] or TransformType.Jvp in levels or _have_tangents(tensors):
             raise RuntimeError(_refusal(_functions[op].__name__))
         if levels:
@@ -72,6 +72,11 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def is_forward_mode() -> bool:
+    """Whether tensors may have tangents, which only `run` sees: it refuses them."""
+    return forward_ad._current_level >= 0
+
+
 def _levels_of_gradients() -> list[Any]:
     """The active transforms of torch.func that differentiate: grad and jvp, which all others are made of."""
     if not is_transformed():
@@ -81,7 +86,7 @@ def _levels_of_gradients() -> list[Any]:
 
 
 def _have_tangents(tensors: Iterable[Tensor | None]) -> bool:
-    if forward_ad._current_level < 0:
+    if not is_forward_mode():
         return False
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 

@@ -167,6 +167,7 @@ def test_the_scan_does_not_spill():
 def test_two_programs_of_warps_of_two_kinds_fit_a_multiprocessor():
     """Of 228 KiB a program takes one itself, of 65536 registers each thread as many as it begins with."""
     programs = [row for row in cubins("selective_scan_specialized_bwd") if row["arch"] == 90]
+    assert programs or all(row["arch"] != 90 for row in cubins())
     for row in programs:
         assert 2 * (row["shared_bytes"] + 1024) <= 228 * 1024, row["id"]
         assert 2 * 32 * row["num_warps"] * row["registers"] <= 65536, row["id"]

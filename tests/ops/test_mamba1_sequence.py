@@ -88,16 +88,12 @@ def one_by_one(inputs: dict[str, Any]) -> Tensor:
         inputs["dt_bias"],
         True,
         True,
-        initial_state=None if ssm_state is None else ssm_state.to(last_dtype(inputs)),
+        initial_state=None if ssm_state is None else ssm_state.float(),
     )
     if before is not None and ssm_state is not None:
         before.copy_(last_steps)
         ssm_state.copy_(last_state)
     return y.transpose(1, 2)
-
-
-def last_dtype(inputs: dict[str, Any]) -> torch.dtype:
-    return torch.float64 if inputs["xz"].dtype == torch.float64 else torch.float32
 
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -240,6 +236,15 @@ def test_a_block_without_gradients_is_what_its_modules_are(
     assert all(torch.equal(left, right) for left, right in zip(fused, plain, strict=True))
     assert torch.equal(states[0].conv, states[1].conv)
     assert torch.equal(states[0].ssm, states[1].ssm)
+
+
+def test_a_block_refuses_tangents_without_gradients() -> None:
+    """The op would drop them."""
+    block, x = Mamba1(32).requires_grad_(False), torch.randn(2, 9, 32)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(RuntimeError, match="taken once and in reverse"):
+            block(dual)
 
 
 def test_a_block_that_is_trained_or_hooked_goes_by_its_modules() -> None:
