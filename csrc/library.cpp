@@ -58,10 +58,11 @@ constexpr const char* kSchemas[] = {
     "Tensor? accepted_steps, Tensor(b!)? out, Tensor(c!)? intermediate_states, int pad_slot_id, "
     "bool dt_softplus, bool zoh, bool update_state, bool is_complex) -> Tensor",
 
-    "mamba1_step(Tensor x, Tensor? residual, Tensor norm_weight, Tensor in_proj, Tensor(a!) conv_state, "
+    "mamba1_step(Tensor x, Tensor? residual, Tensor? norm_weight, Tensor in_proj, Tensor(a!) conv_state, "
     "Tensor conv_weight, Tensor? conv_bias, Tensor x_proj, Tensor dt_proj, Tensor dt_bias, Tensor A, Tensor "
     "D, "
-    "Tensor(b!) ssm_state, Tensor out_proj, float eps, bool wide_sum) -> (Tensor out, Tensor sum)",
+    "Tensor(b!) ssm_state, Tensor out_proj, Tensor? next_norm_weight, float eps, float next_eps, "
+    "bool wide_sum) -> (Tensor out, Tensor sum)",
 
     "mamba1_sequence(Tensor xz, Tensor conv_weight, Tensor? conv_bias, Tensor x_proj, Tensor dt_proj, "
     "Tensor? dt_bias, Tensor A, Tensor D, Tensor(a!)? conv_state, Tensor(b!)? ssm_state) -> Tensor",

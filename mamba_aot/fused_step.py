@@ -3,6 +3,8 @@ head after the last one.
 """
 
 import math
+import os
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -19,32 +21,50 @@ from mamba_aot.plain import is_plain
 MOST_ROWS_ON_GPU = 128
 # On a CPU the kernels' own products are for this many rows.
 MOST_ROWS_ON_CPU = 8
+# Of more rows times d_model, every GPU adds up parts of the last product where the next norm reads them;
+# mamba1_step_in.FEW of csrc/kernels/tuned is less.
+MOST_WITHOUT_PARTS = 10_000
 _SIXTEEN_BITS = (torch.float16, torch.bfloat16)
+
+
+class Handed(NamedTuple):
+    """What a layer hands on in a step: x and the residual it is to be added to, [batch, d_model].
+
+    If `normed`, `x` is what the norm that follows makes of that sum, and `residual` is the sum.
+    """
+
+    x: Tensor
+    residual: Tensor | None = None
+    normed: bool = False
 
 
 def fused_step(
     norm: RMSNorm | LayerNorm,
     mixer: nn.Module,
-    x: Tensor,
-    residual: Tensor | None,
+    given: Handed,
     in_fp32: bool,
     state: object,
-) -> tuple[Tensor, Tensor] | None:
-    """The step of a layer in fused kernels: [batch, d_model] twice, as `Layer.step` gives it.
+    next_norm: nn.Module,
+) -> Handed | None:
+    """The step of a layer in fused kernels, and `next_norm` too where that is for nothing.
 
     None where its modules have to be called: for many rows, for sizes and dtypes that the kernels are not
     made for, and where a projection is anything but a plain linear layer.
     """
+    x = given.x
     if not (_is_few_on_cpu(x) or _is_few_on_gpu(x)):
         return None
     if not (type(mixer) is Mamba1 and type(norm) is RMSNorm and isinstance(state, MambaState)):
         return None
     if not _fits(norm, mixer, x, state):
         return None
-    return mamba1_step(
+    behind = next_norm if _adds_parts(x) and _is_norm(next_norm, x) else None
+    if given.normed and behind is None:
+        return None
+    made, residual = mamba1_step(
         x.contiguous(),
-        None if residual is None else residual.contiguous(),
-        norm.weight,
+        None if given.residual is None else given.residual.contiguous(),
+        None if given.normed else norm.weight,
         mixer.in_proj.weight,
         state.conv,
         mixer.conv1d.weight.squeeze(1),
@@ -56,9 +76,12 @@ def fused_step(
         mixer.D,
         state.ssm,
         mixer.out_proj.weight,
+        None if behind is None else behind.weight,
         eps=norm.eps,
+        next_eps=norm.eps if behind is None else behind.eps,
         residual_in_fp32=in_fp32,
     )
+    return Handed(made, residual, behind is not None)
 
 
 def logits_of(head: nn.Linear, x: Tensor) -> Tensor:
@@ -76,6 +99,16 @@ def _is_few_on_cpu(x: Tensor) -> bool:
 
 def _is_few_on_gpu(x: Tensor) -> bool:
     return x.is_cuda and x.dtype in _SIXTEEN_BITS and _rows(x) <= MOST_ROWS_ON_GPU
+
+
+def _adds_parts(x: Tensor) -> bool:
+    """Whether the parts of the last product are added up by the norm that follows."""
+    invariant = os.environ.get("MAMBA_AOT_BATCH_INVARIANT", "0") not in ("", "0")
+    return x.is_cuda and x.numel() > MOST_WITHOUT_PARTS and not invariant
+
+
+def _is_norm(norm: nn.Module, x: Tensor) -> TypeGuard[RMSNorm]:
+    return is_plain(norm, RMSNorm) and isinstance(norm, RMSNorm) and _is_ready(norm.weight, x.dtype)
 
 
 def _rows(x: Tensor) -> float:

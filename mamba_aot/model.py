@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mamba_aot import decoding
 from mamba_aot.config import MambaLMConfig
 from mamba_aot.decoding import GeneratedToken, Prompt
-from mamba_aot.fused_step import logits_of
+from mamba_aot.fused_step import Handed, logits_of
 from mamba_aot.mamba1 import Mamba1
 from mamba_aot.modules import Mamba
 from mamba_aot.padding import Padding
@@ -135,10 +135,13 @@ class MambaLM(nn.Module):
     def step(self, ids: Tensor, state: State) -> Tensor:
         """Logits after one more token: ids [B] to [B, vocab_size]; moves `state` on, in place."""
         self._require(ids, 1, "[batch]", state)
-        x, residual = self.embedding(ids), None
-        for layer, layer_state in zip(self._layers(), state, strict=True):
-            x, residual = layer.step(x, residual, layer_state)
-        return logits_of(self.lm_head, self.norm_f(x, residual))
+        layers = self._layers()
+        next_norms = [*(layer.norm for layer in layers[1:]), self.norm_f]
+        handed = Handed(self.embedding(ids))
+        for layer, layer_state, next_norm in zip(layers, state, next_norms, strict=True):
+            handed = layer.step(handed, layer_state, next_norm)
+        x = handed.x if handed.normed else self.norm_f(handed.x, handed.residual)
+        return logits_of(self.lm_head, x)
 
     def loss(self, ids: Tensor, targets: Tensor, **layout: Any) -> Tensor:
         """Mean cross-entropy in nats of `targets`, what follows each of `ids`, both [B, L]; float32.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mamba_aot.attention import Attention, KeyValueState
 from mamba_aot.config import MambaLMConfig
-from mamba_aot.fused_step import fused_step
+from mamba_aot.fused_step import Handed, fused_step
 from mamba_aot.mamba1 import Mamba1
 from mamba_aot.mlp import GatedMLP
 from mamba_aot.modules import Mamba, MambaState
@@ -50,19 +50,24 @@ class Layer(nn.Module):
             return self.mixer(x), residual
         return self.mixer(x, state=state, padding=padding, cu_seqlens=cu_seqlens), residual
 
-    def step(self, x: Tensor, residual: Tensor | None, state: LayerState) -> tuple[Tensor, Tensor]:
-        """[B, d_model] twice to the same twice; moves `state` on, in place."""
-        fused = fused_step(self.norm, self.mixer, x, residual, self.in_fp32, state)
+    def step(self, given: Handed, state: LayerState, next_norm: RMSNorm | LayerNorm) -> Handed:
+        """What came from the layer before to what `next_norm` or a later layer goes on with.
+
+        Moves `state` on, in place.
+        """
+        fused = fused_step(self.norm, self.mixer, given, self.in_fp32, state, next_norm)
         if fused is not None:
             return fused
-        x, residual = self.norm.add(x, residual, self.in_fp32)
+        x, residual, normed = given
+        if not normed:
+            x, residual = self.norm.add(x, residual, self.in_fp32)
         if isinstance(self.mixer, GatedMLP):
-            return self.mixer(x), residual
+            return Handed(self.mixer(x), residual)
         if isinstance(self.mixer, Mamba1):
             # Its step has the signature of mamba_ssm's.
             assert isinstance(state, MambaState)
-            return self.mixer.step(x.unsqueeze(1), state.conv, state.ssm)[0].squeeze(1), residual
-        return self.mixer.step(x, state), residual  # pyright: ignore[reportArgumentType], made by this mixer
+            return Handed(self.mixer.step(x.unsqueeze(1), state.conv, state.ssm)[0].squeeze(1), residual)
+        return Handed(self.mixer.step(x, state), residual)  # pyright: ignore[reportArgumentType], made by it
 
     def allocate_state(
         self,

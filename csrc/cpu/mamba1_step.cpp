@@ -47,25 +47,39 @@ Tensor project(const Tensor& x, const Tensor& weight) {
   return out;
 }
 
+struct Normed {
+  Tensor out;
+  OptionalTensor sum;
+};
+
+// The norm of x + residual, [batch, width], and that sum.
+Normed norm(const Tensor& x, const OptionalTensor& residual, const Tensor& weight, double eps,
+            bool wide_sum) {
+  OptionalTensor added;
+  if (residual) added = torch::stable::unsqueeze(*residual, 0);
+  const auto [out, sum, mean, rstd] =
+      rms_norm_fwd(torch::stable::unsqueeze(x, 0), weight, std::nullopt, added, std::nullopt, eps, 0, false,
+                   std::nullopt, true, wide_sum);
+  return {torch::stable::select(out, 0, 0), torch::stable::select(sum, 0, 0)};
+}
+
 Tensor columns(Tensor& rows, int64_t begin, int64_t count) {
   return torch::stable::narrow(rows, 1, begin, count);
 }
 
 }  // namespace
 
-Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_weight, Tensor in_proj,
+Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, OptionalTensor norm_weight, Tensor in_proj,
                               Tensor conv_state, Tensor conv_weight, OptionalTensor conv_bias, Tensor x_proj,
                               Tensor dt_proj, Tensor dt_bias, Tensor A, Tensor D, Tensor ssm_state,
-                              Tensor out_proj, double eps, bool wide_sum) {
+                              Tensor out_proj, OptionalTensor next_norm_weight, double eps, double next_eps,
+                              bool wide_sum) {
   const Mamba1StepSizes s =
       check_mamba1_step({x, residual, norm_weight, in_proj, conv_state, conv_weight, conv_bias, x_proj,
-                         dt_proj, dt_bias, A, D, ssm_state, out_proj});
-  OptionalTensor added;
-  if (residual) added = torch::stable::unsqueeze(*residual, 0);
-  const auto [normed, sum, mean, rstd] =
-      rms_norm_fwd(torch::stable::unsqueeze(x, 0), norm_weight, std::nullopt, added, std::nullopt, eps, 0,
-                   false, std::nullopt, true, wide_sum);
-  Tensor both = project(torch::stable::select(normed, 0, 0), in_proj);
+                         dt_proj, dt_bias, A, D, ssm_state, out_proj, next_norm_weight});
+  Normed in{x, residual};
+  if (norm_weight) in = norm(x, residual, *norm_weight, eps, wide_sum);
+  Tensor both = project(in.out, in_proj);
   const Tensor convolved = causal_conv1d_update(columns(both, 0, s.inner), conv_state, conv_weight, conv_bias,
                                                 std::nullopt, std::nullopt, true);
   Tensor low = project(convolved, x_proj);
@@ -76,7 +90,9 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
   const Tensor y = state_update(ssm_state, convolved, delta, A, B, C, D, columns(both, s.inner, s.inner),
                                 dt_bias, std::nullopt, std::nullopt, std::nullopt, std::nullopt, std::nullopt,
                                 std::nullopt, -1, true, false, true, false);
-  return {project(y, out_proj), torch::stable::select(sum, 0, 0)};
+  Normed made{project(y, out_proj), in.sum};
+  if (next_norm_weight) made = norm(made.out, made.sum, *next_norm_weight, next_eps, wide_sum);
+  return {made.out, *made.sum};
 }
 
 Tensor few_rows_linear(Tensor x, Tensor weight) {

@@ -16,9 +16,11 @@ def mamba1_step_rows_state_kernel(
     dt_bias,
     A,
     D_skip,
-    xz,
+    x,
+    z,
     state,
     out,
+    z_row,
     batch,
     inner,
     rank,
@@ -26,7 +28,7 @@ def mamba1_step_rows_state_kernel(
     N: gl.constexpr,
     STAGES: gl.constexpr,
 ):
-    """low = dt_proj's input, B, C in one row; xz = x and z in one row; 16 states.
+    """low = dt_proj's input, B, C in one row; rows of z lie `z_row` apart; 16 states.
 
     16 channels and 8 N vectors a program, of which eight at a time, their states through a ring of STAGES
     buffers. States are fp32, or of the sixteen-bit format of all else.
@@ -60,7 +62,7 @@ def mamba1_step_rows_state_kernel(
     stored_bias = gl.load(dt_bias + row)
     ahead = first_rows(dt_proj, first, inner, 0, end, half, 1, N, WARPS, 1)
     wait_for_earlier_kernels()
-    tiles = fetch_inputs(low, xz, first_vector, first, batch, inner, rank, 8 * N)
+    tiles = fetch_inputs(low, x, z, z_row, first_vector, first, batch, inner, rank, 8 * N)
     shares = multiply_rows(
         ahead,
         low.to(gl.pointer_type(gl.int32), bitcast=True),
@@ -88,15 +90,15 @@ def mamba1_step_rows_state_kernel(
         places = state + (at_state + inner * (128 * (STAGES - 1)))
         async_copy.async_copy_global_to_shared(ring.index((eight + (STAGES - 1)) % STAGES), places, inside)
         async_copy.commit_group()
-        x = widened_singly(tiles[0].index(eight).load(OF_CHANNEL), flags)
-        z = widened_singly(tiles[1].index(eight).load(OF_CHANNEL), flags)
+        u = widened_singly(tiles[0].index(eight).load(OF_CHANNEL), flags)
+        gate = widened_singly(tiles[1].index(eight).load(OF_CHANNEL), flags)
         B = widened_pairs(tiles[2].index(eight).load(OF_STATE), flags)
         C = widened_pairs(tiles[3].index(eight).load(OF_STATE), flags)
         step = deltas.index(eight).load(OF_CHANNEL)
-        h = gl.fma(exp2_fast(step[:, :, None] * rates), h, (step * x)[:, :, None] * B[:, None, :])
+        h = gl.fma(exp2_fast(step[:, :, None] * rates), h, (step * u)[:, :, None] * B[:, None, :])
         # Read again after all other layers' states, so there is no use in keeping it in the cache.
         gl.store(state + at_state, narrowed_pairs(h, TYPE, flags), vector < batch - now, cache_modifier=".cs")
-        y = (gl.sum(h * C[:, None, :], 2) + skip * x) * z * sigmoid_fast(z)
+        y = (gl.sum(h * C[:, None, :], 2) + skip * u) * gate * sigmoid_fast(gate)
         vectors = now + gl.arange(0, 8, gl.SliceLayout(1, OF_CHANNEL))[:, None]
         gl.store(
             out + (vectors * inner + own), narrowed_pairs(y, out.dtype.element_ty, flags), vectors < batch
@@ -106,13 +108,12 @@ def mamba1_step_rows_state_kernel(
 
 
 @gluon.jit
-def fetch_inputs(low, xz, first_vector, first, batch, inner, rank, COUNT: gl.constexpr):
+def fetch_inputs(low, x, z, z_row, first_vector, first, batch, inner, rank, COUNT: gl.constexpr):
     """Asks for x and z of 16 channels, B and C, each [COUNT / 8, 8, 16], of COUNT vectors."""
-    at_xz = xz + first
     at_low = low + rank
     return (
-        fetch_tile(at_xz, 2 * inner, first_vector, batch, COUNT),
-        fetch_tile(at_xz + inner, 2 * inner, first_vector, batch, COUNT),
+        fetch_tile(x + first, inner, first_vector, batch, COUNT),
+        fetch_tile(z + first, z_row, first_vector, batch, COUNT),
         fetch_tile(at_low, rank + 32, first_vector, batch, COUNT),
         fetch_tile(at_low + 16, rank + 32, first_vector, batch, COUNT),
     )

@@ -17,14 +17,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 # Rows of an instruction: fewer vectors are filled up with zeros.
 VECTORS = gl.constexpr(64)
-# 128 bytes of a row, what one pattern of a wgmma operand in shared memory spans.
-CHUNK = gl.constexpr(64)
+# 256 bytes of a row at a time: by the 128 that one pattern of a wgmma operand spans, memory is slower.
+CHUNK = gl.constexpr(128)
 
 
 @gluon.constexpr_function
 def chunk_layout(warps):
-    """Of [rows, CHUNK] on their way to shared memory: eight lanes ask for the 128 bytes of a row."""
-    return gl.BlockedLayout([1, 8], [4, 8], [warps, 1], [1, 0])
+    """Of [rows, CHUNK] on their way to shared memory: sixteen lanes ask for the 256 bytes of a row."""
+    return gl.BlockedLayout([1, 8], [2, 16], [warps, 1], [1, 0])
 
 
 @gluon.constexpr_function
@@ -49,13 +49,11 @@ def chunk_columns():
 
 
 @gluon.jit
-def fetch(ring, slot, matrix, row, rows, row_stride, column, limit):
+def fetch(ring, slot, matrix, row, rows, width, column, limit):
     """Asks for a chunk of some rows, 0 behind `rows` and behind column `limit`."""
     k = chunk_columns()
     inside = (row < rows) & (k < limit - column)
-    async_copy.async_copy_global_to_shared(
-        ring.index(slot), (matrix + column) + (row * row_stride + k), inside
-    )
+    async_copy.async_copy_global_to_shared(ring.index(slot), (matrix + column) + (row * width + k), inside)
 
 
 @gluon.jit
@@ -77,8 +75,8 @@ def fetch_rows(rings, slot, matrix, rows, width, column, limit, TALL: gl.constex
 
 
 @gluon.jit
-def fetch_vectors(rings, slot, x, batch, x_row, column, limit):
-    fetch(rings[0], slot, x, chunk_rows(0, VECTORS), batch, x_row, column, limit)
+def fetch_vectors(rings, slot, x, batch, width, column, limit):
+    fetch(rings[0], slot, x, chunk_rows(0, VECTORS), batch, width, column, limit)
 
 
 @gluon.jit
@@ -91,7 +89,6 @@ def multiply_add(vectors, rows, slot, sums):
 def multiply_chunks(
     rings,
     x,
-    x_row,
     batch,
     matrix,
     width,
@@ -124,7 +121,7 @@ def multiply_chunks(
             more = multiply_add(rings[0], rings[2], slot, more)
         slot = (i + (STAGES - 1)) % STAGES
         column = (begin + i + (STAGES - 1)) * CHUNK
-        fetch_vectors(rings, slot, x, batch, x_row, column, limit)
+        fetch_vectors(rings, slot, x, batch, width, column, limit)
         fetch_rows(rings, slot, matrix, rows, width, column, limit, TALL, EXTRA)
         async_copy.commit_group()
     async_copy.wait_group(0)

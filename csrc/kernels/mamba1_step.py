@@ -12,10 +12,9 @@ next is fp32.
 from _argmax_rows import argmax_rows_kernel, argmax_rows_parts_kernel
 from _arithmetic import exp, sigmoid, softplus
 from _half import FLOAT16, narrowed, widened
-from _mamba1_step_convolution import convolved, load_convolution
-from _mamba1_step_rows import (
-    mamba1_step_rows_convolution_kernel,
-    mamba1_step_rows_norm_kernel,
+from _mamba1_step_convolution import convolution, keep, load_lagged, load_taps
+from _mamba1_step_rows import mamba1_step_rows_convolution_kernel, mamba1_step_rows_norm_kernel
+from _mamba1_step_rows_products import (
     mamba1_step_rows_project_kernel,
     mamba1_step_rows_project_large_kernel,
     mamba1_step_rows_sum_kernel,
@@ -91,9 +90,8 @@ def mamba1_step_in_kernel(
     row = first + own
     place = batch * inner + row
     convolves = (own < count) & (row < inner)
-    lagged, weights, bias = load_convolution(
-        conv_state, conv_weight, conv_bias, place, row, convolves, taps, kept, flags
-    )
+    lagged = load_lagged(conv_state, place, convolves, taps, kept)
+    weights, bias = load_taps(conv_weight, conv_bias, row, convolves, taps, flags)
     square = 0.0
     u = gl.zeros([MOST_ROWS], gl.float32, E)
     for part in range(0, gl.cdiv(half, SPLIT * TILES * WIDE)):
@@ -107,7 +105,9 @@ def mamba1_step_in_kernel(
         u += gl.convert_layout(sums, E)
     # The row's 1 / rms is one factor of all sums.
     u *= gl.rsqrt(square / width + eps)
-    y = convolved(u, conv_state, place, convolves, kept, lagged, weights, bias, flags)
+    new = narrowed(u, conv_state.dtype.element_ty, flags)
+    y = convolution(new, lagged, weights, bias, flags)
+    keep(conv_state, place, convolves, kept, lagged, new)
     gl.store(xz + batch * 2 * inner + row, gl.where(row < inner, y, u), own < count)
 
 
@@ -328,18 +328,22 @@ KERNELS = [
         mamba1_step_rows_norm_kernel,
         args={
             **dict.fromkeys(("x", "norm_weight", "out"), "*half"),
-            **dict(residual="*i32", sum_out="*i32", eps="f32", width="i32", flags="i32"),
+            **dict(shares="*f32", residual="*i32", sum_out="*i32", eps="f32", size="i64"),
+            **dict.fromkeys(("width", "parts", "flags"), "i32"),
         },
-        aligned=lambda _: ["x", "norm_weight", "out", "residual", "sum_out", "width"],
+        aligned=lambda _: ["x", "norm_weight", "out", "shares", "residual", "sum_out", "size", "width"],
         configs=[Config("only", BLOCK=4096, num_warps=16)],
     ),
     Kernel(
         mamba1_step_rows_convolution_kernel,
-        args={**dict(xz="*half"), **_HALVES, **dict.fromkeys(("inner", "taps", "kept", "flags"), "i32")},
-        aligned=lambda _: ["xz", "inner"],
+        args={
+            **dict(xz="*half", shares="*f32", **_HALVES, x="*half", z="*half", size="i64"),
+            **dict.fromkeys(("inner", "taps", "kept", "parts", "flags"), "i32"),
+        },
+        aligned=lambda _: ["xz", "shares", "x", "z", "size", "inner"],
         shape=["inner"],
         configs=[
-            Config("narrow", when="inner < 4096", CHANNELS=128, num_warps=4),
+            Config("narrow", when="inner < 4096", CHANNELS=128, num_warps=2),
             Config("wide", CHANNELS=256, num_warps=4),
         ],
     ),
@@ -347,9 +351,9 @@ KERNELS = [
         mamba1_step_rows_project_kernel,
         args={
             **dict(x="*i32", matrix="*i32", out="*half", shares="*f32"),
-            **dict(rows="i32", width="i32", batch="i32", x_row="i64", parts="i32", flags="i32"),
+            **dict.fromkeys(("rows", "width", "batch", "parts", "flags"), "i32"),
         },
-        aligned=lambda _: ["x", "matrix", "out", "shares", "rows", "width", "x_row"],
+        aligned=lambda _: ["x", "matrix", "out", "shares", "rows", "width"],
         shape=["rows"],
         tuned=["NARROW", "WIDE", "PROGRAMS", "WIDTH"],
         configs=[
@@ -361,35 +365,43 @@ KERNELS = [
         mamba1_step_rows_project_large_kernel,
         args={
             **dict(x="*T", matrix="*T", out="*T", shares="*f32"),
-            **dict(rows="i32", width="i32", batch="i32", x_row="i64", parts="i32"),
+            **dict.fromkeys(("rows", "width", "batch", "parts"), "i32"),
         },
-        aligned=lambda _: ["x", "matrix", "out", "shares", "rows", "width", "x_row"],
+        aligned=lambda _: ["x", "matrix", "out", "shares", "rows", "width"],
         axes=dict(T=["f16", "bf16"]),
         shape=["tall"],
         tuned=["COLUMNS"],
         arch=90,
         configs=[
-            Config("tall", when="tall == 1", TALL=64, EXTRA=16, STAGES=8, num_warps=4),
-            Config("even", TALL=64, EXTRA=0, STAGES=8, num_warps=4),
+            Config("tall", when="tall == 1", TALL=64, EXTRA=16, STAGES=4, num_warps=4),
+            Config("even", TALL=64, EXTRA=0, STAGES=4, num_warps=4),
         ],
     ),
     Kernel(
         mamba1_step_rows_sum_kernel,
         args=dict(shares="*f32", out="*half", size="i64", parts="i32", flags="i32"),
         aligned=lambda _: ["shares", "out", "size"],
-        configs=[Config("only", BLOCK=512, num_warps=4)],
+        shape=["parts"],
+        configs=[
+            Config("few", when="parts <= 4", PARTS=1, BLOCK=512, num_warps=4),
+            Config("many", PARTS=16, BLOCK=128, num_warps=4),
+        ],
     ),
     Kernel(
         mamba1_step_rows_state_kernel,
         args={
             **dict.fromkeys(("A", "D_skip"), "*f32"),
-            **dict.fromkeys(("low", "xz", "out", "dt_bias"), "*half"),
+            **dict.fromkeys(("low", "x", "z", "out", "dt_bias"), "*half"),
             **dict(dt_proj="*i32", state="*S"),
-            **dict.fromkeys(("batch", "inner", "rank", "flags"), "i32"),
+            **dict.fromkeys(("z_row", "batch", "inner", "rank", "flags"), "i32"),
         },
-        aligned=lambda _: ["dt_proj", "A", "state", "xz", "low", "out", "inner", "rank"],
+        aligned=lambda _: ["dt_proj", "A", "state", "x", "z", "low", "out", "z_row", "inner", "rank"],
         axes=dict(S=["f32", "half"]),
-        configs=[Config("only", N=4, STAGES=3, num_warps=4, maxnreg=96)],
+        shape=["inner"],
+        configs=[
+            Config("narrow", when="inner < 3072", N=2, STAGES=3, num_warps=4, maxnreg=96),
+            Config("wide", N=4, STAGES=3, num_warps=4, maxnreg=96),
+        ],
     ),
     Kernel(
         argmax_rows_parts_kernel,

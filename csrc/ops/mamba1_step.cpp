@@ -18,15 +18,10 @@ using generated::Mamba1StepIn;
 using generated::Mamba1StepProject;
 using generated::Mamba1StepState;
 
-// Bits of the kernels' `flags`, the same as in csrc/kernels/mamba1_step.py.
-enum Flag : int32_t { kHasResidual = 2, kHasBias = 4, kWideOut = 8 };
-constexpr int kResidualType = 16, kSumType = 18;
+// A bit of the kernels' `flags`, the same as in csrc/kernels/mamba1_step.py.
+constexpr int32_t kWideOut = 8;
 // ROUNDS of csrc/kernels/_matrix_vector.py.
 constexpr int64_t kMostRounds = 32;
-
-int32_t dtype_code(const Tensor& t) {
-  return type_of(t) == ScalarType::Half ? 1 : type_of(t) == ScalarType::BFloat16 ? 2 : 0;
-}
 
 // What the kernels are compiled for.
 void check_limits(const Mamba1StepSizes& s, const Tensor& x) {
@@ -77,33 +72,38 @@ void project(const Tensor& x, int64_t x_row, const Tensor& weight, const Tensor&
 
 }  // namespace
 
-Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_weight, Tensor in_proj,
+Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, OptionalTensor norm_weight, Tensor in_proj,
                               Tensor conv_state, Tensor conv_weight, OptionalTensor conv_bias, Tensor x_proj,
                               Tensor dt_proj, Tensor dt_bias, Tensor A, Tensor D, Tensor ssm_state,
-                              Tensor out_proj, double eps, bool wide_sum) {
-  const Mamba1StepTensors t{x,      residual, norm_weight, in_proj, conv_state, conv_weight, conv_bias,
-                            x_proj, dt_proj,  dt_bias,     A,       D,          ssm_state,   out_proj};
+                              Tensor out_proj, OptionalTensor next_norm_weight, double eps, double next_eps,
+                              bool wide_sum) {
+  const Mamba1StepTensors t{x,           residual,  norm_weight, in_proj,  conv_state,
+                            conv_weight, conv_bias, x_proj,      dt_proj,  dt_bias,
+                            A,           D,         ssm_state,   out_proj, next_norm_weight};
   const Mamba1StepSizes s = check_mamba1_step(t);
   check_limits(s, x);
   check_aligned("x", x);
   if (residual) check_aligned("residual", *residual);
-  check_aligned("norm_weight", norm_weight);
+  if (norm_weight) check_aligned("norm_weight", *norm_weight);
   check_aligned("in_proj", in_proj);
   check_aligned("x_proj", x_proj);
   check_aligned("dt_proj", dt_proj);
   check_aligned("A", A);
   check_aligned("ssm_state", ssm_state);
   check_aligned("out_proj", out_proj);
+  if (next_norm_weight) check_aligned("next_norm_weight", *next_norm_weight);
+  const bool norms_lie_apart = !norm_weight || next_norm_weight;
+  check(
+      !norms_lie_apart || !batch_invariant(), detail::kMamba1Step,
+      ": with MAMBA_AOT_BATCH_INVARIANT=1 on CUDA, norm_weight must be given and next_norm_weight must not.");
   const ScalarType narrow = type_of(x), wide = ScalarType::Float;
   Tensor sum = empty_on(x, {s.batch, s.width}, wide_sum ? wide : residual ? type_of(*residual) : narrow);
   if (s.batch == 0) return {empty_on(x, {0, s.width}, narrow), sum};
   const int32_t format = format_flag(x), device = x.get_device_index();
-  const int32_t flags = format | (conv_bias ? kHasBias : 0) | dtype_code(sum) << kSumType |
-                        (residual ? kHasResidual | dtype_code(*residual) << kResidualType : 0);
   // In the kernels of this file each row of a batch reads the weights again; those of a narrow layer come
   // from the cache. Beyond so many rows times d_model, tensor cores are faster.
-  if (!batch_invariant() && s.batch * s.width > Mamba1StepIn::FEW(device)) {
-    return {mamba1_step_rows(t, s, eps, flags, sum), sum};
+  if (norms_lie_apart || (!batch_invariant() && s.batch * s.width > Mamba1StepIn::FEW(device))) {
+    return {mamba1_step_rows(t, s, eps, next_eps, sum), sum};
   }
   Tensor out = empty_on(x, {s.batch, s.width}, narrow);
   Tensor xz = empty_on(x, {s.batch, 2 * s.inner}, wide);
@@ -117,7 +117,7 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
   Mamba1StepIn::Args in{};
   in.x = pointer(x);
   in.residual = pointer(residual);
-  in.norm_weight = pointer(norm_weight);
+  in.norm_weight = pointer(*norm_weight);
   in.in_proj = pointer(in_proj);
   in.conv_state = pointer(conv_state);
   in.conv_weight = pointer(conv_weight);
@@ -129,7 +129,7 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_wei
   in.inner = static_cast<int32_t>(s.inner);
   in.taps = static_cast<int32_t>(s.taps);
   in.kept = static_cast<int32_t>(s.kept);
-  in.flags = flags;
+  in.flags = format | (conv_bias ? kHasBias : 0) | flags_of_sum(residual, sum);
   in.count = static_cast<int32_t>(in_rows);
   Mamba1StepIn::launch(in_key, in_config, device, s.batch * ceil_div(2 * s.inner, in_rows), in);
 
@@ -176,7 +176,7 @@ Tensor argmax_rows(Tensor x) {
   found.size = size;
   found.row_stride = x.stride(0);
   found.parts = static_cast<int32_t>(parts);
-  found.code = dtype_code(x);
+  found.code = code_of(x);
   ArgmaxRowsParts::launch(parts_key, parts_config, device, rows * parts, found);
 
   const ArgmaxRows::Key key{};

@@ -9,10 +9,11 @@ namespace mamba_aot {
 // The arguments of the schema that are tensors, by its names.
 struct Mamba1StepTensors {
   const Tensor& x;
-  const OptionalTensor& residual;
-  const Tensor &norm_weight, &in_proj, &conv_state, &conv_weight;
+  const OptionalTensor &residual, &norm_weight;
+  const Tensor &in_proj, &conv_state, &conv_weight;
   const OptionalTensor& conv_bias;
   const Tensor &x_proj, &dt_proj, &dt_bias, &A, &D, &ssm_state, &out_proj;
+  const OptionalTensor& next_norm_weight;
 };
 
 struct Mamba1StepSizes {
@@ -40,19 +41,21 @@ using Mamba1StepOutputs = std::tuple<Tensor, Tensor>;
 
 // Both namespaces implement the schema of library.cpp, argument for argument.
 namespace cpu {
-Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_weight, Tensor in_proj,
+Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, OptionalTensor norm_weight, Tensor in_proj,
                               Tensor conv_state, Tensor conv_weight, OptionalTensor conv_bias, Tensor x_proj,
                               Tensor dt_proj, Tensor dt_bias, Tensor A, Tensor D, Tensor ssm_state,
-                              Tensor out_proj, double eps, bool wide_sum);
+                              Tensor out_proj, OptionalTensor next_norm_weight, double eps, double next_eps,
+                              bool wide_sum);
 Tensor few_rows_linear(Tensor x, Tensor weight);
 Tensor argmax_rows(Tensor x);
 }  // namespace cpu
 
 namespace cuda {
-Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, Tensor norm_weight, Tensor in_proj,
+Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, OptionalTensor norm_weight, Tensor in_proj,
                               Tensor conv_state, Tensor conv_weight, OptionalTensor conv_bias, Tensor x_proj,
                               Tensor dt_proj, Tensor dt_bias, Tensor A, Tensor D, Tensor ssm_state,
-                              Tensor out_proj, double eps, bool wide_sum);
+                              Tensor out_proj, OptionalTensor next_norm_weight, double eps, double next_eps,
+                              bool wide_sum);
 Tensor few_rows_linear(Tensor x, Tensor weight);
 Tensor argmax_rows(Tensor x);
 }  // namespace cuda

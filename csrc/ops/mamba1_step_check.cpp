@@ -39,7 +39,13 @@ Mamba1StepSizes check_mamba1_step(const Mamba1StepTensors& t) {
   const auto wide_operand = [&](const char* name, const Tensor& operand, const char* dims, Dims want) {
     detail::check_step_operand(name, operand, x, wide, "(the arithmetic of x)", dims, want);
   };
-  narrow_operand("norm_weight", t.norm_weight, "[d_model]", {s.width});
+  check(t.norm_weight || t.next_norm_weight, fn,
+        ": norm_weight or next_norm_weight must be given, got neither.");
+  check(
+      t.norm_weight || t.residual, fn,
+      ": residual must be given where there is no norm_weight: x is then normed, and next_norm_weight is for "
+      "the residual and the output.");
+  if (t.norm_weight) narrow_operand("norm_weight", *t.norm_weight, "[d_model]", {s.width});
   narrow_operand("in_proj", t.in_proj, "[2 channels, d_model]", {2 * s.inner, s.width});
   narrow_operand("conv_state", t.conv_state, "[batch, channels, steps]", {s.batch, s.inner, s.kept});
   narrow_operand("conv_weight", t.conv_weight, "[channels, taps]", {s.inner, s.taps});
@@ -48,6 +54,9 @@ Mamba1StepSizes check_mamba1_step(const Mamba1StepTensors& t) {
   narrow_operand("dt_proj", t.dt_proj, "[channels, rank]", {s.inner, s.rank});
   narrow_operand("dt_bias", t.dt_bias, "[channels]", {s.inner});
   narrow_operand("out_proj", t.out_proj, "[d_model, channels]", {s.width, s.inner});
+  if (t.next_norm_weight) {
+    narrow_operand("next_norm_weight", *t.next_norm_weight, "[d_model]", {s.width});
+  }
   wide_operand("A", t.A, "[channels, state]", {s.inner, s.state});
   wide_operand("D", t.D, "[channels]", {s.inner});
   // States of sixteen bits are read and written in half the time; they are added up as wide ones.

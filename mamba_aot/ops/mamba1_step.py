@@ -13,7 +13,7 @@ from mamba_aot.ops._boundary import raises_typed_errors, state_dtype
 def mamba1_step(
     x: Tensor,
     residual: Tensor | None,
-    norm_weight: Tensor,
+    norm_weight: Tensor | None,
     in_proj: Tensor,
     conv_state: Tensor,
     conv_weight: Tensor,
@@ -25,11 +25,16 @@ def mamba1_step(
     D: Tensor,
     ssm_state: Tensor,
     out_proj: Tensor,
+    next_norm_weight: Tensor | None = None,
     *,
     eps: float = 1e-5,
+    next_eps: float = 1e-5,
     residual_in_fp32: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Adds `residual`, norms, and takes one step of a `Mamba1` block; writes the new states in place.
+
+    Or the norm of the layer that follows comes after the step, where the parts of the last product are added
+    up anyway: a model of many rows takes it there and none before, but in its first layer.
 
     On a GPU nothing of a few rows is rounded between the products, but for what `conv_state` keeps; what many
     rows pass from one to the next is of the dtype of `x`. How many that are was measured, so the last digits
@@ -39,7 +44,8 @@ def mamba1_step(
     Args:
         x: [batch, d_model], float16 or bfloat16; on a CPU float32 or float64, too.
         residual: [batch, d_model], of any floating dtype that is not wider than the arithmetic.
-        norm_weight: Of the RMSNorm, [d_model].
+        norm_weight: Of the RMSNorm before the step, [d_model]. Without it `x` is normed already, and
+            `residual` is the sum that it was made of.
         in_proj: [2 channels, d_model].
         conv_state: The steps before, oldest first, [batch, channels, taps] or one step fewer.
         conv_weight: [channels, taps].
@@ -52,17 +58,21 @@ def mamba1_step(
         ssm_state: [batch, channels, state], float32; or of the dtype of `x`, which is half to read and write,
             and forgets small inputs.
         out_proj: [d_model, channels].
+        next_norm_weight: Of an RMSNorm of the output and the sum before it, [d_model].
         eps: Added to the mean square.
+        next_eps: The same, in the norm after the step.
         residual_in_fp32: Whether the returned sum is float32 at least, not of the dtype of `residual`.
 
     On a GPU `d_model`, `channels` and `rank` are multiples of 16, `state` is 16 and `taps` at most 4.
 
     Returns:
-        The block's output, shape and dtype of `x`, and the sum of `x` and `residual`.
+        The block's output, shape and dtype of `x`, and the sum of `x` and `residual`. With `next_norm_weight`
+        the norm of both, and the sum of both.
 
     Raises:
         TypeError: An argument is not a tensor.
-        ValueError: A shape, dtype, device or layout is not as above; nothing has been computed or written.
+        ValueError: A shape, dtype, device or layout is not as above, or norms are asked for that make rows
+            depend on the batch where MAMBA_AOT_BATCH_INVARIANT is set; nothing has been computed or written.
         RuntimeError: The GPU, its driver or a kernel image for it is missing.
 
     Source: Gu & Dao, "Mamba", arXiv 2312.00752, section 3.4.
@@ -82,7 +92,9 @@ def mamba1_step(
         D,
         ssm_state,
         out_proj,
+        next_norm_weight,
         eps,
+        next_eps,
         residual_in_fp32,
     )
     for state in (conv_state, ssm_state):
@@ -137,7 +149,7 @@ def argmax_rows(x: Tensor) -> Tensor:
 def _(
     x: Tensor,
     residual: Tensor | None,
-    norm_weight: Tensor,
+    norm_weight: Tensor | None,
     in_proj: Tensor,
     conv_state: Tensor,
     conv_weight: Tensor,
@@ -149,7 +161,9 @@ def _(
     D: Tensor,
     ssm_state: Tensor,
     out_proj: Tensor,
+    next_norm_weight: Tensor | None,
     eps: float,
+    next_eps: float,
     wide_sum: bool,
 ) -> tuple[Tensor, Tensor]:
     of_sum = x if residual is None else residual

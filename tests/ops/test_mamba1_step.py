@@ -36,16 +36,18 @@ def make_inputs(
     residual: torch.dtype | None = torch.bfloat16,
     conv_bias: bool = True,
     half_states: bool = False,
+    norms: str = "before",
     device: str = "cpu",
     **options: Any,
 ) -> dict[str, Any]:
+    """`norms` says which there are: "before" the step, "behind" it, or "both"."""
     generator = torch.Generator().manual_seed(0)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
 
     def normal(*shape: int, scale: float = 1.0, of: torch.dtype = dtype) -> Tensor:
         return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(of).to(device)
 
-    return {
+    inputs = {
         "x": normal(batch, width),
         "residual": None if residual is None else normal(batch, width, of=residual),
         "norm_weight": 1 + normal(width, scale=0.1),
@@ -60,8 +62,13 @@ def make_inputs(
         "D": normal(inner, of=wide),
         "ssm_state": normal(batch, inner, state, of=dtype if half_states else wide),
         "out_proj": normal(width, inner, scale=inner**-0.5),
-        **options,
+        "next_norm_weight": 1 + normal(width, scale=0.1),
     }
+    if norms == "behind":
+        inputs["norm_weight"] = None
+    if norms == "before":
+        inputs["next_norm_weight"] = None
+    return inputs | options
 
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -119,6 +126,24 @@ ROWS: dict[str, dict[str, Any]] = {
         **{"dtype": torch.float16, "residual": torch.float16},
     },
     "tensor cores, 130 rows": {"batch": 130, "width": 80, "inner": 176},
+    "norm behind": {"norms": "behind"},
+    "norms before and behind": {"norms": "both", "next_eps": 0.5},
+    "norm behind, one row, residual float32": {"batch": 1, "norms": "behind", "residual": torch.float32},
+    "norm behind, no rows": {"batch": 0, "norms": "behind"},
+    "norm behind, wide sum": {"batch": 5, "norms": "behind", "residual_in_fp32": True, "inner": 528},
+    "norm behind, columns in parts": {
+        **{"norms": "behind", "batch": 40, "width": 768, "inner": 1536, "rank": 48, "residual": torch.float32}
+    },
+    "norm behind, many parts, float16": {
+        **{"norms": "behind", "batch": 17, "width": 64, "inner": 4112, "rank": 32},
+        **{"dtype": torch.float16, "residual": torch.float16, "taps": 3, "kept": 3},
+    },
+    "norms before and behind, no residual": {
+        **{"norms": "both", "batch": 64, "width": 2576, "inner": 5136, "rank": 160, "residual": None},
+    },
+    "norm behind, more than 64 rows": {
+        **{"norms": "behind", "batch": 97, "width": 768, "inner": 1536, "rank": 48, "half_states": True},
+    },
 }
 # What only the CPU takes.
 MORE: dict[str, dict[str, Any]] = {
@@ -151,17 +176,19 @@ def test_float64_is_computed_as_such() -> None:
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("norms", ["before", "behind"])
 @pytest.mark.parametrize("batch", [3, 40])
-def test_two_runs_are_equal(batch: int, device: str) -> None:
-    inputs = make_inputs(batch=batch, width=768, inner=1536, rank=48, device=device)
+def test_two_runs_are_equal(batch: int, norms: str, device: str) -> None:
+    inputs = make_inputs(batch=batch, width=768, inner=1536, rank=48, norms=norms, device=device)
     first, second = (results_of(mamba1_step, inputs, backward=False, written=WRITTEN) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("norms", ["before", "behind"])
 @pytest.mark.parametrize("batch", [3, 40, 70])
-def test_order_and_neighbours_do_not_matter(batch: int, device: str) -> None:
-    inputs = make_inputs(batch=batch, width=256, inner=512, rank=32, device=device)
-    others = make_inputs(batch=batch, width=256, inner=512, rank=32, device=device)
+def test_order_and_neighbours_do_not_matter(batch: int, norms: str, device: str) -> None:
+    inputs = make_inputs(batch=batch, width=256, inner=512, rank=32, norms=norms, device=device)
+    others = make_inputs(batch=batch, width=256, inner=512, rank=32, norms=norms, device=device)
     order = torch.arange(batch - 1, -1, -1, device=device)
     for name in ("x", "residual", *WRITTEN):
         others[name] = inputs[name][order].clone()
@@ -197,13 +224,17 @@ def test_a_gpu_takes_rows_one_by_one_if_asked_to() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("row", [{}, {"residual": None, "residual_in_fp32": True}], ids=["base", "wide sum"])
+@pytest.mark.parametrize(
+    "row",
+    [{}, {"residual": None, "residual_in_fp32": True}, {"norms": "behind"}],
+    ids=["base", "wide sum", "norm behind"],
+)
 def test_opcheck(row: dict[str, Any], device: str) -> None:
     inputs = make_inputs(**row, device=device)
     wide_sum, eps = inputs.pop("residual_in_fp32", False), inputs.pop("eps", 1e-5)
     op = torch.ops.mamba_aot.mamba1_step.default
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(op, (*inputs.values(), eps, wide_sum), test_utils=tests)
+    torch.library.opcheck(op, (*inputs.values(), eps, eps, wide_sum), test_utils=tests)
 
 
 @pytest.mark.parametrize(
@@ -214,8 +245,14 @@ def test_opcheck(row: dict[str, Any], device: str) -> None:
         ({"out_proj": torch.zeros(96, 48, dtype=torch.bfloat16).T}, "out_proj must be contiguous"),
         ({"conv_state": torch.zeros(2, 96, 5, dtype=torch.bfloat16)}, "must keep taps - 1 or taps steps"),
         ({"residual": torch.zeros(2, 48, dtype=torch.float64)}, "residual must not be wider"),
+        ({"norm_weight": None}, "norm_weight or next_norm_weight must be given"),
+        (
+            {"norm_weight": None, "residual": None, "next_norm_weight": torch.ones(48, dtype=torch.bfloat16)},
+            "residual must be given where there is no norm_weight",
+        ),
+        ({"next_norm_weight": torch.ones(47, dtype=torch.bfloat16)}, r"next_norm_weight must be \[d_model\]"),
     ],
-    ids=["shape", "dtype", "layout", "kept", "residual"],
+    ids=["shape", "dtype", "layout", "kept", "residual", "no norm", "no sum", "next norm"],
 )
 def test_errors(changed: dict[str, Any], sentence: str) -> None:
     inputs = make_inputs() | changed
@@ -271,16 +308,41 @@ def test_a_model_of_float32_steps_on_a_cpu_as_its_modules_do() -> None:
     check_steps(make_model("cpu").float(), "cpu")
 
 
-def check_steps(model: MambaLM, device: str, ssm_dtype: torch.dtype | None = None) -> None:
-    fused, ops = logits_of(model, ssm_dtype=ssm_dtype)
+@pytest.mark.gpu
+@pytest.mark.parametrize("in_fp32", [False, True])
+def test_a_model_of_many_rows_norms_behind_its_steps(in_fp32: bool) -> None:
+    check_steps(make_model("cuda", in_fp32), "cuda", rows=42)
+
+
+@pytest.mark.gpu
+def test_norms_of_another_kind_are_called_behind_the_steps_of_many_rows() -> None:
+    """That of attention is taken by the layer before it; the last norm, which has a hook, calls itself."""
+    config = MambaLMConfig(4, 256, SSMConfig(d_model=256), layers="mamm")
+    model = MambaLM(config, device="cuda", dtype=torch.bfloat16).eval()
+    ids = torch.randint(256, (42,), device="cuda")
+    wanted = model.step(ids, model.allocate_state(42, max_length=4))
+    seen = []
+    model.norm_f.register_forward_hook(lambda *_: seen.append(1))
+    got = model.step(ids, model.allocate_state(42, max_length=4))
+    assert seen == [1]
+    torch.testing.assert_close(got, wanted, rtol=3e-2, atol=3e-2)
+
+
+def check_steps(
+    model: MambaLM, device: str, ssm_dtype: torch.dtype | None = None, rows: int | None = None
+) -> None:
+    fused, ops = logits_of(model, rows=rows or 2, ssm_dtype=ssm_dtype)
     of_the_head = {"mamba_aot::few_rows_linear"} if device == "cpu" else set()
-    assert ops == {"mamba_aot::mamba1_step", "mamba_aot::rms_norm_fwd"} | of_the_head
+    # Many rows have their last norm behind the last step.
+    of_the_norm = {"mamba_aot::rms_norm_fwd"} if rows is None else set()
+    assert ops == {"mamba_aot::mamba1_step"} | of_the_norm | of_the_head
     for layer in model.layers:
         layer.mixer.in_proj.register_forward_hook(lambda *_: None)
-    plain, ops = logits_of(model, ssm_dtype=ssm_dtype)
+    plain, ops = logits_of(model, rows=rows or 2, ssm_dtype=ssm_dtype)
     assert "mamba_aot::mamba1_step" not in ops
     # The same weights in float64, by whole sequences, on the CPU.
-    truth = model.cpu().double()(torch.arange(12).view(2, 6) % 256).detach()
+    ids = torch.arange(6 * (rows or 2)).view(-1, 6) % 256
+    truth = model.cpu().double()(ids).detach()
     assert_close_to_fp64(fused.cpu(), plain.cpu(), truth, "logits")
 
 
