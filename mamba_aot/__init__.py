@@ -7,6 +7,7 @@ __all__ = [
     "AttentionConfig",
     "Bidirectional",
     "Block",
+    "DecodingGraphs",
     "GatedMLP",
     "GeneratedToken",
     "LayerNorm",
@@ -50,7 +51,15 @@ try:
     from mamba_aot.bidirectional import Bidirectional
     from mamba_aot.checkpoint import from_pretrained, save_pretrained
     from mamba_aot.config import Mamba1Config, MambaLMConfig
-    from mamba_aot.generation import GeneratedToken, copy_state, generate, load_state, save_state, stream
+    from mamba_aot.generation import (
+        DecodingGraphs,
+        GeneratedToken,
+        copy_state,
+        generate,
+        load_state,
+        save_state,
+        stream,
+    )
     from mamba_aot.layers import SSMConfig
     from mamba_aot.mamba1 import Mamba1
     from mamba_aot.mamba_inner import mamba_inner_fn

@@ -1,5 +1,6 @@
 """One batch being continued: what a step of decoding reads and writes."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mamba_aot.sampling import Sampling, draw
+from mamba_aot.states import tensors_of
 
 
 class LanguageModel(Protocol):
@@ -20,7 +22,11 @@ class LanguageModel(Protocol):
 
     def fixed_decays(self, decays: Any = None) -> AbstractContextManager[Any]: ...
 
-    def allocate_state(self, batch: int, *, max_length: int | None) -> Any: ...
+    def allocate_state(
+        self, batch: int, device: torch.device | str | None = None, *, max_length: int | None
+    ) -> Any: ...
+
+    def parameters(self) -> Iterable[Tensor]: ...
 
     @property
     def device(self) -> torch.device: ...
@@ -57,10 +63,20 @@ class Decoder:
     def start(self, logits: Tensor) -> None:
         """Draws the first token, from the logits behind the prompt, [B, V]."""
         if self.how.repetition_penalty != 1:
-            self.seen = torch.zeros_like(logits, dtype=torch.bool)
+            if self.seen is None:
+                self.seen = torch.zeros_like(logits, dtype=torch.bool)
+            self.seen.zero_()
             for mask, row in zip(self.seen, self.rows, strict=True):
                 mask[row.to(mask.device).long()] = True
         self._draw(logits)
+
+    def restart(self, rows: list[Tensor], seed: int | None) -> None:
+        """Forgets everything, in place, to continue as many other prompts."""
+        for tensor in (*tensors_of(self.state), self.finished):
+            tensor.zero_()
+        self.rows = rows
+        if self.generator is not None and seed is not None:
+            self.generator.manual_seed(seed)
 
     def advance(self) -> None:
         """Reads the token drawn last and draws the next one."""

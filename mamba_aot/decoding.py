@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mamba_aot.decoder import Decoder, LanguageModel
 from mamba_aot.decoding_graph import capture
+from mamba_aot.kept_graphs import CapturedStep, DecodingGraphs, graph_key
 from mamba_aot.sampling import Sampling
 from mamba_aot.states import tensors_of
 
@@ -51,6 +52,7 @@ def stream(
     state: Any = None,
     prefill_chunk: int | None = None,
     cuda_graph: bool | None = None,
+    graphs: DecodingGraphs | None = None,
     logprobs: bool = True,
 ) -> Iterator[GeneratedToken]:
     """Continues a prompt and yields each token as it is drawn.
@@ -71,7 +73,9 @@ def stream(
         prefill_chunk: Tokens of the prompt that are read in one pass; it bounds the memory that a long prompt
             takes, and does not change the result. None reads all at once.
         cuda_graph: Whether a step and its draw are captured as a CUDA graph and replayed, which takes the
-            time of a few steps to make; None does so on a GPU for more than 16 tokens.
+            time of some sixty replays to make; None does so on a GPU for more than 16 tokens.
+        graphs: Keeps such a graph for the next call that can use it. Not used where a `state` is given, which
+            a graph made for other memory cannot move on, or where there is no graph.
         logprobs: Whether tokens come with their log-probabilities.
 
     Raises:
@@ -96,7 +100,13 @@ def stream(
     how = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     if cuda_graph is None:
         cuda_graph = on_gpu and max_new_tokens > 16
-    return _stream(model, rows, max_new_tokens, how, stops, seed, state, prefill_chunk, cuda_graph, logprobs)
+    # One token is drawn from the prompt's logits.
+    cuda_graph = cuda_graph and max_new_tokens > 1
+    if not cuda_graph or state is not None:
+        graphs = None
+    return _stream(
+        model, rows, max_new_tokens, how, stops, seed, state, prefill_chunk, cuda_graph, graphs, logprobs
+    )
 
 
 @overload
@@ -226,29 +236,40 @@ def _stream(
     state: Any,
     chunk: int | None,
     cuda_graph: bool,
+    graphs: DecodingGraphs | None,
     logprobs: bool,
 ) -> Iterator[GeneratedToken]:
-    if state is None:
-        longest = max(row.shape[0] for row in rows)
-        state = model.allocate_state(len(rows), max_length=longest + max_new_tokens)
-    decoder = Decoder(model, state, rows, how, stops, logprobs)
-    decoder.generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
-    graph = None
+    max_length = max(row.shape[0] for row in rows) + max_new_tokens
+    key, step = None, None
+    if graphs is not None:
+        key = graph_key(model, len(rows), max_length, how, stops, seed is None, logprobs)
+        step = graphs.take(key)
     # Kept by name for as long as a graph may read them. The model has them only while it works: between two
     # tokens the caller may do anything with it.
     with model.fixed_decays() as decays:
-        logits = prefill(model, rows, state, chunk)
+        if step is None:
+            state = model.allocate_state(len(rows), max_length=max_length) if state is None else state
+            decoder = Decoder(model, state, rows, how, stops, logprobs)
+            decoder.generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
+        else:
+            step.restart(rows, seed, decays)
+            decoder = step.decoder
+        logits = prefill(model, rows, decoder.state, chunk)
         if max_new_tokens > 0:
             decoder.start(logits)
-        if cuda_graph and max_new_tokens > 1:
-            graph = capture(decoder)
-    for index in range(max_new_tokens):
-        if index > 0 and graph is not None:
-            graph()
-        elif index > 0:
-            with model.fixed_decays(decays):
-                decoder.advance()
-        drawn = None if decoder.logprobs is None else decoder.logprobs.clone()
-        yield GeneratedToken(index, decoder.ids.clone(), drawn, decoder.finished.clone())
-        if stops and bool(decoder.finished.all()):
-            return
+        if cuda_graph and step is None:
+            step = CapturedStep(decoder, capture(decoder), decays)
+    try:
+        for index in range(max_new_tokens):
+            if index > 0 and step is not None:
+                step.replay()
+            elif index > 0:
+                with model.fixed_decays(decays):
+                    decoder.advance()
+            drawn = None if decoder.logprobs is None else decoder.logprobs.clone()
+            yield GeneratedToken(index, decoder.ids.clone(), drawn, decoder.finished.clone())
+            if stops and bool(decoder.finished.all()):
+                return
+    finally:
+        if graphs is not None and step is not None:
+            graphs.give(key, step)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from mamba_aot.decoding import GeneratedToken, generate, stream
+from mamba_aot.kept_graphs import DecodingGraphs
 from mamba_aot.model import MambaLM, State
 from mamba_aot.sampling import sample
 from mamba_aot.states import copy_state, named_tensors
@@ -15,7 +16,16 @@ from mamba_aot.states import copy_state, named_tensors
 # Dtypes of a scan's state that are asked for, not those of its own accord.
 _NARROW = (torch.float16, torch.bfloat16)
 
-__all__ = ["GeneratedToken", "copy_state", "generate", "load_state", "sample", "save_state", "stream"]
+__all__ = [
+    "DecodingGraphs",
+    "GeneratedToken",
+    "copy_state",
+    "generate",
+    "load_state",
+    "sample",
+    "save_state",
+    "stream",
+]
 
 
 def save_state(model: MambaLM, state: State, path: str | os.PathLike[str]) -> None:

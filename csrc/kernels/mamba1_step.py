@@ -397,10 +397,10 @@ KERNELS = [
         },
         aligned=lambda _: ["dt_proj", "A", "state", "x", "z", "low", "out", "z_row", "inner", "rank"],
         axes=dict(S=["f32", "half"]),
-        shape=["inner"],
+        shape=["batch", "inner"],
         configs=[
-            Config("narrow", when="inner < 3072", N=2, STAGES=3, num_warps=4, maxnreg=96),
-            Config("wide", N=4, STAGES=3, num_warps=4, maxnreg=96),
+            Config("few", when="batch * inner < 150000", N=2, STAGES=3, num_warps=4, maxnreg=96),
+            Config("many", N=4, STAGES=3, num_warps=4, maxnreg=96),
         ],
     ),
     Kernel(

@@ -201,7 +201,7 @@ inline Product project(const Tensor& x, const Tensor& weight) {
 inline void update_state(const Mamba1StepTensors& t, const Mamba1StepSizes& s, const Tensor& low,
                          const Inner& in, const Tensor& y) {
   const Mamba1StepRowsState::Key key{storage_of(t.ssm_state)};
-  const auto& config = Mamba1StepRowsState::pick(key, {s.inner});
+  const auto& config = Mamba1StepRowsState::pick(key, {s.batch, s.inner});
   Mamba1StepRowsState::Args args{};
   args.low = pointer(low);
   args.dt_proj = pointer(t.dt_proj);

@@ -1,0 +1,155 @@
+"""Captured steps that outlive a call: who gets them, and that they draw what new ones draw."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from test_generation import PROMPT, make
+from torch import Tensor
+
+from mamba_aot import DecodingGraphs, decoding, generate
+from mamba_aot.decoder import Decoder
+from mamba_aot.decoding import prefill
+from mamba_aot.kept_graphs import CapturedStep, graph_key
+from mamba_aot.sampling import Sampling
+
+
+class CountCaptures:
+    """How many graphs decoding captures within it."""
+
+    def __enter__(self) -> "CountCaptures":
+        self.count, self._capture = 0, decoding.capture
+        decoding.capture = self._counted
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        decoding.capture = self._capture
+
+    def _counted(self, decoder: Decoder) -> Callable[[], None]:
+        self.count += 1
+        return self._capture(decoder)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layers", ["M", "m", "Mmaf"])
+def test_a_kept_graph_draws_what_a_new_one_draws(layers: str) -> None:
+    model, graphs = make(layers).cuda(), DecodingGraphs()
+    options = dict(repetition_penalty=1.3, stop_tokens=[7], top_k=20)
+    with CountCaptures() as captured:
+        for prompts in ([PROMPT, PROMPT[:2]], [PROMPT[:3], PROMPT[:4]], [PROMPT[:1], PROMPT]):
+            prompts = [prompt.cuda() for prompt in prompts]
+            # The same number of slots for attention.
+            tokens = 40 - max(map(len, prompts))
+            kept = generate(model, prompts, tokens, seed=3, graphs=graphs, **options)
+            eager = generate(model, prompts, tokens, seed=3, cuda_graph=False, **options)
+            assert all(torch.equal(a, b) for a, b in zip(kept, eager, strict=True))
+            # Weights that have changed in place are those of the next call, A among them.
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(1.1)
+    assert captured.count == 1
+    assert len(graphs) == 1
+
+
+@pytest.mark.gpu
+def test_a_kept_graph_is_for_what_it_was_made_for() -> None:
+    model, graphs = make("m").cuda(), DecodingGraphs()
+    prompt, other = PROMPT.cuda(), PROMPT[:3].cuda()
+    wanted = [generate(model, p, 20, temperature=0) for p in (prompt, other)]
+    streams = [model.stream(p, 20, temperature=0, graphs=graphs) for p in (prompt, other)]
+    with CountCaptures() as captured:
+        # At the same time, so that neither may have the other's graph.
+        drawn = [[token.ids for token in pair] for pair in zip(*streams, strict=True)]
+        assert captured.count == 2
+        assert len(graphs) == 2
+        for row, (p, whole) in enumerate(zip((prompt, other), wanted, strict=True)):
+            assert torch.equal(torch.cat([p, *(ids[row] for ids in drawn)]), whole)
+        # One that is not read to its end is given back, too.
+        next(iter(model.stream(prompt, 20, temperature=0, graphs=graphs)))
+        assert captured.count == 2
+        assert len(graphs) == 2
+        state = model.allocate_state(1)
+        generate(model, prompt, 20, temperature=0, graphs=graphs, state=state)
+        assert captured.count == 3
+        generate(model, prompt.expand(2, -1), 20, temperature=0, graphs=graphs)
+        generate(model, prompt, 20, temperature=0.5, graphs=graphs)
+        assert captured.count == 5
+        assert len(graphs) == 4
+        model.bfloat16()
+        generate(model, prompt, 20, temperature=0, graphs=graphs)
+        assert captured.count == 6
+        assert len(graphs) == 4
+    graphs.clear()
+    assert len(graphs) == 0
+
+
+def test_kept_steps_are_for_one_call_at_a_time() -> None:
+    model = make()
+    decoders = [Decoder(model, model.allocate_state(1), [PROMPT], Sampling(), ()) for _ in range(3)]
+    steps = [CapturedStep(decoder, decoder.advance, []) for decoder in decoders]
+    graphs = DecodingGraphs(most=2)
+    assert graphs.take("a") is None
+    for key, step in zip("aab", steps, strict=True):
+        graphs.give(key, step)
+    # The first is the one unused for longest.
+    assert len(graphs) == 2
+    assert graphs.take("a") is steps[1]
+    assert graphs.take("a") is None
+    assert graphs.take("b") is steps[2]
+    assert len(graphs) == 0
+    with pytest.raises(ValueError, match="most must be at least 1, got 0"):
+        DecodingGraphs(most=0)
+
+
+def test_a_decoder_that_starts_again_draws_what_a_new_one_draws() -> None:
+    model = make("Mmaf")
+    rows, others = [PROMPT, PROMPT[:2]], [PROMPT[:3], PROMPT[1:4]]
+
+    def drawn(decoder: Decoder, rows: list[Tensor]) -> list[Tensor]:
+        with torch.inference_mode():
+            decoder.start(prefill(model, rows, decoder.state, None))
+            tokens = [decoder.ids.clone()]
+            for _ in range(10):
+                decoder.advance()
+                tokens.append(decoder.ids.clone())
+        return tokens
+
+    def new(rows: list[Tensor]) -> Decoder:
+        state = model.allocate_state(2, max_length=20)
+        decoder = Decoder(model, state, rows, Sampling(repetition_penalty=1.5), (7,))
+        decoder.generator = torch.Generator().manual_seed(3)
+        return decoder
+
+    decoder = new(rows)
+    first = drawn(decoder, rows)
+    decoder.restart(others, 3)
+    assert all(
+        torch.equal(a, b) for a, b in zip(drawn(decoder, others), drawn(new(others), others), strict=True)
+    )
+    decoder.restart(rows, 3)
+    assert all(torch.equal(a, b) for a, b in zip(drawn(decoder, rows), first, strict=True))
+
+
+@pytest.mark.parametrize("graphs", [None, DecodingGraphs()], ids=["none", "some"])
+def test_on_a_cpu_no_graph_is_kept(graphs: DecodingGraphs | None) -> None:
+    model = make()
+    assert torch.equal(
+        generate(model, PROMPT, 20, temperature=0, graphs=graphs), generate(model, PROMPT, 20, temperature=0)
+    )
+    assert graphs is None or len(graphs) == 0
+
+
+def test_what_a_kept_graph_depends_on() -> None:
+    model = make("m")
+    key = graph_key(model, 2, 10, "how")
+    assert key == graph_key(model, 2, 10, "how") == graph_key(model, 2, 20, "how")
+    others = [
+        graph_key(model, 3, 10, "how"),
+        graph_key(model, 2, 10, "other"),
+        graph_key(make("m"), 2, 10, "how"),
+    ]
+    with torch.autocast("cpu", torch.bfloat16):
+        others.append(graph_key(model, 2, 10, "how"))
+    assert key not in others
+    hybrid = make("Mmaf")
+    assert graph_key(hybrid, 2, 10) != graph_key(hybrid, 2, 20)
