@@ -67,7 +67,7 @@ constexpr const char* kSchemas[] = {
     "mamba1_sequence(Tensor xz, Tensor conv_weight, Tensor? conv_bias, Tensor x_proj, Tensor dt_proj, "
     "Tensor? dt_bias, Tensor A, Tensor D, Tensor(a!)? conv_state, Tensor(b!)? ssm_state) -> Tensor",
 
-    "few_rows_linear(Tensor x, Tensor weight) -> Tensor",
+    "few_rows_linear(Tensor x, Tensor weight, Tensor? norm_weight, Tensor? residual, float eps) -> Tensor",
 
     "argmax_rows(Tensor x) -> Tensor",
 

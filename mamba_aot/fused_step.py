@@ -52,7 +52,7 @@ def fused_step(
     made for, and where a projection is anything but a plain linear layer.
     """
     x = given.x
-    if not (_is_few_on_cpu(x) or _is_few_on_gpu(x)):
+    if not _is_few(x):
         return None
     if not (type(mixer) is Mamba1 and type(norm) is RMSNorm and isinstance(state, MambaState)):
         return None
@@ -84,13 +84,26 @@ def fused_step(
     return Handed(made, residual, behind is not None)
 
 
-def logits_of(head: nn.Linear, x: Tensor) -> Tensor:
-    """The logits after a step, [batch, vocab_size], from [batch, d_model]."""
-    if not _is_few_on_cpu(x) or not is_plain(head, nn.Linear) or torch.is_autocast_enabled("cpu"):
-        return head(x)
-    if head.bias is not None or not _is_ready(head.weight, x.dtype):
-        return head(x)
-    return few_rows_linear(x.contiguous(), head.weight)
+def logits_of(norm: RMSNorm | LayerNorm, head: nn.Linear, handed: Handed) -> Tensor:
+    """The logits after a step, [batch, vocab_size], from what the last layer hands on."""
+    x, residual, normed = handed
+    if not normed and _is_few(x) and _is_head(head, x) and _is_norm(norm, x):
+        residual = None if residual is None else residual.contiguous()
+        return few_rows_linear(x.contiguous(), head.weight, norm.weight, residual, eps=norm.eps)
+    x = x if normed else norm(x, residual)
+    return (
+        few_rows_linear(x.contiguous(), head.weight) if _is_few_on_cpu(x) and _is_head(head, x) else head(x)
+    )
+
+
+def _is_head(head: nn.Linear, x: Tensor) -> bool:
+    if not is_plain(head, nn.Linear) or torch.is_autocast_enabled(x.device.type):
+        return False
+    return head.bias is None and _is_ready(head.weight, x.dtype)
+
+
+def _is_few(x: Tensor) -> bool:
+    return _is_few_on_cpu(x) or _is_few_on_gpu(x)
 
 
 def _is_few_on_cpu(x: Tensor) -> bool:

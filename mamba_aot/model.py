@@ -140,8 +140,7 @@ class MambaLM(nn.Module):
         handed = Handed(self.embedding(ids))
         for layer, layer_state, next_norm in zip(layers, state, next_norms, strict=True):
             handed = layer.step(handed, layer_state, next_norm)
-        x = handed.x if handed.normed else self.norm_f(handed.x, handed.residual)
-        return logits_of(self.lm_head, x)
+        return logits_of(self.norm_f, self.lm_head, handed)
 
     def loss(self, ids: Tensor, targets: Tensor, **layout: Any) -> Tensor:
         """Mean cross-entropy in nats of `targets`, what follows each of `ids`, both [B, L]; float32.

@@ -95,9 +95,10 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, OptionalTensor 
   return {made.out, *made.sum};
 }
 
-Tensor few_rows_linear(Tensor x, Tensor weight) {
-  check_few_rows_linear(x, weight);
-  return project(x, weight);
+Tensor few_rows_linear(Tensor x, Tensor weight, OptionalTensor norm_weight, OptionalTensor residual,
+                       double eps) {
+  check_few_rows_linear(x, weight, norm_weight, residual);
+  return project(norm_weight ? norm(x, residual, *norm_weight, eps, false).out : x, weight);
 }
 
 Tensor argmax_rows(Tensor x) {

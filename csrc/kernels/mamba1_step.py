@@ -11,7 +11,8 @@ next is fp32.
 
 from _argmax_rows import argmax_rows_kernel, argmax_rows_parts_kernel
 from _arithmetic import exp, sigmoid, softplus
-from _half import FLOAT16, narrowed, widened
+from _few_rows_linear import few_rows_linear_kernel
+from _half import narrowed, widened
 from _mamba1_step_convolution import convolution, keep, load_lagged, load_taps
 from _mamba1_step_rows import mamba1_step_rows_convolution_kernel, mamba1_step_rows_norm_kernel
 from _mamba1_step_rows_products import (
@@ -20,20 +21,17 @@ from _mamba1_step_rows_products import (
     mamba1_step_rows_sum_kernel,
 )
 from _mamba1_step_rows_state import mamba1_step_rows_state_kernel
-from _mamba1_step_sum import HAS_RESIDUAL, RESIDUAL_TYPE, SUM_TYPE, store_as
 from _matrix_vector import (
     ROUNDS,
     WIDE,
     allocate_rows,
-    even_and_odd,
     fetch_first_rows,
     load_wide_tiles,
     multiply_add,
     multiply_rows,
-    part_columns,
-    shared_tiles,
 )
 from _overlap import let_next_kernel_begin, prefetch_into_l2, wait_for_earlier_kernels
+from _scaled_token import scaled_token
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -109,48 +107,6 @@ def mamba1_step_in_kernel(
     y = convolution(new, lagged, weights, bias, flags)
     keep(conv_state, place, convolves, kept, lagged, new)
     gl.store(xz + batch * 2 * inner + row, gl.where(row < inner, y, u), own < count)
-
-
-@gluon.jit
-def scaled_token(
-    x,
-    residual,
-    at_token,
-    norm_weight,
-    sum_out,
-    part,
-    half,
-    stores,
-    flags,
-    SPLIT: gl.constexpr,
-    TILES: gl.constexpr,
-):
-    """A part of (x + residual) norm_weight: tiles of even ones, of odd ones, and the sum of squares without
-    the weight. One program of a token stores x + residual.
-    """
-    float16 = (flags & FLOAT16) != 0
-    # Without a residual, neither is true.
-    code = (flags >> RESIDUAL_TYPE) & 3
-    is_wide = ((flags & HAS_RESIDUAL) != 0) & (code == 0)
-    wide_residual = residual.to(gl.pointer_type(gl.float32), bitcast=True) + at_token
-    k, inside = part_columns(part, half, SPLIT, TILES)
-    pairs = gl.load(x + at_token // 2 + k, inside, 0)
-    scales = gl.load(norm_weight + k, inside, 0)
-    narrow_residual = gl.load(residual + at_token // 2 + k, inside & (code > 0), 0)
-    added_even = gl.load(wide_residual + 2 * k, inside & is_wide, 0.0)
-    added_odd = gl.load(wide_residual + 2 * k + 1, inside & is_wide, 0.0)
-    if code > 0:
-        added_even, added_odd = even_and_odd(narrow_residual, code == 1)
-    even, odd = even_and_odd(pairs, float16)
-    scale_even, scale_odd = even_and_odd(scales, float16)
-    even += added_even
-    odd += added_odd
-    if stores:
-        store_as(sum_out, at_token + 2 * k, even, inside, (flags >> SUM_TYPE) & 3)
-        store_as(sum_out, at_token + 2 * k + 1, odd, inside, (flags >> SUM_TYPE) & 3)
-    square = gl.sum(gl.sum(even * even + odd * odd, 1), 0)
-    even = shared_tiles(even * scale_even, SPLIT, TILES)
-    return even, shared_tiles(odd * scale_odd, SPLIT, TILES), square
 
 
 @gluon.jit
@@ -401,6 +357,21 @@ KERNELS = [
         configs=[
             Config("few", when="batch * inner < 150000", N=2, STAGES=3, num_warps=4, maxnreg=96),
             Config("many", N=4, STAGES=3, num_warps=4, maxnreg=96),
+        ],
+    ),
+    Kernel(
+        few_rows_linear_kernel,
+        args={
+            **dict.fromkeys(("x", "norm_weight", "matrix"), "*i32"),
+            **dict(residual="*i32", out="*half", eps="f32"),
+            **dict.fromkeys(("rows", "width", "count", "flags"), "i32"),
+        },
+        aligned=lambda _: ["x", "norm_weight", "matrix", "residual", "width"],
+        shape=["width"],
+        configs=[
+            Config("narrow", when="width <= 768", SPLIT=1, TILES=3, num_warps=8),
+            Config("middle", when="width <= 2048", SPLIT=2, TILES=4, num_warps=8),
+            Config("wide", SPLIT=2, TILES=5, num_warps=8),
         ],
     ),
     Kernel(

@@ -7,6 +7,7 @@
 #include "generated/mamba1_step.gen.h"
 #include "ops/launch_arguments.h"
 #include "ops/mamba1_step_rows.h"
+#include "ops/rms_norm.h"
 #include "runtime/batch_invariant.h"
 
 namespace mamba_aot::cuda {
@@ -14,6 +15,7 @@ namespace {
 
 using generated::ArgmaxRows;
 using generated::ArgmaxRowsParts;
+using generated::FewRowsLinear;
 using generated::Mamba1StepIn;
 using generated::Mamba1StepProject;
 using generated::Mamba1StepState;
@@ -43,8 +45,10 @@ int64_t rows_of_program(int64_t batch, int64_t rows, int64_t at_once, int64_t pr
   return std::min(ceil_div(wanted, at_once), kMostRounds) * at_once;
 }
 
+bool is_aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0; }
+
 void check_aligned(const char* name, const Tensor& t) {
-  check(reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0, detail::kMamba1Step, ": ", name,
+  check(is_aligned(t), detail::kMamba1Step, ": ", name,
         " must begin on a boundary of 16 bytes on CUDA. Pass ", name, ".clone().");
 }
 
@@ -68,6 +72,43 @@ void project(const Tensor& x, int64_t x_row, const Tensor& weight, const Tensor&
   args.count = static_cast<int32_t>(count);
   args.flags = format_flag(weight) | (wide ? kWideOut : 0);
   Mamba1StepProject::launch(key, config, device, x.size(0) * ceil_div(rows, count), args);
+}
+
+// Whether there is a kernel for the norm of x + residual and the product, and it is the faster one.
+bool has_few_rows_kernel(const Tensor& x, const Tensor& weight, const Tensor& norm_weight,
+                         const OptionalTensor& residual) {
+  const int64_t batch = x.size(0), width = x.size(1);
+  if (storage_of(x) != DType::half || x.numel() == 0 || weight.numel() == 0) return false;
+  if (width % 16 != 0 || width >= int64_t{1} << 24 || weight.size(0) >= int64_t{1} << 24) return false;
+  if (!is_aligned(x) || !is_aligned(weight) || !is_aligned(norm_weight)) return false;
+  if (residual && !is_aligned(*residual)) return false;
+  // Each row reads the weight again, and what a head weighs does not stay in the cache.
+  return batch_invariant() || batch == 1;
+}
+
+Tensor norm_and_project(const Tensor& x, const Tensor& weight, const Tensor& norm_weight,
+                        const OptionalTensor& residual, double eps) {
+  const int32_t device = x.get_device_index();
+  const int64_t batch = x.size(0), width = x.size(1), rows = weight.size(0);
+  const FewRowsLinear::Key key{};
+  const auto& config = FewRowsLinear::pick(key, {width});
+  const int64_t at_once = config.num_warps / config.SPLIT;
+  const int64_t programs = std::max<int64_t>(1, Mamba1StepIn::PROGRAMS(device) / batch);
+  const int64_t count = ceil_div(ceil_div(rows, programs), at_once) * at_once;
+  const Tensor out = empty_on(x, {batch, rows}, type_of(x));
+  FewRowsLinear::Args args{};
+  args.x = pointer(x);
+  args.residual = pointer(residual);
+  args.norm_weight = pointer(norm_weight);
+  args.matrix = pointer(weight);
+  args.out = pointer(out);
+  args.eps = static_cast<float>(eps);
+  args.rows = static_cast<int32_t>(rows);
+  args.width = static_cast<int32_t>(width);
+  args.count = static_cast<int32_t>(count);
+  args.flags = format_flag(x) | flags_of_sum(residual, x);
+  FewRowsLinear::launch(key, config, device, batch * ceil_div(rows, count), args);
+  return out;
 }
 
 }  // namespace
@@ -155,10 +196,23 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, OptionalTensor 
   return {out, sum};
 }
 
-// Torch's product, which reads the weight as fast as the memory gives it.
-Tensor few_rows_linear(Tensor x, Tensor weight) {
-  check_few_rows_linear(x, weight);
-  return torch::stable::matmul(x, torch::stable::transpose(weight, 0, 1));
+Tensor few_rows_linear(Tensor x, Tensor weight, OptionalTensor norm_weight, OptionalTensor residual,
+                       double eps) {
+  check_few_rows_linear(x, weight, norm_weight, residual);
+  if (norm_weight && has_few_rows_kernel(x, weight, *norm_weight, residual)) {
+    return norm_and_project(x, weight, *norm_weight, residual, eps);
+  }
+  // Torch's product reads the weight as fast as the memory gives it where there are more rows.
+  Tensor normed = x;
+  if (norm_weight) {
+    OptionalTensor added;
+    if (residual) added = torch::stable::unsqueeze(*residual, 0);
+    normed = torch::stable::select(
+        std::get<0>(rms_norm_fwd(torch::stable::unsqueeze(x, 0), *norm_weight, std::nullopt, added,
+                                 std::nullopt, eps, 0, false, std::nullopt, false, false)),
+        0, 0);
+  }
+  return torch::stable::matmul(normed, torch::stable::transpose(weight, 0, 1));
 }
 
 Tensor argmax_rows(Tensor x) {

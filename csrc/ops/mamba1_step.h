@@ -31,8 +31,10 @@ constexpr const char* kMamba1Step = "mamba1_step";
 // Checks every argument and returns the sizes. Throws std::invalid_argument.
 Mamba1StepSizes check_mamba1_step(const Mamba1StepTensors& t);
 
-// Checks x [batch, width] and weight [rows, width]. Throws std::invalid_argument.
-void check_few_rows_linear(const Tensor& x, const Tensor& weight);
+// Checks x [batch, width], weight [rows, width] and what belongs to a norm of x + residual. Throws
+// std::invalid_argument.
+void check_few_rows_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& norm_weight,
+                           const OptionalTensor& residual);
 
 // Checks x [rows, size]. Throws std::invalid_argument.
 void check_argmax_rows(const Tensor& x);
@@ -46,7 +48,8 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, OptionalTensor 
                               Tensor dt_proj, Tensor dt_bias, Tensor A, Tensor D, Tensor ssm_state,
                               Tensor out_proj, OptionalTensor next_norm_weight, double eps, double next_eps,
                               bool wide_sum);
-Tensor few_rows_linear(Tensor x, Tensor weight);
+Tensor few_rows_linear(Tensor x, Tensor weight, OptionalTensor norm_weight, OptionalTensor residual,
+                       double eps);
 Tensor argmax_rows(Tensor x);
 }  // namespace cpu
 
@@ -56,7 +59,8 @@ Mamba1StepOutputs mamba1_step(Tensor x, OptionalTensor residual, OptionalTensor 
                               Tensor dt_proj, Tensor dt_bias, Tensor A, Tensor D, Tensor ssm_state,
                               Tensor out_proj, OptionalTensor next_norm_weight, double eps, double next_eps,
                               bool wide_sum);
-Tensor few_rows_linear(Tensor x, Tensor weight);
+Tensor few_rows_linear(Tensor x, Tensor weight, OptionalTensor norm_weight, OptionalTensor residual,
+                       double eps);
 Tensor argmax_rows(Tensor x);
 }  // namespace cuda
 

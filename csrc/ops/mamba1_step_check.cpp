@@ -13,6 +13,16 @@ void check_step_operand(const char* name, const Tensor& t, const Tensor& x, Scal
   check(t.is_contiguous(), kMamba1Step, ": ", name, " must be contiguous. Pass ", name, ".contiguous().");
 }
 
+// What is added to x: of its shape, of a dtype that the arithmetic holds, and contiguous.
+void check_residual(const char* fn, const Tensor& residual, const Tensor& x, const char* dims) {
+  Arg added{fn, "residual", residual};
+  added.on_device_of(x, "x").has_shape(dims, {x.size(0), x.size(1)}).is_data_dtype();
+  check(residual.is_contiguous(), fn, ": residual must be contiguous. Pass residual.contiguous().");
+  check(type_of(residual) != ScalarType::Double || type_of(x) == ScalarType::Double, fn,
+        ": residual must not be wider than the arithmetic, which is float32 for x of ", dtype(x),
+        ", got float64. Convert it with .float().");
+}
+
 }  // namespace
 }  // namespace detail
 
@@ -63,18 +73,12 @@ Mamba1StepSizes check_mamba1_step(const Mamba1StepTensors& t) {
   const ScalarType kept = type_of(t.ssm_state) == type ? type : wide;
   detail::check_step_operand("ssm_state", t.ssm_state, x, kept, "(the arithmetic of x) or like x",
                              "[batch, channels, state]", {s.batch, s.inner, s.state});
-  if (t.residual) {
-    Arg added{fn, "residual", *t.residual};
-    added.on_device_of(x, "x").has_shape("[batch, d_model]", {s.batch, s.width}).is_data_dtype();
-    check(t.residual->is_contiguous(), fn, ": residual must be contiguous. Pass residual.contiguous().");
-    check(type_of(*t.residual) != ScalarType::Double || wide == ScalarType::Double, fn,
-          ": residual must not be wider than the arithmetic, which is float32 for x of ", dtype(x),
-          ", got float64. Convert it with .float().");
-  }
+  if (t.residual) detail::check_residual(fn, *t.residual, x, "[batch, d_model]");
   return s;
 }
 
-void check_few_rows_linear(const Tensor& x, const Tensor& weight) {
+void check_few_rows_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& norm_weight,
+                           const OptionalTensor& residual) {
   const char* fn = "few_rows_linear";
   Arg{fn, "x", x}.has_rank("[batch, width]", 2).is_data_dtype();
   Arg{fn, "weight", weight}.on_device_of(x, "x").has_rank("[rows, width]", 2);
@@ -82,6 +86,13 @@ void check_few_rows_linear(const Tensor& x, const Tensor& weight) {
   Arg{fn, "weight", weight}.has_dtype(type_of(x), "like x");
   check(x.is_contiguous(), fn, ": x must be contiguous. Pass x.contiguous().");
   check(weight.is_contiguous(), fn, ": weight must be contiguous. Pass weight.contiguous().");
+  check(norm_weight || !residual, fn, ": residual is for a norm and must be None where norm_weight is.");
+  if (!norm_weight) return;
+  Arg{fn, "norm_weight", *norm_weight}.on_device_of(x, "x").has_shape("[width]", {x.size(1)});
+  Arg{fn, "norm_weight", *norm_weight}.has_dtype(type_of(x), "like x");
+  check(norm_weight->is_contiguous(), fn, ": norm_weight must be contiguous. Pass norm_weight.contiguous().");
+  check(x.size(1) > 0, fn, ": width must be at least 1 for a norm, got 0");
+  if (residual) detail::check_residual(fn, *residual, x, "[batch, width]");
 }
 
 void check_argmax_rows(const Tensor& x) {

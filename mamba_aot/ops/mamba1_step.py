@@ -104,15 +104,27 @@ def mamba1_step(
 
 @torch.no_grad()
 @raises_typed_errors
-def few_rows_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x weight^T, the logits of a few tokens, where it takes as long as reading the weight.
+def few_rows_linear(
+    x: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+) -> Tensor:
+    """norm(x + residual) weight^T, the logits of a few tokens, in the time it takes to read the weight.
 
-    On a CPU torch multiplies single rows more slowly than that, in sixteen bits at half the speed of the
-    memory; up to eight rows have a kernel here. Other products are torch's. There is no autograd.
+    Without a `norm_weight` x weight^T. On a CPU torch multiplies single rows more slowly than it reads them,
+    in sixteen bits at half the speed of the memory; up to eight rows have a kernel here. On a GPU a single
+    row that is normed has one. Other products are torch's. There is no autograd.
 
     Args:
         x: [batch, width], contiguous, of any floating dtype; on a GPU not float64.
         weight: [rows, width], contiguous, of the dtype of `x`.
+        norm_weight: Of an RMSNorm before it, [width], of the dtype of `x`.
+        residual: Added to `x` before the norm, [batch, width], of any floating dtype that is not wider than
+            the arithmetic.
+        eps: Added to the mean square.
 
     Returns:
         [batch, rows], of the dtype of `x`.
@@ -121,7 +133,7 @@ def few_rows_linear(x: Tensor, weight: Tensor) -> Tensor:
         TypeError: An argument is not a tensor.
         ValueError: A shape, dtype, device or layout is not as above.
     """
-    return torch.ops.mamba_aot.few_rows_linear(x, weight)
+    return torch.ops.mamba_aot.few_rows_linear(x, weight, norm_weight, residual, eps)
 
 
 @torch.no_grad()
@@ -171,7 +183,7 @@ def _(
 
 
 @torch.library.register_fake("mamba_aot::few_rows_linear")
-def _(x: Tensor, weight: Tensor) -> Tensor:
+def _(x: Tensor, weight: Tensor, norm_weight: Tensor | None, residual: Tensor | None, eps: float) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[0]))
 
 

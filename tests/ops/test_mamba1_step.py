@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mamba_aot import MambaLM, MambaLMConfig, MambaState, SSMConfig
 from mamba_aot.ops.mamba1_step import argmax_rows, few_rows_linear, mamba1_step
-from mamba_aot.reference import mamba1_step_ref
+from mamba_aot.reference import mamba1_step_ref, rms_norm_ref
 from mamba_aot.testing import assert_close_to_fp64, assert_matches_reference, results_of
 
 # Dynamo warns about itself, differently in every version of torch.
@@ -206,12 +206,21 @@ import sys
 import torch
 sys.path.insert(0, sys.argv[1])
 from test_mamba1_step import WRITTEN, make_inputs
-from mamba_aot.ops.mamba1_step import mamba1_step
+from mamba_aot.ops.mamba1_step import few_rows_linear, mamba1_step
 inputs = make_inputs(batch=40, width=256, inner=512, rank=32, device="cuda")
 alone = {k: t[7:8].clone() if k in ("x", "residual", *WRITTEN) else t for k, t in inputs.items()}
 for left, right in zip(mamba1_step(**inputs), mamba1_step(**alone)):
     assert torch.equal(left[7:8], right)
 assert all(torch.equal(inputs[name][7:8], alone[name]) for name in WRITTEN)
+rest = inputs["in_proj"], inputs["norm_weight"]
+logits = few_rows_linear(inputs["x"], *rest, inputs["residual"])
+assert torch.equal(logits[7:8], few_rows_linear(alone["x"], *rest, alone["residual"]))
+try:
+    mamba1_step(**inputs | {"next_norm_weight": inputs["norm_weight"]})
+except ValueError as error:
+    assert "MAMBA_AOT_BATCH_INVARIANT=1" in str(error)
+else:
+    raise AssertionError("rows that depend on the batch")
 """
 
 
@@ -332,10 +341,9 @@ def check_steps(
     model: MambaLM, device: str, ssm_dtype: torch.dtype | None = None, rows: int | None = None
 ) -> None:
     fused, ops = logits_of(model, rows=rows or 2, ssm_dtype=ssm_dtype)
-    of_the_head = {"mamba_aot::few_rows_linear"} if device == "cpu" else set()
-    # Many rows have their last norm behind the last step.
-    of_the_norm = {"mamba_aot::rms_norm_fwd"} if rows is None else set()
-    assert ops == {"mamba_aot::mamba1_step"} | of_the_norm | of_the_head
+    # Few rows have the last norm in the head's product, many behind the last step.
+    of_the_head = {"mamba_aot::few_rows_linear"} if rows is None else set()
+    assert ops == {"mamba_aot::mamba1_step"} | of_the_head
     for layer in model.layers:
         layer.mixer.in_proj.register_forward_hook(lambda *_: None)
     plain, ops = logits_of(model, rows=rows or 2, ssm_dtype=ssm_dtype)
@@ -461,10 +469,85 @@ def test_errors_of_argmax(x: Any, error: type[Exception], sentence: str) -> None
         argmax_rows(x)
 
 
-def test_opcheck_of_few_rows(device: str) -> None:
-    x, weight = (torch.randn(n, 24, device=device, dtype=torch.bfloat16) for n in (2, 5))
+NORMED: dict[str, dict[str, Any]] = {
+    "130m": {"batch": 1, "rows": 4099, "width": 768},
+    "d_model of 1.4b": {"batch": 1, "rows": 3001, "width": 2048},
+    "d_model of 2.8b": {"batch": 1, "rows": 1031, "width": 2560},
+    "in two parts": {"batch": 1, "rows": 70, "width": 2576, "residual": torch.float32},
+    "more rows than a program has sums for": {"batch": 2, "rows": 150_001, "width": 32},
+    "three rows, float16": {"batch": 3, "rows": 257, "width": 80, "dtype": torch.float16},
+    "no residual": {"batch": 2, "rows": 65, "width": 256, "residual": None},
+    "many rows": {"batch": 40, "rows": 65, "width": 256},
+    "odd width": {"batch": 2, "rows": 5, "width": 77},
+    "float32": {"batch": 2, "rows": 5, "width": 80, "dtype": torch.float32, "residual": torch.float32},
+    "no rows": {"batch": 0, "rows": 5, "width": 16},
+    "no rows of the weight": {"batch": 2, "rows": 0, "width": 16},
+    "one of each": {"batch": 1, "rows": 1, "width": 1},
+    "large eps": {"batch": 1, "rows": 9, "width": 48, "eps": 0.5},
+}
+
+
+@pytest.mark.parametrize("row", NORMED.values(), ids=NORMED)
+def test_products_behind_a_norm(row: dict[str, Any], device: str) -> None:
+    dtype, batch, width = row.get("dtype", torch.bfloat16), row["batch"], row["width"]
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int, of: torch.dtype = dtype) -> Tensor:
+        return torch.randn(shape, generator=generator).to(of)
+
+    of_residual = row.get("residual", dtype)
+    x, weight, norm_weight = normal(batch, width), normal(row["rows"], width), 1 + normal(width) / 10
+    residual = None if of_residual is None else normal(batch, width, of=of_residual)
+    eps = row.get("eps", 1e-5)
+
+    def reference(*tensors: Tensor | None) -> Tensor:
+        x, weight, norm_weight, residual = tensors
+        y = rms_norm_ref(x, norm_weight, residual=residual, eps=eps)
+        return y @ weight.T
+
+    tensors = (x, weight, norm_weight, residual)
+    got = few_rows_linear(*(None if t is None else t.to(device) for t in tensors), eps=eps).cpu()
+    assert got.dtype == dtype
+    truth = reference(*(None if t is None else t.double() for t in tensors))
+    assert_close_to_fp64(got, reference(*tensors), truth, "logits")
+
+
+def test_two_products_behind_a_norm_are_equal(device: str) -> None:
+    x, weight = (torch.randn(n, 768, device=device, dtype=torch.bfloat16) for n in (3, 1000))
+    norm_weight, residual = weight[0].clone(), torch.randn(3, 768, device=device)
+    first, second = (few_rows_linear(x, weight, norm_weight, residual) for _ in range(2))
+    assert torch.equal(first, second)
+    if device == "cpu":
+        # Nor do neighbours matter, or how many there are: on a GPU where it is asked for, above.
+        assert torch.equal(few_rows_linear(x[1:2], weight, norm_weight, residual[1:2]), first[1:2])
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_opcheck_of_few_rows(norm: bool, device: str) -> None:
+    x, weight = (torch.randn(n, 32, device=device, dtype=torch.bfloat16) for n in (2, 5))
+    of_norm = (weight[0].clone(), x.float()) if norm else (None, None)
     op = torch.ops.mamba_aot.few_rows_linear.default
-    torch.library.opcheck(op, (x, weight), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(op, (x, weight, *of_norm, 1e-5), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize(
+    ("norm_weight", "residual", "sentence"),
+    [
+        (torch.ones(5), None, r"norm_weight must be \[width\] = \[4\], got"),
+        (torch.ones(4).half(), None, "norm_weight must be float32 like x"),
+        (torch.ones(8)[::2], None, "norm_weight must be contiguous"),
+        (None, torch.ones(2, 4), "residual is for a norm"),
+        (torch.ones(4), torch.ones(3, 4), r"residual must be \[batch, width\]"),
+        (torch.ones(4), torch.ones(4, 2).T, "residual must be contiguous"),
+        (torch.ones(4), torch.ones(2, 4).double(), "residual must not be wider"),
+    ],
+    ids=["shape", "dtype", "layout", "no norm", "shape of residual", "layout of residual", "wide residual"],
+)
+def test_errors_of_a_norm_before_few_rows(
+    norm_weight: Tensor | None, residual: Tensor | None, sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^few_rows_linear: {sentence}"):
+        few_rows_linear(torch.ones(2, 4), torch.ones(3, 4), norm_weight, residual)
 
 
 @pytest.mark.parametrize(
