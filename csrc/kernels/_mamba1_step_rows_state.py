@@ -34,8 +34,10 @@ def mamba1_step_rows_state_kernel(
     buffers. States are fp32, or of the sixteen-bit format of all else.
     """
     WARPS: gl.constexpr = gl.num_warps()
-    # Four lanes share a channel, so that a warp's states lie side by side.
-    X: gl.constexpr = gl.BlockedLayout([1, 1, 4], [1, 8, 4], [WARPS, 1, 1], [2, 1, 0])
+    TYPE: gl.constexpr = state.dtype.element_ty
+    # A lane has 16 bytes of a channel's states, so that a warp's states lie side by side.
+    OWN: gl.constexpr = 128 // TYPE.primitive_bitwidth
+    X: gl.constexpr = gl.BlockedLayout([1, 1, OWN], [1, 2 * OWN, 16 // OWN], [WARPS, 1, 1], [2, 1, 0])
     OF_CHANNEL: gl.constexpr = gl.SliceLayout(2, X)
     OF_STATE: gl.constexpr = gl.SliceLayout(1, X)
     groups = gl.cdiv(batch, 8 * N)
@@ -48,7 +50,6 @@ def mamba1_step_rows_state_kernel(
     # All that is older than this layer's first kernel is asked for before those before this one have ended.
     vector, channel, n = state_places(first, X)
     at_state = ((first_vector + vector) * inner + channel) * 16 + n
-    TYPE: gl.constexpr = state.dtype.element_ty
     ring = gl.allocate_shared_memory(TYPE, [STAGES, 8, 16, 16], gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
     for stage in gl.static_range(STAGES - 1):
         inside = vector < batch - first_vector - 8 * stage
