@@ -1,17 +1,17 @@
-"""Calls of the scan, forward and backward, for `compute-sanitizer --tool memcheck` and `--tool racecheck`.
+"""Calls of the scan, forward and backward, and steps of models, for compute-sanitizer's memcheck and racecheck.
 
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python benchmarks/gpu_sanitizer.py
 
 The smallest shapes that take each of its kernels: whole tiles and parts of them, spans, several blocks of
-states, complex states, packed sequences, constants, gates; without torch's cache of memory, so that each
-tensor has its bounds.
+states, complex states, packed sequences, constants, gates; steps of one row, of a few and of many; without
+torch's cache of memory, so that each tensor has its bounds.
 """
 
 from typing import Any
 
 import torch
 
-from mamba_aot import selective_scan_fn
+from mamba_aot import MambaLM, MambaLMConfig, SSMConfig, selective_scan_fn
 from mamba_aot.testing import make_scan_inputs
 
 COMPLEX = {"is_complex": True, "dtype": torch.bfloat16}
@@ -39,6 +39,12 @@ for layout in ("seq", "channel"):
     CALLS.append({**brain, "length": 288, "dim": 2128, "initial_state": True})
     half = {"dtype": torch.float16, "weight_dtype": torch.float16, "layout": layout}
     CALLS.append({**half, "length": 129, "dim": 24})
+# Rows, d_model and dtype of the scans' states: whole blocks of channels and parts of them.
+STEPS: list[tuple[int, int, torch.dtype | None]] = [
+    *((rows, 272, None) for rows in (1, 5, 42, 70)),
+    (42, 272, torch.bfloat16),
+    (17, 1024, None),
+]
 
 
 def call(options: dict[str, Any]) -> None:
@@ -55,8 +61,20 @@ def call(options: dict[str, Any]) -> None:
     torch.autograd.grad(results, [*leaves.values()], [torch.ones_like(result) for result in results])
 
 
+def step(rows: int, width: int, ssm_dtype: torch.dtype | None) -> None:
+    """Two steps of a model, a layer's state and its last norm with them."""
+    config = MambaLMConfig(2, 300, SSMConfig(d_model=width), layers="m")
+    model = MambaLM(config, device="cuda", dtype=torch.bfloat16).eval()
+    ids = torch.zeros(rows, dtype=torch.int64, device="cuda")
+    state = model.allocate_state(rows, ssm_dtype=ssm_dtype)
+    for _ in range(2):
+        model.step(ids, state)
+
+
 if __name__ == "__main__":
     for options in CALLS:
         call(options)
+    for given in STEPS:
+        step(*given)
     torch.cuda.synchronize()
-    print(f"{2 * len(CALLS)} calls")
+    print(f"{2 * len(CALLS)} calls, {2 * len(STEPS)} steps")
