@@ -1,4 +1,4 @@
-"""Calls of the scan, forward and backward, and steps of models, for compute-sanitizer's memcheck and racecheck.
+"""Calls of the scan, forward and backward, and steps of models, for compute-sanitizer.
 
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python benchmarks/gpu_sanitizer.py
 

@@ -299,6 +299,7 @@ def test_kill_loses_at_most_one_interval_and_ctrl_c_nothing(command) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex operators")
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_runs_on_a_gpu(tmp_path: Path, precision, compiled: bool) -> None:
