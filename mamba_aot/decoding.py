@@ -73,13 +73,15 @@ def stream(
         prefill_chunk: Tokens of the prompt that are read in one pass; it bounds the memory that a long prompt
             takes, and does not change the result. None reads all at once.
         cuda_graph: Whether a step and its draw are captured as a CUDA graph and replayed, which takes the
-            time of some sixty replays to make; None does so on a GPU for more than 16 tokens.
+            time of some sixty replays to make; None does so on a GPU with `graphs` or for more than 16
+            tokens.
         graphs: Keeps such a graph for the next call that can use it. Not used where a `state` is given, which
             a graph made for other memory cannot move on, or where there is no graph.
         logprobs: Whether tokens come with their log-probabilities.
 
     Raises:
-        TypeError: The prompt is no tensor, `stop_tokens` no sequence of integers, or the seed no integer.
+        TypeError: The prompt is no tensor, `stop_tokens` no sequence of integers, the seed no integer, or
+            `graphs` are no `DecodingGraphs`.
         ValueError: An argument, or a token of the prompt, is out of range, or `state` is of another number of
             sequences; raised by this call, not by the first step.
     """
@@ -95,11 +97,13 @@ def stream(
     on_gpu = model.device.type == "cuda"
     if cuda_graph and not on_gpu:
         raise ValueError(f"stream: cuda_graph needs a model on a GPU, this one is on {model.device}")
+    if not isinstance(graphs, DecodingGraphs | None):
+        raise TypeError(f"stream: graphs must be DecodingGraphs or None, got {graphs!r:.80}")
     _require_seed(seed)
     _require_batch(state, len(rows))
     how = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     if cuda_graph is None:
-        cuda_graph = on_gpu and max_new_tokens > 16
+        cuda_graph = on_gpu and (max_new_tokens > 16 or graphs is not None)
     # One token is drawn from the prompt's logits.
     cuda_graph = cuda_graph and max_new_tokens > 1
     if not cuda_graph or state is not None:

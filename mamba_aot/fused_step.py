@@ -91,9 +91,9 @@ def logits_of(norm: RMSNorm | LayerNorm, head: nn.Linear, handed: Handed) -> Ten
         residual = None if residual is None else residual.contiguous()
         return few_rows_linear(x.contiguous(), head.weight, norm.weight, residual, eps=norm.eps)
     x = x if normed else norm(x, residual)
-    return (
-        few_rows_linear(x.contiguous(), head.weight) if _is_few_on_cpu(x) and _is_head(head, x) else head(x)
-    )
+    if _is_few_on_cpu(x) and _is_head(head, x):
+        return few_rows_linear(x.contiguous(), head.weight)
+    return head(x)
 
 
 def _is_head(head: nn.Linear, x: Tensor) -> bool:

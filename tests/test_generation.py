@@ -137,6 +137,7 @@ def test_bad_input_is_a_sentence(options: dict, sentence: str) -> None:
         ({"stop_tokens": 5}, "stop_tokens must be a sequence of integers, got 5"),
         ({"seed": 1.5}, "seed must be an integer or None, got 1.5"),
         ({"stop_tokens": ["a"]}, "stop_tokens must be a sequence of integers, got"),
+        ({"graphs": True}, "graphs must be DecodingGraphs or None, got True"),
     ],
 )
 def test_other_types_are_a_sentence(options: dict, sentence: str) -> None:
