@@ -69,7 +69,7 @@ def test_a_kept_graph_is_for_what_it_was_made_for() -> None:
         assert captured.count == 2
         assert len(graphs) == 2
         # An answer too short for a graph of its own takes a kept one.
-        generate(model, prompt, 2, temperature=0, graphs=graphs)
+        assert len(list(model.stream(prompt, 2, temperature=0, graphs=graphs))) == 2
         assert captured.count == 2
         state = model.allocate_state(1)
         generate(model, prompt, 20, temperature=0, graphs=graphs, state=state)
