@@ -1,4 +1,4 @@
-"""A token of many rows through a layer, six kernels or seven:
+"""A token of many rows through a layer, six to eight kernels:
 
 mamba1_step_rows_norm: residual + x, RMSNorm; before in_proj, or behind out_proj, whose parts it adds up
 mamba1_step_rows_project: in_proj, x_proj and out_proj on tensor cores, whole or in parts of their columns, in

@@ -201,6 +201,18 @@ def test_order_and_neighbours_do_not_matter(batch: int, norms: str, device: str)
         assert torch.equal(first[name][:-1], second[name][order.cpu()][:-1]), name
 
 
+@pytest.mark.parametrize("batch", [2, 40])
+def test_kept_steps_may_begin_anywhere(batch: int, device: str) -> None:
+    """Many rows are kept in words of four bytes where they begin on a boundary of those."""
+    inputs = make_inputs(batch=batch, width=256, inner=208, device=device)
+    shifted = torch.empty(inputs["conv_state"].numel() + 1, dtype=torch.bfloat16, device=device)[1:]
+    others = inputs | {"conv_state": shifted.view_as(inputs["conv_state"]).copy_(inputs["conv_state"])}
+    others["ssm_state"] = inputs["ssm_state"].clone()
+    first, second = mamba1_step(**inputs), mamba1_step(**others)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(torch.equal(inputs[name], others[name]) for name in WRITTEN)
+
+
 ALONE = """
 import sys
 import torch
