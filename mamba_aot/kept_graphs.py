@@ -36,7 +36,7 @@ class DecodingGraphs:
     Capturing a step takes as long as some sixty replays of it, most of the time of a short answer. A graph is
     for a batch of one size, for one way to draw, and for a model whose weights stay where they are: values
     may change in place, and weights that were moved or replaced get a new graph. Hooks and modules must be
-    what they were when it was captured. It holds the states of its batch and the memory that a step works in.
+    what they were when it was captured. It holds the model, states of its batch and what a step works in.
     Calls at the same time have graphs of their own.
 
     Args:
