@@ -4,6 +4,7 @@ head after the last one.
 
 import math
 import os
+from functools import cache
 from typing import NamedTuple, TypeGuard
 
 import torch
@@ -116,8 +117,13 @@ def _is_few_on_gpu(x: Tensor) -> bool:
 
 def _adds_parts(x: Tensor) -> bool:
     """Whether the parts of the last product are added up by the norm that follows."""
-    invariant = os.environ.get("MAMBA_AOT_BATCH_INVARIANT", "0") not in ("", "0")
-    return x.is_cuda and x.numel() > MOST_WITHOUT_PARTS and not invariant
+    return x.is_cuda and x.numel() > MOST_WITHOUT_PARTS and not _is_batch_invariant()
+
+
+@cache
+def _is_batch_invariant() -> bool:
+    """As csrc/runtime/batch_invariant.h reads it: once."""
+    return os.environ.get("MAMBA_AOT_BATCH_INVARIANT", "0") not in ("", "0")
 
 
 def _is_norm(norm: nn.Module, x: Tensor) -> TypeGuard[RMSNorm]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mamba_aot import _native
+from mamba_aot.fused_step import MOST_WITHOUT_PARTS
 from tools.aot import tree, tune, tuned
 from tools.aot.check import problems
 
@@ -62,6 +63,13 @@ def test_a_number_without_a_value_is_a_sentence():
     sentence = "scan.FEW must have a value for every architecture, but csrc/kernels/tuned has none for sm80, "
     with pytest.raises(tree.TableError, match=re.escape(sentence)):
         tuned.require([kernel], {90: {"scan.FEW": 1}})
+
+
+def test_norms_lie_behind_the_steps_of_many_rows_alone():
+    """Of few rows, whose kernels norm in front, `fused_step` must not ask for a norm behind."""
+    few = [values["mamba1_step_in.FEW"] for values in tuned.load(tree.ROOT).values()]
+    assert few
+    assert max(few) <= MOST_WITHOUT_PARTS
 
 
 @pytest.mark.parametrize("name", ["few", "B", "T"])
