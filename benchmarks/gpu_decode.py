@@ -12,7 +12,7 @@ import torch
 
 from mamba_aot import MambaLM, MambaLMConfig, SSMConfig
 from mamba_aot.decoder import Decoder
-from mamba_aot.decoding_graph import capture
+from mamba_aot.decoding_graph import capture_step
 from mamba_aot.sampling import Sampling
 
 # Layers and width; batch sizes to decode; lengths to read.
@@ -40,7 +40,7 @@ def decode_us(model: MambaLM, batch: int) -> float:
     rows = [torch.zeros(1, dtype=torch.int64, device="cuda")] * batch
     with model.fixed_decays() as _decays:
         decoder = Decoder(model, model.allocate_state(batch), rows, Sampling(temperature=0), ())
-        return median_ms(capture(decoder), calls=20) * 1e3
+        return median_ms(capture_step(decoder), calls=20) * 1e3
 
 
 @torch.inference_mode()

@@ -72,8 +72,8 @@ class Decoder:
 
     def restart(self, rows: list[Tensor], seed: int | None) -> None:
         """Forgets everything, in place, to continue as many other prompts."""
-        for tensor in (*tensors_of(self.state), self.finished):
-            tensor.zero_()
+        forgotten = [*tensors_of(self.state), self.finished]
+        torch._foreach_zero_(forgotten)  # pyright: ignore[reportPrivateImportUsage]
         self.rows = rows
         if self.generator is not None and seed is not None:
             self.generator.manual_seed(seed)

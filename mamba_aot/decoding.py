@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mamba_aot.decoder import Decoder, LanguageModel
-from mamba_aot.decoding_graph import capture
+from mamba_aot.decoding_graph import capture_step
 from mamba_aot.kept_graphs import CapturedStep, DecodingGraphs, graph_key
+from mamba_aot.prompt_graphs import PromptGraphs
 from mamba_aot.sampling import Sampling
 from mamba_aot.states import tensors_of
 
@@ -75,8 +76,9 @@ def stream(
         cuda_graph: Whether a step and its draw are captured as a CUDA graph and replayed, which takes the
             time of some sixty replays to make; None does so on a GPU with `graphs` or for more than 16
             tokens.
-        graphs: Keeps such a graph for the next call that can use it. Not used where a `state` is given, which
-            a graph made for other memory cannot move on, or where there is no graph.
+        graphs: Keeps such a graph for the next call that can use it, and graphs that read prompts, unless
+            `prefill_chunk` is given. Not used where a `state` is given, which a graph made for other memory
+            cannot move on, or where there is no graph.
         logprobs: Whether tokens come with their log-probabilities.
 
     Raises:
@@ -255,14 +257,19 @@ def _stream(
             state = model.allocate_state(len(rows), max_length=max_length) if state is None else state
             decoder = Decoder(model, state, rows, how, stops, logprobs)
             decoder.generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
+            prompts = None if graphs is None else PromptGraphs(decoder)
         else:
             step.restart(rows, seed, decays)
-            decoder = step.decoder
-        logits = prefill(model, rows, decoder.state, chunk)
+            decoder, prompts, decays = step.decoder, step.prompts, step.decays
+    # Those that stay, for graphs that are captured now.
+    with model.fixed_decays(decays):
+        logits = None if prompts is None or chunk is not None else prompts.read(rows)
+        if logits is None:
+            logits = prefill(model, rows, decoder.state, chunk)
         if max_new_tokens > 0:
             decoder.start(logits)
         if cuda_graph and step is None:
-            step = CapturedStep(decoder, capture(decoder), decays)
+            step = CapturedStep(decoder, capture_step(decoder), decays, prompts)
     try:
         for index in range(max_new_tokens):
             if index > 0 and step is not None:

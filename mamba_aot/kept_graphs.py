@@ -9,16 +9,21 @@ import torch
 from torch import Tensor
 
 from mamba_aot.decoder import Decoder, LanguageModel
+from mamba_aot.prompt_graphs import PromptGraphs
 from mamba_aot.states import named_tensors
 
 
 @dataclass
 class CapturedStep:
-    """A decoder, a replay of its step, and what the graph reads besides: A of every layer."""
+    """A decoder, a replay of its step, and what the graph reads besides: A of every layer.
+
+    If it is kept it has graphs that read its prompts, too.
+    """
 
     decoder: Decoder
     replay: Callable[[], None]
     decays: list[Tensor]
+    prompts: PromptGraphs | None = None
     last_use: torch.cuda.Event | None = None
 
     def restart(self, rows: list[Tensor], seed: int | None, decays: Sequence[Tensor]) -> None:
@@ -39,8 +44,12 @@ class DecodingGraphs:
     what they were when it was captured. It holds the model, states of its batch and what a step works in.
     Calls at the same time have graphs of their own.
 
+    Prompts are read by graphs as well, where launches would take longer than the work (up to 4096 tokens of a
+    model of 130m parameters, 256 of one of 2.8b), padded to the next power of two. One more is captured
+    whenever a longer one than any before, or a much shorter one, comes; each step has its own.
+
     Args:
-        most: How many graphs are kept; the one unused for longest goes first.
+        most: How many steps are kept; the one unused for longest goes first.
 
     Raises:
         ValueError: `most` is less than 1.
@@ -54,7 +63,7 @@ class DecodingGraphs:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Graphs that no call is using."""
+        """Steps that no call is using."""
         return len(self._steps)
 
     def clear(self) -> None:

@@ -7,23 +7,25 @@ import torch
 from test_generation import PROMPT, make
 from torch import Tensor
 
-from mamba_aot import DecodingGraphs, decoding, generate
+from mamba_aot import DecodingGraphs, decoding, generate, prompt_graphs
 from mamba_aot.decoder import Decoder
 from mamba_aot.decoding import prefill
 from mamba_aot.kept_graphs import CapturedStep, graph_key
+from mamba_aot.prompt_graphs import PromptGraphs, fill, padded_length
 from mamba_aot.sampling import Sampling
+from mamba_aot.states import named_tensors
 
 
 class CountCaptures:
-    """How many graphs decoding captures within it."""
+    """How many steps decoding captures within it."""
 
     def __enter__(self) -> "CountCaptures":
-        self.count, self._capture = 0, decoding.capture
-        decoding.capture = self._counted
+        self.count, self._capture = 0, decoding.capture_step
+        decoding.capture_step = self._counted
         return self
 
     def __exit__(self, *_: object) -> None:
-        decoding.capture = self._capture
+        decoding.capture_step = self._capture
 
     def _counted(self, decoder: Decoder) -> Callable[[], None]:
         self.count += 1
@@ -36,10 +38,13 @@ def test_a_kept_graph_draws_what_a_new_one_draws(layers: str) -> None:
     model, graphs = make(layers).cuda(), DecodingGraphs()
     options = dict(repetition_penalty=1.3, stop_tokens=[7], top_k=20)
     with CountCaptures() as captured:
-        for prompts in ([PROMPT, PROMPT[:2]], [PROMPT[:3], PROMPT[:4]], [PROMPT[:1], PROMPT]):
-            prompts = [prompt.cuda() for prompt in prompts]
+        # Prompts are padded to 16, 32 and 64 tokens, so that some graphs read more than one.
+        long = PROMPT.repeat(20)
+        pairs = [(PROMPT, PROMPT[:2]), (long[:20], PROMPT[:4]), (PROMPT[:1], PROMPT), (long[:60], long[:33])]
+        for pair in [*pairs, pairs[1]]:
+            prompts = [prompt.cuda() for prompt in pair]
             # The same number of slots for attention.
-            tokens = 40 - max(map(len, prompts))
+            tokens = 80 - max(map(len, prompts))
             kept = generate(model, prompts, tokens, seed=3, graphs=graphs, **options)
             eager = generate(model, prompts, tokens, seed=3, cuda_graph=False, **options)
             assert all(torch.equal(a, b) for a, b in zip(kept, eager, strict=True))
@@ -49,6 +54,62 @@ def test_a_kept_graph_draws_what_a_new_one_draws(layers: str) -> None:
                     parameter.mul_(1.1)
     assert captured.count == 1
     assert len(graphs) == 1
+
+
+@pytest.mark.gpu
+def test_a_graph_reads_a_prompt_as_the_model_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = make("Mmaf").cuda(), [PROMPT.cuda(), PROMPT[:2].cuda()]
+    decoder = Decoder(model, model.allocate_state(2, max_length=20), rows, Sampling(), ())
+    prompts = PromptGraphs(decoder)
+    with torch.inference_mode(), model.fixed_decays():
+        for given in (rows, [rows[1], rows[0]], rows):
+            decoder.restart(given, None)
+            logits = prompts.read(given)
+            state = model.allocate_state(2, max_length=20)
+            torch.testing.assert_close(logits, prefill(model, given, state, None))
+            for (name, kept), (_, new) in zip(
+                named_tensors(decoder.state), named_tensors(state), strict=True
+            ):
+                # The last slot of attention takes what padding leaves.
+                kept, new = (x[:, :, :-1] if name.endswith((".keys", ".values")) else x for x in (kept, new))
+                torch.testing.assert_close(kept, new)
+    monkeypatch.setattr(prompt_graphs, "MOST_WORK", 0)
+    assert prompts.read(rows) is None
+
+
+@pytest.mark.parametrize(
+    ("lengths", "parameters", "wanted"),
+    [
+        ([1], 10**6, 16),
+        ([16, 3], 10**6, 16),
+        ([3, 17], 10**6, 32),
+        ([64], 10**6, 64),
+        ([4096], 130 * 10**6, 4096),
+        ([4097], 130 * 10**6, None),
+        ([256], 28 * 10**8, 256),
+        ([200, 1], 28 * 10**8, None),
+    ],
+)
+def test_what_prompts_are_padded_to(lengths: list[int], parameters: int, wanted: int | None) -> None:
+    rows = [torch.zeros(length, dtype=torch.int64) for length in lengths]
+    assert padded_length(rows, parameters) == wanted
+
+
+@pytest.mark.parametrize("layers", ["M", "m", "Mmaf"])
+def test_padded_prompts_are_read_like_others(layers: str) -> None:
+    model = make(layers)
+    ids, mask = torch.full((3, 16), 5), torch.ones(3, 16, dtype=torch.bool)
+    for rows in ([PROMPT, PROMPT[:2], PROMPT[1:4].int()], [PROMPT[:1], PROMPT.repeat(4)[:16], PROMPT[2:]]):
+        fill(ids, mask, rows)
+        assert [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)] == [r.tolist() for r in rows]
+        states = [model.allocate_state(3, max_length=20) for _ in range(2)]
+        with torch.inference_mode():
+            logits = model(ids, states[0], attention_mask=mask, last_only=True)
+        torch.testing.assert_close(logits, prefill(model, rows, states[1], None))
+        for _ in range(3):
+            tokens = logits.argmax(-1)
+            logits = model.step(tokens, states[0])
+            torch.testing.assert_close(logits, model.step(tokens, states[1]))
 
 
 @pytest.mark.gpu

@@ -25,6 +25,7 @@ from _causal_conv1d_walk import (
     widened_steps,
 )
 from _half import narrowed
+from _overlap import wait_for_earlier_kernels
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
@@ -75,6 +76,7 @@ def causal_conv1d_fwd_kernel(
     """Each program walks over blocks * RUNS * STEPS steps of CHANNELS channels, and asks for some blocks at
     once, so that enough bytes are under way.
     """
+    wait_for_earlier_kernels()
     SEQ: gl.constexpr = LAYOUT == "seq"
     BLOCK: gl.constexpr = RUNS * STEPS if SEQ else STEPS
     TILE: gl.constexpr = gl.SliceLayout(2, run_layout(LAYOUT, RUNS, STEPS, CHANNELS, VECTOR, gl.num_warps()))

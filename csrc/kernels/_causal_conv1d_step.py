@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from _causal_conv1d_steps import HAS_BIAS, HAS_INDICES, SILU, silu
 from _half_blocks import FLOAT16, store_narrow
+from _overlap import wait_for_earlier_kernels
 
 
 @triton.jit
@@ -34,6 +35,7 @@ def causal_conv1d_step_kernel(
     CHANNELS: tl.constexpr,
 ):
     """One thread owns a channel of a batch row, so nothing races."""
+    wait_for_earlier_kernels()
     channel_blocks = tl.cdiv(D, CHANNELS)
     batch = (tl.program_id(0) // channel_blocks).to(tl.int64)
     d = tl.program_id(0) % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)

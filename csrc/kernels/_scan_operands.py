@@ -18,6 +18,8 @@ CONSTANT_B = gl.constexpr(1024)
 CONSTANT_C = gl.constexpr(2048)
 SPANS = gl.constexpr(8192)
 
+# What spans of time leave is asked for so many at once, for each takes as long to come as all.
+SPANS_AT_ONCE = gl.constexpr(4)
 # Steps between two saved states; kChunk in csrc/ops/selective_scan.h.
 CHUNK = gl.constexpr(64)
 

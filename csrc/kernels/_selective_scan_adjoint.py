@@ -7,8 +7,18 @@ spans together.
 
 from _arithmetic import anew, sigmoid_fast, softplus
 from _half import widened_pairs
+from _overlap import wait_for_earlier_kernels
 from _recurrence import add, conjugate, exponential, multiply, product, scale, scaled_rates, zero_where
-from _scan_operands import CHUNK, HAS_BIAS, HAS_GATE, HAS_STATE, HAS_Z, SOFTPLUS, load_state, store_state
+from _scan_operands import (
+    CHUNK,
+    HAS_BIAS,
+    HAS_GATE,
+    HAS_STATE,
+    HAS_Z,
+    SOFTPLUS,
+    load_state,
+    store_state,
+)
 from _scan_packing import BY_INDEX, own_steps
 from _selective_scan_runs import RUN, adjoints_of_run, of_run
 from _selective_scan_sequences import (
@@ -56,6 +66,7 @@ def selective_scan_adjoint_kernel(
     chunk_begin,
     chunk_end,
     spans,
+    pieces,
     dout_batch,
     dout_channel,
     dout_time,
@@ -73,9 +84,9 @@ def selective_scan_adjoint_kernel(
     STATES: gl.constexpr,
     CHANNELS: gl.constexpr,
 ):
-    """One program a span but the first, batch row and block of channels: `ends` [spans, batch, N (, 2), D] is
-    the adjoint at the span's first step from zero behind it, `elapsed_times` [spans, batch, D] the sum of the
-    span's steps, `span_gates` [spans, batch, N, D] the product of its gates.
+    """One program a piece of a span but the first, batch row and block of channels: `ends` [pieces of all
+    spans, batch, N (, 2), D] is the adjoint at the piece's first step from zero behind it, `elapsed_times`
+    [pieces, batch, D] the sum of its steps, `span_gates` [pieces, batch, N, D] the product of its gates.
     """
     WARPS: gl.constexpr = gl.num_warps()
     ROWS: gl.constexpr = STATES // LANES
@@ -104,12 +115,13 @@ def selective_scan_adjoint_kernel(
 
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
     programs_a_row = groups * blocks_per_group
+    wait_for_earlier_kernels()
     block = gl.program_id(0) % programs_a_row
-    batches = gl.num_programs(0) // (programs_a_row * (spans - 1))
+    batches = gl.num_programs(0) // (programs_a_row * (spans - 1) * pieces)
     # Nothing enters a span from the first one.
-    row = (gl.program_id(0) // programs_a_row + batches).to(gl.int64)
+    row = (gl.program_id(0) // programs_a_row + batches * pieces).to(gl.int64)
     batch = row % batches
-    own_begin, own_end = chunks_of_span((row // batches).to(gl.int32), chunk_begin, chunk_end, spans)
+    own_begin, own_end = chunks_of_piece((row // batches).to(gl.int32), chunk_begin, chunk_end, spans, pieces)
     if PACKED:
         batch, first, stop = own_steps(runs, batch, L, flags)
         by_index = (flags & BY_INDEX) != 0
@@ -281,6 +293,15 @@ def chunks_of_span(span, chunk_begin, chunk_end, spans):
 
 
 @gluon.jit
+def chunks_of_piece(piece, chunk_begin, chunk_end, spans, pieces):
+    """The same of a piece of a span, of so many that each has."""
+    begin, end = chunks_of_span(piece // pieces, chunk_begin, chunk_end, spans)
+    each = gl.cdiv(gl.cdiv(chunk_end - chunk_begin, spans), pieces)
+    begin = gl.minimum(begin + piece % pieces * each, end)
+    return begin, gl.minimum(begin + each, end)
+
+
+@gluon.jit
 def entering_adjoint(
     incoming,
     ends,
@@ -293,26 +314,32 @@ def entering_adjoint(
     row,
     batches,
     last_span,
+    pieces,
     D,
     state_size,
     flags,
     COMPLEX: gl.constexpr,
+    AT_ONCE: gl.constexpr = 1,
 ):
     """The adjoint that enters a span, for some states and channels: that which comes back to the launch
-    (`incoming`, if flags say that there is one), through the spans behind, up to `last_span`. `at` is where a
-    row of `state_size` numbers has them.
+    (`incoming`, if flags say that there is one), through the pieces of the spans behind, up to `last_span`.
+    `at` is where a row of `state_size` numbers has them. What so many pieces leave is asked for AT_ONCE.
     """
     batch = row % batches
     span = (row // batches).to(gl.int32)
     returning = known & ((flags & HAS_STATE) != 0)
     mu = load_state(incoming + batch * state_size, at, D, returning, COMPLEX)
-    for behind in range(last_span, span, -1):
-        other = behind * batches + batch
-        elapsed = gl.load(elapsed_times + other * D + channel, known, 0.0)
-        a = conjugate(exponential(elapsed, scaled_rates(rate, COMPLEX), COMPLEX), COMPLEX)
-        if COMPLEX:
-            gates = span_gates + (other * (state_size // 2) + (at + channel) // 2)
-            a = scale(a, gl.load(gates, known & ((flags & HAS_GATE) != 0), 1.0), COMPLEX)
-        passed = zero_where(elapsed == FORGOTTEN, multiply(a, mu, COMPLEX), COMPLEX)
-        mu = add(passed, load_state(ends + other * state_size, at, D, known, COMPLEX), COMPLEX)
+    first_behind = (span + 1) * pieces
+    for last_of_some in range((last_span + 1) * pieces - 1, first_behind - 1, -AT_ONCE):
+        for k in gl.static_range(AT_ONCE):
+            # One that is not there takes no time and adds nothing.
+            there = known & (last_of_some - k >= first_behind) if AT_ONCE > 1 else known
+            other = (last_of_some - k) * batches + batch
+            elapsed = gl.load(elapsed_times + other * D + channel, there, 0.0)
+            a = conjugate(exponential(elapsed, scaled_rates(rate, COMPLEX), COMPLEX), COMPLEX)
+            if COMPLEX:
+                gates = span_gates + (other * (state_size // 2) + (at + channel) // 2)
+                a = scale(a, gl.load(gates, there & ((flags & HAS_GATE) != 0), 1.0), COMPLEX)
+            passed = zero_where(elapsed == FORGOTTEN, multiply(a, mu, COMPLEX), COMPLEX)
+            mu = add(passed, load_state(ends + other * state_size, at, D, there, COMPLEX), COMPLEX)
     return mu

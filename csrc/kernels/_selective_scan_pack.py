@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 from _by_code import load_by_code
+from _overlap import wait_for_earlier_kernels
 
 
 @triton.jit
@@ -46,6 +47,7 @@ def selective_scan_pack_kernel(
     batch = (row // parts // N // groups).to(tl.int64)
     time = step.to(tl.int64)
     used = (row < rows)[:, None] & (step < L)[None, :]
+    wait_for_earlier_kernels()
     if of_C == 0:
         at = batch * B_batch + group * B_group + state * B_state + part * B_part
         value = load_by_code(B, at[:, None] + (time * B_time)[None, :], used, flags & 3)

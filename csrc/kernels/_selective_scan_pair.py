@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from _overlap import wait_for_earlier_kernels
 
 
 @triton.jit
@@ -40,6 +41,7 @@ def selective_scan_pair_kernel(
     used = (row < rows)[:, None] & (step < L)[None, :]
     B_at = (batch * B_batch + group * B_group + state * B_state)[:, None] + time * B_time
     C_at = (batch * C_batch + group * C_group + state * C_state)[:, None] + time * C_time
+    wait_for_earlier_kernels()
     upper = tl.load(B + B_at, used, 0).to(tl.int32) << 16
     lower = tl.load(C + C_at, used, 0).to(tl.int32) & 0xFFFF
     # Rows are whole multiples of STEPS.

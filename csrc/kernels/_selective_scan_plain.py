@@ -14,6 +14,7 @@ Of packed sequences, tiles whose steps belong to one sequence take the way of ro
 
 from _arithmetic import anew, sigmoid_fast, softplus
 from _half import narrowed_pairs, widened_pairs
+from _overlap import wait_for_earlier_kernels
 from _recurrence import expand, exponential, pick, scale, scaled_rates, spread, where, zero_where
 from _scan_operands import (
     CHUNK,
@@ -24,6 +25,7 @@ from _scan_operands import (
     HAS_Z,
     SAVE_CHUNKS,
     SOFTPLUS,
+    SPANS_AT_ONCE,
     ZOH,
     load_state,
     store_state,
@@ -154,6 +156,7 @@ def selective_scan_plain_fwd_kernel(
         gate_slots = gl.allocate_shared_memory(gl.float32, [2, LANES, RUN, ROWS * RUNS], ROW)
 
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
+    wait_for_earlier_kernels()
     block = gl.program_id(0) % (groups * blocks_per_group)
     work = (gl.program_id(0) // (groups * blocks_per_group)).to(gl.int64)
     batches = gl.num_programs(0) // (groups * blocks_per_group * (spans - 1 if ENDS else spans))
@@ -351,22 +354,26 @@ def selective_scan_plain_fwd_kernel(
                     first_span = 0
                     if PACKED:
                         first_span = gl.where(by_index, 0, anew(first) // span_steps)
-                    for earlier in range(first_span, gl.where(opening, span, 0)):
-                        past = earlier * batches + state_row
-                        passed = gl.load(span_times + (past * D + x_channel), x_valid, 0.0)
-                        ends_at = span_ends + (past * state_size + in_planes)
-                        left = ()
-                        for j in gl.static_range(ROWS):
-                            known = x_valid & (first_state + j * LANES < N)
-                            ended = load_state(ends_at, j * state_step, D, known, COMPLEX)
-                            a = exponential(passed, rates[j], COMPLEX)
-                            if COMPLEX:
-                                gated = known & ((flags & HAS_GATE) != 0)
-                                g = span_gates + (past * N + first_state + j * LANES)
-                                a = scale(a, gl.load(g, gated, 1.0), COMPLEX)
-                            through = onward(a, entering[j], ended, COMPLEX)
-                            left += (where(passed == FORGOTTEN, ended, through, COMPLEX),)
-                        entering = left
+                    spans_before = gl.where(opening, span, 0)
+                    for first_of_some in range(first_span, spans_before, SPANS_AT_ONCE):
+                        for k in gl.static_range(SPANS_AT_ONCE):
+                            # One that is not there takes no time and leaves the state alone.
+                            there = x_valid & (first_of_some + k < spans_before)
+                            past = (first_of_some + k) * batches + state_row
+                            passed = gl.load(span_times + (past * D + x_channel), there, 0.0)
+                            ends_at = span_ends + (past * state_size + in_planes)
+                            left = ()
+                            for j in gl.static_range(ROWS):
+                                known = there & (first_state + j * LANES < N)
+                                ended = load_state(ends_at, j * state_step, D, known, COMPLEX)
+                                a = exponential(passed, rates[j], COMPLEX)
+                                if COMPLEX:
+                                    gated = known & ((flags & HAS_GATE) != 0)
+                                    g = span_gates + (past * N + first_state + j * LANES)
+                                    a = scale(a, gl.load(g, gated, 1.0), COMPLEX)
+                                through = onward(a, entering[j], ended, COMPLEX)
+                                left += (where(passed == FORGOTTEN, ended, through, COMPLEX),)
+                            entering = left
                 states = ()
                 for j in gl.static_range(ROWS):
                     # Touched here, or each tile's first step would wait for whatever was loaded last.

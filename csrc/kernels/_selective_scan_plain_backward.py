@@ -10,6 +10,7 @@ for B and C over channels, both once a tile.
 
 from _arithmetic import anew
 from _half import widened_pairs
+from _overlap import wait_for_earlier_kernels
 from _recurrence import add, expand, exponential, scale, scaled_rates, zero_where
 from _scan_operands import (
     CHUNK,
@@ -100,6 +101,7 @@ def selective_scan_plain_bwd_kernel(
     chunk_begin,
     chunk_end,
     spans,
+    pieces,
     partial_length,
     dout_batch,
     dout_channel,
@@ -167,6 +169,7 @@ def selective_scan_plain_bwd_kernel(
     y_slots, ddt_slots, dkick_slots = sums
 
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
+    wait_for_earlier_kernels()
     block = gl.program_id(0) % (groups * blocks_per_group)
     sums_row = (gl.program_id(0) // (groups * blocks_per_group)).to(gl.int64)
     batches = gl.num_programs(0) // (groups * blocks_per_group * spans)
@@ -322,6 +325,7 @@ def selective_scan_plain_bwd_kernel(
                         sums_row,
                         batches,
                         last_span,
+                        1 if COMPLEX else pieces,
                         D,
                         state_size,
                         flags,

@@ -11,6 +11,7 @@ A program owns CHANNELS channels of one batch entry. LANES threads share a chann
 of its states.
 """
 
+from _overlap import wait_for_earlier_kernels
 from _selective_scan_specialized_elements import make_elements
 from _selective_scan_specialized_states import walk_states
 from _specialized_layouts import PIECE, WARPS, scalars_layout, shares_layout
@@ -95,6 +96,7 @@ def selective_scan_specialized_fwd_kernel(
     of_elements = (B, C, D_skip, delta_bias)
     of_states = (A, initial_state, last_state, chunk_states)
     tile: gl.constexpr = (LANES, STATES, RUN, STEPS, CHANNELS, PAIRED)
+    wait_for_earlier_kernels()
     gl.warp_specialize(
         [
             (make_elements, (shared, sequences, strides, of_elements, place, sizes, flags, ALONG_TIME, tile)),

@@ -3,7 +3,7 @@ from the last on, its states, its adjoints, and each thread's part of sums over 
 """
 
 from _arithmetic import LOG2E, anew, exp2_fast
-from _scan_operands import CHUNK, HAS_STATE, SPANS
+from _scan_operands import CHUNK, HAS_STATE, SPANS, SPANS_AT_ONCE
 from _selective_scan_adjoint import entering_adjoint
 from _selective_scan_runs import run_backward, run_forward
 from _selective_scan_specialized_slots import (
@@ -49,7 +49,7 @@ def rate_and_adjoint(row: gl.constexpr, pointers, place, sizes, span, flags, X: 
     A, _, carry, incoming, span_ends, span_times = pointers
     sums_row, batches, group, first_in_group = place
     D, L, N, groups, _ = sizes
-    _, own_end, spans = span
+    _, own_end, spans, pieces = span
     OF_STATES: gl.constexpr = gl.SliceLayout(2, gl.SliceLayout(1, X))
     in_group = first_in_group + gl.arange(0, CHANNELS, gl.SliceLayout(0, OF_STATES))[None, :, None]
     state = gl.arange(0, LANES, gl.SliceLayout(1, OF_STATES))[:, None, None] + row * LANES
@@ -74,10 +74,12 @@ def rate_and_adjoint(row: gl.constexpr, pointers, place, sizes, span, flags, X: 
             sums_row,
             batches,
             spans - 1,
+            pieces,
             D,
             state_size,
             flags,
             False,
+            SPANS_AT_ONCE,
         )
     return rate, adjoint
 
@@ -94,7 +96,7 @@ def walk_back(shared, pointers, place, sizes, span, flags, KEPT: gl.constexpr):
     _, dA, carry, _, _, _ = pointers
     sums_row, _, group, first_in_group = place
     D, _, N, groups, _ = sizes
-    own_begin, own_end, _ = span
+    own_begin, own_end, _, _ = span
     PIECES: gl.constexpr = STEPS // PIECE
     X: gl.constexpr = states_layout()
     nothing = gl.full([LANES, PIECE, CHANNELS, 1], 0.0, gl.float32, X)

@@ -11,6 +11,7 @@ Halves of chunks lie in three places: the first half of a chunk by turns in two 
 chunk before it is made meanwhile, the second half in the third.
 """
 
+from _overlap import wait_for_earlier_kernels
 from _selective_scan_adjoint import chunks_of_span
 from _selective_scan_specialized_adjoints import walk_back
 from _selective_scan_specialized_gradients import make_gradients
@@ -65,6 +66,7 @@ def selective_scan_specialized_bwd_kernel(
     chunk_begin,
     chunk_end,
     spans,
+    pieces,
     partial_length,
     dout_batch,
     dout_channel,
@@ -148,6 +150,7 @@ def selective_scan_specialized_bwd_kernel(
     of_gradients = (B, C, D_skip, delta_bias, chunk_states, dB, dC, dD, ddelta_bias)
     of_adjoints = (A, dA, carry, incoming, span_ends, span_times)
     span = (own_begin, own_end, chunk_begin, partial_row, partial_length)
+    wait_for_earlier_kernels()
     gl.warp_specialize(
         [
             (
@@ -165,7 +168,10 @@ def selective_scan_specialized_bwd_kernel(
                     ALONG_TIME,
                 ),
             ),
-            (walk_back, (shared, of_adjoints, place, sizes, (own_begin, own_end, spans), flags, KEPT)),
+            (
+                walk_back,
+                (shared, of_adjoints, place, sizes, (own_begin, own_end, spans, pieces), flags, KEPT),
+            ),
         ],
         [WARPS],
         [REGISTERS],

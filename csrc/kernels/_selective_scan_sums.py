@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 from _by_code import store_by_code
+from _overlap import wait_for_earlier_kernels
 
 
 @triton.jit
@@ -35,6 +36,7 @@ def selective_scan_sums_kernel(
     at = planes + row.to(tl.int64) * partial_length + step[None, :]
     at += plane.to(tl.int64)[:, None] * plane_size
     sums = tl.zeros([PLANES, STEPS], tl.float32)
+    wait_for_earlier_kernels()
     for done in range(0, count, PLANES):
         sums += tl.load(at, (done + plane < count)[:, None], 0.0)
         at += PLANES * plane_size

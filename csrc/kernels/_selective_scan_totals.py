@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 from _by_code import store_by_code
+from _overlap import wait_for_earlier_kernels
 
 
 @triton.jit
@@ -43,6 +44,7 @@ def selective_scan_totals_kernel(
     source = row.to(tl.int64)[:, None] * D + channel[None, :]
     target = channel.to(tl.int64)[:, None] * state_rows + row[None, :]
     plane = tl.arange(0, PLANES)
+    wait_for_earlier_kernels()
     if unit < row_blocks:
         at = A_sums + plane.to(tl.int64)[:, None, None] * state_size + source[None, :, :]
         sums = tl.zeros([PLANES, ROWS, CHANNELS], tl.float32)

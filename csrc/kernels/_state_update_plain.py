@@ -2,6 +2,7 @@
 
 from _arithmetic import LOG2E, exp2_fast, sigmoid, softplus
 from _half import narrowed, widened
+from _overlap import wait_for_earlier_kernels
 from _state_update_operands import (
     HAS_BIAS,
     HAS_D,
@@ -47,6 +48,7 @@ def state_update_plain_kernel(
     CHANNELS: gl.constexpr,
 ):
     """Channels and states lie side by side in everything that has them, channels of the state in rows."""
+    wait_for_earlier_kernels()
     N: gl.constexpr = 16
     WARPS: gl.constexpr = gl.num_warps()
     # Four lanes share two channels; what there is one of per channel is computed by one of them.

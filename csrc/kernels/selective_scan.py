@@ -58,7 +58,7 @@ def _buffers(*names: str) -> dict[str, str]:
     return dict.fromkeys(names, "*f32")
 
 
-_CHUNKS = dict(chunk_begin="i32", chunk_end="i32", spans="i32")
+_CHUNKS = dict.fromkeys(("chunk_begin", "chunk_end", "spans", "pieces"), "i32")
 # Layouts of the plain forward: of few channels, of many, and of the pass that finds where spans end.
 _PLAIN = dict(STATES=16, RUN=8, num_warps=2, maxnreg=168)
 _FEW = dict(LANES=8, SHARERS=2, STEPS=64, CHANNELS=8, PREFETCH=True, **_PLAIN)
@@ -72,7 +72,7 @@ _TWO_EACH = dict(LANES=4, STEPS=32, CHANNELS=32, maxnreg=128, **_SPECIALIZED)
 # Of the plain backward, of that in warps of two kinds, and of the adjoints that their spans pass on.
 _GRADIENTS = dict(LANES=4, STEPS=8, CHANNELS=32, num_warps=4)
 _BESIDE = dict(num_warps=4, maxnreg=128)
-_CHAINS = dict(LANES=4, CHANNELS=32, num_warps=4, maxnreg=224)
+_CHAINS = dict(LANES=4, CHANNELS=32, num_warps=4)
 _FORWARD = ["u", "delta", "z", "out"]
 _BACKWARD = ["dout", "u", "delta", "z", "du", "ddelta", "dz"]
 _ADJOINT = ["dout", "delta", "z"]
@@ -282,8 +282,11 @@ KERNELS = [
         skip=_too_seldom,
         aligned=lambda values: [*_aligned(values, _ADJOINT), "C", "gate", "padded_length"],
         configs=[
-            Config("complex", when="COMPLEX", STATES=8, **{**_CHAINS, "maxnreg": 128}),
-            Config("real", STATES=16, **_CHAINS),
+            Config("complex", when="COMPLEX", STATES=8, maxnreg=128, **_CHAINS),
+            Config("packed", when="PACKED", STATES=16, maxnreg=224, **_CHAINS),
+            Config("wide", when="T == 'f32'", STATES=16, maxnreg=128, **_CHAINS),
+            # For five programs a multiprocessor.
+            Config("real", STATES=16, maxnreg=96, **_CHAINS),
         ],
     ),
     Kernel(

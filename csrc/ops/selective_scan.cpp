@@ -248,9 +248,10 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
     const auto adjoint_of = [&](int64_t launch) { return torch::stable::transpose(carry_of(launch), 1, 2); };
     OptionalTensor span_ends, span_times, span_gates;
     if (split) {
-      span_ends = empty_on(u, {spans, s.rows, state_parts, s.channels}, kFloat);
-      span_times = empty_on(u, {spans, s.rows, s.channels}, kFloat);
-      if (with.gate) span_gates = empty_on(u, {spans, s.rows, s.state, s.channels}, kFloat);
+      const int64_t pieces = 2 * spans;
+      span_ends = empty_on(u, {pieces, s.rows, state_parts, s.channels}, kFloat);
+      span_times = empty_on(u, {pieces, s.rows, s.channels}, kFloat);
+      if (with.gate) span_gates = empty_on(u, {pieces, s.rows, s.state, s.channels}, kFloat);
     }
     if (dlast_state) {
       const Tensor last = torch::stable::contiguous(*dlast_state);
@@ -304,6 +305,7 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
         args.dgate = pointer(dgate_planes);
         args.flags |= split ? kSpans : 0;
         args.spans = static_cast<int32_t>(parts_here);
+        args.pieces = static_cast<int32_t>(pieces_of_spans(s, blocks, end - begin, time.span, device));
         args.span_ends = pointer(span_ends);
         args.span_times = pointer(span_times);
         args.span_gates = pointer(span_gates);
@@ -321,6 +323,7 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
           put(own, begin, end, parts_here);
           own.flags = args.flags;
           own.spans = args.spans;
+          own.pieces = args.pieces;
           own.span_ends = args.span_ends;
           own.span_times = args.span_times;
           own.incoming = args.incoming;

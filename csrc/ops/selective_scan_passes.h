@@ -35,6 +35,7 @@ inline void launch_adjoint(const generated::SelectiveScanPlainBwd::Args& of, con
   args.chunk_begin = of.chunk_begin;
   args.chunk_end = of.chunk_end;
   args.spans = of.spans;
+  args.pieces = of.pieces;
   args.dout_batch = of.dout_batch;
   args.dout_channel = of.dout_channel;
   args.dout_time = of.dout_time;
@@ -46,7 +47,7 @@ inline void launch_adjoint(const generated::SelectiveScanPlainBwd::Args& of, con
   args.z_time = of.z_time;
   args.flags = of.flags;
   const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, config.CHANNELS);
-  Kernel::launch(key, config, u.get_device_index(), (of.spans - 1) * s.rows * blocks, args);
+  Kernel::launch(key, config, u.get_device_index(), (of.spans - 1) * of.pieces * s.rows * blocks, args);
 }
 
 // Writes chunks [begin, end) of `first` and `second`, [rows..., length(, parts)] each, from `planes` [count,

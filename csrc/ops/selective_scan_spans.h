@@ -27,6 +27,10 @@ inline constexpr int64_t kFirstSpans = 8;
 inline constexpr int64_t kLeastForward = 512;
 // Partial sums of the backward may take this much memory, or as much as u does where that is more.
 inline constexpr int64_t kPartialBytes = int64_t{32} << 20;
+// Programs of the pass that finds spans' adjoints that run on a multiprocessor at once.
+inline constexpr int64_t kPassAtOnce = 5;
+// Chunks of a span that this pass cuts in two, for each piece costs the kernel after it some time.
+inline constexpr int64_t kLeastToCut = 6;
 // A launch adds up at most this many chunks in one fp32 number; more would cost digits.
 inline constexpr int64_t kChunksInOneSum = 64;
 
@@ -155,6 +159,15 @@ inline Launches backward_launches(const SelectiveScanSizes& s, int64_t chunks, i
   return cheapest(chunks, [&](int64_t span) {
     return cost_of_sequences(blocks, s.rows, sequences, chunks, span, device);
   });
+}
+
+// Into how many pieces the pass that finds spans' adjoints cuts each: two, where spans are long and so few
+// that some multiprocessors would be done before others, and none would be empty.
+inline int64_t pieces_of_spans(const SelectiveScanSizes& s, int64_t blocks, int64_t chunks, int64_t span,
+                               int32_t device) {
+  const int64_t others = ceil_div(chunks, span) - 1, last = chunks - others * span;
+  const bool few = others * s.rows * blocks < spans::kPassAtOnce * runtime::multiprocessors_of(device);
+  return few && !s.complex && !s.packed() && span >= spans::kLeastToCut && last > ceil_div(span, 2) ? 2 : 1;
 }
 
 // Whether the plain backward takes sequences by ends that begin and end with no state as one row, as it would

@@ -12,7 +12,7 @@ from mamba_aot.benchmark.shapes import Work
 from mamba_aot.benchmark.timing import Call
 from mamba_aot.config import MambaLMConfig, SSMConfig
 from mamba_aot.decoder import Decoder
-from mamba_aot.decoding_graph import capture
+from mamba_aot.decoding_graph import capture_step
 from mamba_aot.mamba1 import Mamba1
 from mamba_aot.model import MambaLM
 from mamba_aot.sampling import Sampling
@@ -90,7 +90,7 @@ def prepared_model(work: Work, device: torch.device) -> Iterator[Prepared]:
         with model.fixed_decays():
             decoder = Decoder(model, _state(work, model, dims["B"]), prompts, Sampling(temperature=0), ())
             on_gpu = device.type == "cuda"
-            yield Prepared(capture(decoder) if on_gpu else decoder.advance, weights)
+            yield Prepared(capture_step(decoder) if on_gpu else decoder.advance, weights)
 
 
 def _block(
