@@ -17,6 +17,7 @@ ZOH = gl.constexpr(128)
 CONSTANT_B = gl.constexpr(1024)
 CONSTANT_C = gl.constexpr(2048)
 SPANS = gl.constexpr(8192)
+NEXT_FILLS_GPU = gl.constexpr(16384)
 
 # What spans of time leave is asked for so many at once, for each takes as long to come as all.
 SPANS_AT_ONCE = gl.constexpr(4)

@@ -7,7 +7,7 @@ spans together.
 
 from _arithmetic import anew, sigmoid_fast, softplus
 from _half import widened_pairs
-from _overlap import wait_for_earlier_kernels
+from _overlap import let_next_kernel_begin, wait_for_earlier_kernels
 from _recurrence import add, conjugate, exponential, multiply, product, scale, scaled_rates, zero_where
 from _scan_operands import (
     CHUNK,
@@ -15,6 +15,7 @@ from _scan_operands import (
     HAS_GATE,
     HAS_STATE,
     HAS_Z,
+    NEXT_FILLS_GPU,
     SOFTPLUS,
     load_state,
     store_state,
@@ -115,6 +116,9 @@ def selective_scan_adjoint_kernel(
 
     blocks_per_group = gl.cdiv(D // groups, CHANNELS)
     programs_a_row = groups * blocks_per_group
+    # Fewer programs would crowd where this kernel's leave room.
+    if (flags & NEXT_FILLS_GPU) != 0:
+        let_next_kernel_begin()
     wait_for_earlier_kernels()
     block = gl.program_id(0) % programs_a_row
     batches = gl.num_programs(0) // (programs_a_row * (spans - 1) * pieces)

@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from _overlap import wait_for_earlier_kernels
+from _overlap import let_next_kernel_begin, wait_for_earlier_kernels
 
 
 @triton.jit
@@ -26,6 +26,7 @@ def selective_scan_pair_kernel(
     C_time,
     ROWS: tl.constexpr,
     STEPS: tl.constexpr,
+    FEW: tl.constexpr,
 ):
     """out [rows, padded_length] of B (upper half) and C (lower), [batch, groups, state, time]; zero behind L.
 
@@ -41,6 +42,9 @@ def selective_scan_pair_kernel(
     used = (row < rows)[:, None] & (step < L)[None, :]
     B_at = (batch * B_batch + group * B_group + state * B_state)[:, None] + time * B_time
     C_at = (batch * C_batch + group * C_group + state * C_state)[:, None] + time * C_time
+    # More programs would be in the way of the next kernel's where they end last.
+    if tl.num_programs(0) <= FEW:
+        let_next_kernel_begin()
     wait_for_earlier_kernels()
     upper = tl.load(B + B_at, used, 0).to(tl.int32) << 16
     lower = tl.load(C + C_at, used, 0).to(tl.int32) & 0xFFFF

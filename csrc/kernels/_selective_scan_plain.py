@@ -107,6 +107,8 @@ def selective_scan_plain_fwd_kernel(
     """
     WARPS: gl.constexpr = gl.num_warps()
     RUNS: gl.constexpr = STEPS // RUN
+    # Of few channels and steps, where it counts.
+    AT_ONCE: gl.constexpr = SPANS_AT_ONCE if PREFETCH else 1
     ROWS: gl.constexpr = STATES // LANES
     PARTS: gl.constexpr = 2 if COMPLEX else 1
     # [lanes, steps of a run, channels, runs], one run at a time: the recurrence.
@@ -355,10 +357,10 @@ def selective_scan_plain_fwd_kernel(
                     if PACKED:
                         first_span = gl.where(by_index, 0, anew(first) // span_steps)
                     spans_before = gl.where(opening, span, 0)
-                    for first_of_some in range(first_span, spans_before, SPANS_AT_ONCE):
-                        for k in gl.static_range(SPANS_AT_ONCE):
+                    for first_of_some in range(first_span, spans_before, AT_ONCE):
+                        for k in gl.static_range(AT_ONCE):
                             # One that is not there takes no time and leaves the state alone.
-                            there = x_valid & (first_of_some + k < spans_before)
+                            there = x_valid & (first_of_some + k < spans_before) if AT_ONCE > 1 else x_valid
                             past = (first_of_some + k) * batches + state_row
                             passed = gl.load(span_times + (past * D + x_channel), there, 0.0)
                             ends_at = span_ends + (past * state_size + in_planes)

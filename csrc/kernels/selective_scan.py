@@ -160,7 +160,7 @@ KERNELS = [
         },
         aligned=lambda _: ["out", "padded_length"],
         arch=90,
-        configs=[Config("only", ROWS=16, STEPS=64, num_warps=4)],
+        configs=[Config("only", ROWS=16, STEPS=64, FEW=128, num_warps=4)],
     ),
     Kernel(
         selective_scan_pack_kernel,

@@ -303,7 +303,7 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
         put(args, begin, end, parts_here);
         args.gate = pointer(with.gate);
         args.dgate = pointer(dgate_planes);
-        args.flags |= split ? kSpans : 0;
+        args.flags |= (split ? kSpans : 0) | (fills_gpu(programs, device) ? kNextFillsGpu : 0);
         args.spans = static_cast<int32_t>(parts_here);
         args.pieces = static_cast<int32_t>(pieces_of_spans(s, blocks, end - begin, time.span, device));
         args.span_ends = pointer(span_ends);

@@ -28,6 +28,7 @@ enum Flag : int32_t {
   kConstantC = 2048,
   kPerHead = 4096,
   kSpans = 8192,
+  kNextFillsGpu = 16384,
 };
 
 // What the kernels are told in a bit each.

@@ -101,6 +101,11 @@ inline int64_t programs_at_once(int32_t device) {
   return (arch >= 90 && arch < 120 ? 2 : 1) * runtime::multiprocessors_of(device);
 }
 
+// Whether so many of them leave hardly any room.
+inline bool fills_gpu(int64_t programs, int32_t device) {
+  return 10 * programs >= 9 * programs_at_once(device);
+}
+
 // What a launch of the plain backward takes, in units of a chunk of as many programs as run at once. The
 // factors are fitted to what 1 to 16 spans took on an H200.
 inline double cost_of_launch(int64_t programs, int64_t chunks, int64_t span, int32_t device) {
