@@ -45,8 +45,8 @@ class DecodingGraphs:
     Calls at the same time have graphs of their own.
 
     Prompts are read by graphs as well, where launches would take longer than the work (up to 4096 tokens of a
-    model of 130m parameters, 256 of one of 2.8b), padded to the next power of two. One more is captured
-    whenever a longer one than any before, or a much shorter one, comes; each step has its own.
+    model of 130m parameters, 256 of one of 2.8b), padded to the next power of two: to rounding the logits are
+    those of a call without. Each power of two has a graph, captured when a prompt first needs it.
 
     Args:
         most: How many steps are kept; the one unused for longest goes first.
