@@ -36,10 +36,15 @@ def capture(
         pool: Memory that it shares with other graphs, which then must not run at the same time.
     """
     before = [tensor.clone() for tensor in written]
+    # Weights that autocast has cast and kept are gone when its context ends, which the graph may outlive.
+    kind = device.type
+    autocast = torch.autocast(
+        kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False
+    )
     own = generator or torch.cuda.default_generators[device.index]
     random_state = own.get_state()
 
-    with torch.cuda.device(device):
+    with torch.cuda.device(device), autocast:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

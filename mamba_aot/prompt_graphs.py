@@ -77,5 +77,5 @@ def fill(ids: Tensor, mask: Tensor, rows: list[Tensor]) -> None:
     for index, row in enumerate(rows):
         present[index, : row.shape[0]] = True
     mask.copy_(present)
-    tokens = torch.cat([row.long() for row in rows]).to(ids.device)
+    tokens = torch.cat([row.to(rows[0].device, torch.int64) for row in rows]).to(ids.device)
     ids.zero_().masked_scatter_(mask, tokens)

@@ -147,6 +147,19 @@ def test_a_kept_graph_is_for_what_it_was_made_for() -> None:
     assert len(graphs) == 0
 
 
+@pytest.mark.gpu
+def test_a_graph_kept_from_autocast_holds_what_it_reads() -> None:
+    model, graphs, prompt = make("m").cuda(), DecodingGraphs(), PROMPT.cuda()
+    for _ in range(2):
+        with torch.autocast("cuda", torch.bfloat16):
+            eager = generate(model, prompt, 20, temperature=0, cuda_graph=False)
+            kept = generate(model, prompt, 20, temperature=0, graphs=graphs)
+        assert torch.equal(kept, eager)
+        # Takes the place of weights that the context had cast.
+        torch.full((2**20,), torch.nan, device="cuda")
+    assert len(graphs) == 1
+
+
 def test_kept_steps_are_for_one_call_at_a_time() -> None:
     model = make()
     decoders = [Decoder(model, model.allocate_state(1), [PROMPT], Sampling(), ()) for _ in range(3)]

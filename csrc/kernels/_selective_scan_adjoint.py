@@ -121,6 +121,8 @@ def selective_scan_adjoint_kernel(
         let_next_kernel_begin()
     wait_for_earlier_kernels()
     block = gl.program_id(0) % programs_a_row
+    if COMPLEX or PACKED:
+        pieces = 1
     batches = gl.num_programs(0) // (programs_a_row * (spans - 1) * pieces)
     # Nothing enters a span from the first one.
     row = (gl.program_id(0) // programs_a_row + batches * pieces).to(gl.int64)

@@ -58,7 +58,7 @@ def _buffers(*names: str) -> dict[str, str]:
     return dict.fromkeys(names, "*f32")
 
 
-_CHUNKS = dict.fromkeys(("chunk_begin", "chunk_end", "spans", "pieces"), "i32")
+_CHUNKS = dict(chunk_begin="i32", chunk_end="i32", spans="i32")
 # Layouts of the plain forward: of few channels, of many, and of the pass that finds where spans end.
 _PLAIN = dict(STATES=16, RUN=8, num_warps=2, maxnreg=168)
 _FEW = dict(LANES=8, SHARERS=2, STEPS=64, CHANNELS=8, PREFETCH=True, **_PLAIN)
@@ -254,6 +254,7 @@ KERNELS = [
             **_buffers("dA", "dB", "dC", "dD", "ddelta_bias", "carry", "incoming", "span_ends", "span_times"),
             **_PLAIN_SIZES,
             **_CHUNKS,
+            "pieces": "i32",
             "partial_length": "i64",
             "flags": "i32",
         },
@@ -276,6 +277,7 @@ KERNELS = [
             "runs": "*i32",
             **_PLAIN_SIZES,
             **_CHUNKS,
+            "pieces": "i32",
             "flags": "i32",
         },
         axes=dict(**_PLAIN_AXES, COMPLEX=[False, True], PACKED=[False, True]),

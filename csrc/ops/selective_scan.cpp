@@ -305,7 +305,6 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
         args.dgate = pointer(dgate_planes);
         args.flags |= (split ? kSpans : 0) | (fills_gpu(programs, device) ? kNextFillsGpu : 0);
         args.spans = static_cast<int32_t>(parts_here);
-        args.pieces = static_cast<int32_t>(pieces_of_spans(s, blocks, end - begin, time.span, device));
         args.span_ends = pointer(span_ends);
         args.span_times = pointer(span_times);
         args.span_gates = pointer(span_gates);
@@ -316,14 +315,16 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
           Tensor waiting = carry_of(launch);
           torch::stable::copy_(waiting, carry_of(launch + 1));
         }
-        if (parts_here > 1) launch_adjoint(args, s, u, rows);
+        const int32_t pieces =
+            specialized_key ? pieces_of_spans(s, blocks, end - begin, time.span, device) : 1;
+        if (parts_here > 1) launch_adjoint(args, s, u, rows, pieces);
         if (specialized_key) {
           using Kernel = specialized::Backward;
           Kernel::Args own{};
           put(own, begin, end, parts_here);
           own.flags = args.flags;
           own.spans = args.spans;
-          own.pieces = args.pieces;
+          own.pieces = pieces;
           own.span_ends = args.span_ends;
           own.span_times = args.span_times;
           own.incoming = args.incoming;

@@ -8,9 +8,9 @@
 
 namespace mamba_aot::cuda {
 
-// Walks every span but the first of a launch of the backward from an adjoint of zero.
+// Walks every span but the first of a launch of the backward, in so many pieces, from an adjoint of zero.
 inline void launch_adjoint(const generated::SelectiveScanPlainBwd::Args& of, const SelectiveScanSizes& s,
-                           const Tensor& u, bool rows) {
+                           const Tensor& u, bool rows, int32_t pieces) {
   using Kernel = generated::SelectiveScanAdjoint;
   const Kernel::Key key{storage_of(u), rows ? Kernel::Layout::seq : Kernel::Layout::strided, s.complex,
                         s.packed()};
@@ -35,7 +35,7 @@ inline void launch_adjoint(const generated::SelectiveScanPlainBwd::Args& of, con
   args.chunk_begin = of.chunk_begin;
   args.chunk_end = of.chunk_end;
   args.spans = of.spans;
-  args.pieces = of.pieces;
+  args.pieces = pieces;
   args.dout_batch = of.dout_batch;
   args.dout_channel = of.dout_channel;
   args.dout_time = of.dout_time;
@@ -47,7 +47,7 @@ inline void launch_adjoint(const generated::SelectiveScanPlainBwd::Args& of, con
   args.z_time = of.z_time;
   args.flags = of.flags;
   const int64_t blocks = s.groups * ceil_div(s.channels / s.groups, config.CHANNELS);
-  Kernel::launch(key, config, u.get_device_index(), (of.spans - 1) * of.pieces * s.rows * blocks, args);
+  Kernel::launch(key, config, u.get_device_index(), (of.spans - 1) * pieces * s.rows * blocks, args);
 }
 
 // Writes chunks [begin, end) of `first` and `second`, [rows..., length(, parts)] each, from `planes` [count,

@@ -168,11 +168,11 @@ inline Launches backward_launches(const SelectiveScanSizes& s, int64_t chunks, i
 
 // Into how many pieces the pass that finds spans' adjoints cuts each: two, where spans are long and so few
 // that some multiprocessors would be done before others, and none would be empty.
-inline int64_t pieces_of_spans(const SelectiveScanSizes& s, int64_t blocks, int64_t chunks, int64_t span,
+inline int32_t pieces_of_spans(const SelectiveScanSizes& s, int64_t blocks, int64_t chunks, int64_t span,
                                int32_t device) {
   const int64_t others = ceil_div(chunks, span) - 1, last = chunks - others * span;
   const bool few = others * s.rows * blocks < spans::kPassAtOnce * runtime::multiprocessors_of(device);
-  return few && !s.complex && !s.packed() && span >= spans::kLeastToCut && last > ceil_div(span, 2) ? 2 : 1;
+  return few && span >= spans::kLeastToCut && last > ceil_div(span, 2) ? 2 : 1;
 }
 
 // Whether the plain backward takes sequences by ends that begin and end with no state as one row, as it would

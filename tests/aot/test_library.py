@@ -161,6 +161,12 @@ def test_the_scan_does_not_spill():
     }
     # In warps of two kinds some keep a few numbers of a whole span in memory.
     allowed |= {row["id"] for row in cubins("selective_scan_specialized_bwd") if row["spill_bytes"] <= 24}
+    # For five programs a multiprocessor, which newer architectures miss by two registers.
+    allowed |= {
+        row["id"]
+        for row in cubins("selective_scan_adjoint")
+        if row["spill_bytes"] <= (8 if row["arch"] >= 100 else 0)
+    }
     assert not spilling.keys() - allowed
 
 
