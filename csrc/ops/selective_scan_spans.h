@@ -30,7 +30,7 @@ inline constexpr int64_t kPartialBytes = int64_t{32} << 20;
 // Programs of the pass that finds spans' adjoints that run on a multiprocessor at once.
 inline constexpr int64_t kPassAtOnce = 5;
 // Chunks of a span that this pass cuts in two, for each piece costs the kernel after it some time.
-inline constexpr int64_t kLeastToCut = 6;
+inline constexpr int64_t kLeastToCut = 4;
 // A launch adds up at most this many chunks in one fp32 number; more would cost digits.
 inline constexpr int64_t kChunksInOneSum = 64;
 

@@ -29,6 +29,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "many launches": {"batch": 1, "dim": 8, "length": 20000},
     "whole rounds": {"batch": 4, "dim": 2112, "length": 256},
     "whole rounds, channel-last": {"batch": 4, "dim": 2112, "length": 257, "layout": "channel"},
+    "spans in two pieces": {"batch": 1, "dim": 2112, "length": 1700},
     "groups": {"dim": 100, "length": 272, "groups": 5},
     "groups, channel-last": {"dim": 144, "length": 300, "groups": 2, "layout": "channel"},
     "5 states": {"dim": 40, "length": 272, "state": 5},
