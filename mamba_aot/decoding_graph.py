@@ -36,15 +36,10 @@ def capture(
         pool: Memory that it shares with other graphs, which then must not run at the same time.
     """
     before = [tensor.clone() for tensor in written]
-    # Weights that autocast has cast and kept are gone when its context ends, which the graph may outlive.
-    kind = device.type
-    autocast = torch.autocast(
-        kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False
-    )
     own = generator or torch.cuda.default_generators[device.index]
     random_state = own.get_state()
 
-    with torch.cuda.device(device), autocast:
+    with torch.cuda.device(device), casting_anew(device.type):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -61,6 +56,14 @@ def capture(
             work()
     _restore(written, before)
     return graph.replay
+
+
+def casting_anew(device_type: str) -> torch.autocast:
+    """Autocast as it is, but for weights that it has cast and keeps: they are gone when its context ends,
+    which a graph may outlive.
+    """
+    dtype, enabled = torch.get_autocast_dtype(device_type), torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, dtype, enabled, cache_enabled=False)
 
 
 def _restore(written: list[Tensor], before: list[Tensor]) -> None:

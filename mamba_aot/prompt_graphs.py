@@ -12,7 +12,8 @@ from mamba_aot.states import tensors_of
 # Fewest tokens of a row that a graph reads; beyond it there is one for each power of two.
 LEAST = 16
 # Most tokens of a batch times parameters: beyond it a GPU has work for longer than the host asks for it, and
-# would only do more for the padding. Of an H200, where a model of 130m parameters reads 4096 tokens in 4 ms.
+# would only do more for the padding. Reckoned: 8192 tokens of a model of 130m parameters, 1.1e12, are 7.8 ms
+# of kernels on an H200, which a host asked for in 6 (benchmarks/results/h200/prefill.json).
 MOST_WORK = 8 * 10**11
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from mamba_aot import DecodingGraphs, decoding, generate, prompt_graphs
 from mamba_aot.decoder import Decoder
 from mamba_aot.decoding import prefill
+from mamba_aot.decoding_graph import casting_anew
 from mamba_aot.kept_graphs import CapturedStep, graph_key
 from mamba_aot.prompt_graphs import PromptGraphs, fill, padded_length
 from mamba_aot.sampling import Sampling
@@ -150,14 +151,35 @@ def test_a_kept_graph_is_for_what_it_was_made_for() -> None:
 @pytest.mark.gpu
 def test_a_graph_kept_from_autocast_holds_what_it_reads() -> None:
     model, graphs, prompt = make("m").cuda(), DecodingGraphs(), PROMPT.cuda()
+    spoiled: list[Tensor] = []
     for _ in range(2):
         with torch.autocast("cuda", torch.bfloat16):
             eager = generate(model, prompt, 20, temperature=0, cuda_graph=False)
             kept = generate(model, prompt, 20, temperature=0, graphs=graphs)
         assert torch.equal(kept, eager)
-        # Takes the place of weights that the context had cast.
-        torch.full((2**20,), torch.nan, device="cuda")
+        # In the place of weights that the context had cast.
+        spoiled += [torch.full_like(p, torch.nan, dtype=torch.bfloat16) for p in model.parameters()]
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_capture_keeps_autocast_but_not_what_it_has_cast(enabled: bool) -> None:
+    weight, seen = torch.nn.Parameter(torch.ones(2, 2)), []
+
+    def cast() -> Tensor:
+        # What autograd keeps of a product is the weight that it takes.
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append(t) or t, lambda t: t):
+            return torch.ones(3, 2, dtype=torch.bfloat16 if enabled else None, requires_grad=True) @ weight
+
+    with torch.autocast("cpu", torch.bfloat16, enabled):
+        first = cast()
+        with casting_anew("cpu"):
+            assert torch.is_autocast_enabled("cpu") == enabled
+            assert torch.get_autocast_dtype("cpu") == torch.bfloat16
+            anew = cast()
+        assert anew.dtype == first.dtype == (torch.bfloat16 if enabled else torch.float32)
+    places = {t.data_ptr() for t in seen if t.shape == weight.shape}
+    assert len(places) == (2 if enabled else 1)
 
 
 def test_kept_steps_are_for_one_call_at_a_time() -> None:

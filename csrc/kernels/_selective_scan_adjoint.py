@@ -121,6 +121,7 @@ def selective_scan_adjoint_kernel(
         let_next_kernel_begin()
     wait_for_earlier_kernels()
     block = gl.program_id(0) % programs_a_row
+    # Only the backward in warps of two kinds asks for more, which takes neither.
     if COMPLEX or PACKED:
         pieces = 1
     batches = gl.num_programs(0) // (programs_a_row * (spans - 1) * pieces)
@@ -320,11 +321,11 @@ def entering_adjoint(
     row,
     batches,
     last_span,
-    pieces,
     D,
     state_size,
     flags,
     COMPLEX: gl.constexpr,
+    pieces=1,
     AT_ONCE: gl.constexpr = 1,
 ):
     """The adjoint that enters a span, for some states and channels: that which comes back to the launch

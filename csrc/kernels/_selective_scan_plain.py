@@ -15,7 +15,7 @@ Of packed sequences, tiles whose steps belong to one sequence take the way of ro
 from _arithmetic import anew, sigmoid_fast, softplus
 from _half import narrowed_pairs, widened_pairs
 from _overlap import wait_for_earlier_kernels
-from _recurrence import expand, exponential, pick, scale, scaled_rates, spread, where, zero_where
+from _recurrence import expand, pick, scaled_rates, spread, zero_where
 from _scan_operands import (
     CHUNK,
     HAS_BIAS,
@@ -33,7 +33,7 @@ from _scan_operands import (
 from _scan_packing import BY_INDEX, own_steps
 from _selective_scan_option_states import fetch_gate, gates_of_tile, states_with_options
 from _selective_scan_plain_layouts import scalars_in_pieces, shares_in_pieces, shares_layout
-from _selective_scan_plain_tile import fetch_rows, following, onward, states_of_tile
+from _selective_scan_plain_tile import fetch_rows, following, states_of_tile
 from _selective_scan_sequences import (
     FORGOTTEN,
     begins_with_sequence,
@@ -44,6 +44,7 @@ from _selective_scan_sequences import (
     of_sequence,
     unmarked,
 )
+from _selective_scan_spans import states_through_spans
 from _zero_order_hold import held_inverse, held_rate
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -356,26 +357,16 @@ def selective_scan_plain_fwd_kernel(
                     first_span = 0
                     if PACKED:
                         first_span = gl.where(by_index, 0, anew(first) // span_steps)
-                    spans_before = gl.where(opening, span, 0)
-                    for first_of_some in range(first_span, spans_before, AT_ONCE):
-                        for k in gl.static_range(AT_ONCE):
-                            # One that is not there takes no time and leaves the state alone.
-                            there = x_valid & (first_of_some + k < spans_before) if AT_ONCE > 1 else x_valid
-                            past = (first_of_some + k) * batches + state_row
-                            passed = gl.load(span_times + (past * D + x_channel), there, 0.0)
-                            ends_at = span_ends + (past * state_size + in_planes)
-                            left = ()
-                            for j in gl.static_range(ROWS):
-                                known = there & (first_state + j * LANES < N)
-                                ended = load_state(ends_at, j * state_step, D, known, COMPLEX)
-                                a = exponential(passed, rates[j], COMPLEX)
-                                if COMPLEX:
-                                    gated = known & ((flags & HAS_GATE) != 0)
-                                    g = span_gates + (past * N + first_state + j * LANES)
-                                    a = scale(a, gl.load(g, gated, 1.0), COMPLEX)
-                                through = onward(a, entering[j], ended, COMPLEX)
-                                left += (where(passed == FORGOTTEN, ended, through, COMPLEX),)
-                            entering = left
+                    entering = states_through_spans(
+                        entering,
+                        rates,
+                        (span_ends, span_times, span_gates),
+                        (state_row, batches, x_channel, x_valid, first_state, in_planes, state_step),
+                        (D, N, state_size),
+                        (first_span, gl.where(opening, span, 0)),
+                        flags,
+                        (ROWS, LANES, AT_ONCE, COMPLEX),
+                    )
                 states = ()
                 for j in gl.static_range(ROWS):
                     # Touched here, or each tile's first step would wait for whatever was loaded last.

@@ -324,7 +324,6 @@ def selective_scan_plain_bwd_kernel(
                         sums_row,
                         batches,
                         last_span,
-                        1,
                         D,
                         state_size,
                         flags,

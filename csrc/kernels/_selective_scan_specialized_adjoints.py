@@ -74,11 +74,11 @@ def rate_and_adjoint(row: gl.constexpr, pointers, place, sizes, span, flags, X: 
             sums_row,
             batches,
             spans - 1,
-            pieces,
             D,
             state_size,
             flags,
             False,
+            pieces,
             SPANS_AT_ONCE,
         )
     return rate, adjoint

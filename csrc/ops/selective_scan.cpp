@@ -248,7 +248,8 @@ SelectiveScanGradients backward(const Tensor& dout, const OptionalTensor& dlast_
     const auto adjoint_of = [&](int64_t launch) { return torch::stable::transpose(carry_of(launch), 1, 2); };
     OptionalTensor span_ends, span_times, span_gates;
     if (split) {
-      const int64_t pieces = 2 * spans;
+      // Of two pieces each span at most; see pieces_of_spans().
+      const int64_t pieces = specialized_key ? 2 * spans : spans;
       span_ends = empty_on(u, {pieces, s.rows, state_parts, s.channels}, kFloat);
       span_times = empty_on(u, {pieces, s.rows, s.channels}, kFloat);
       if (with.gate) span_gates = empty_on(u, {pieces, s.rows, s.state, s.channels}, kFloat);
